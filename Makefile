@@ -1,0 +1,77 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# Needs Python 3.11 or newer with venv, and a C compiler (ARROWQUANT_NB_PURE=1 works without one).
+PYTHON ?= python3
+VENV := .venv
+PURE_VENV := .venv-pure
+BIN := $(VENV)/bin
+PIP := -m pip install -q --disable-pip-version-check -c constraints.txt
+OUT ?= demo-output
+SOURCES := $(shell find arrowquant_nb kernels notebooks -type f -not -name '*.so' -not -path '*/__pycache__/*') setup.py pyproject.toml constraints.txt
+# What must not depend on the compiled parts runs on both builds.
+BOTH_BUILDS := tests/core tests/kernels tests/quantizers tests/storage
+
+.PHONY: help demo test test-compiled test-pure lint soak bench dev clean
+
+help:
+	@echo "make demo   install; quantize the bundled model in a notebook; say where the results lie"
+	@echo "make test   install; lint; run the whole suite compiled, and its core on the pure build"
+	@echo "make soak   the long tests        make bench  the benchmarks"
+	@echo "make dev    editable install      make clean  remove what the others made"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(PURE_VENV)/bin/python:
+	$(PYTHON) -m venv $(PURE_VENV)
+
+# A requirement that is there already is not touched; the package itself is always built from this tree.
+$(VENV)/.notebook: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python $(PIP) ".[notebook]"
+	touch $@
+
+$(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/python $(PIP) ".[test]"
+	touch $@ $(VENV)/.notebook
+
+$(PURE_VENV)/.test: $(SOURCES) | $(PURE_VENV)/bin/python
+	ARROWQUANT_NB_PURE=1 $(PURE_VENV)/bin/python $(PIP) ".[test-pure]"
+	touch $@
+
+demo: $(VENV)/.notebook
+	mkdir -p $(OUT)
+	$(BIN)/arrowquant run $(OUT)/02_quantize.ipynb --html -p output $(OUT)/digits-dit
+
+test: lint test-compiled test-pure
+
+test-compiled: $(VENV)/.test
+	$(BIN)/python -c "import sys; sys.path.pop(0); import arrowquant_nb as aq; i = aq.build_info(); print(i); assert i['compiled_core'] and i['compiled_kernels']"
+	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak" --doctest-modules --pyargs arrowquant_nb
+	ARROWQUANT_NB_ISA=scalar $(BIN)/pytest -q tests/core tests/quantizers
+
+test-pure: $(PURE_VENV)/.test
+	$(PURE_VENV)/bin/python -c "import sys; sys.path.pop(0); import arrowquant_nb as aq; i = aq.build_info(); print(i); assert not i['compiled_core'] and not i['compiled_kernels']"
+	$(PURE_VENV)/bin/pytest -m "not soak and not torch" $(BOTH_BUILDS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/cython-lint --max-line-length 120 kernels
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+soak: $(VENV)/.test
+	$(BIN)/pytest -m soak
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/bench/bench_kernels.py
+	$(BIN)/python tests/bench/bench_end_to_end.py
+
+dev: | $(VENV)/bin/python
+	$(BIN)/python $(PIP) -e ".[test]"
+
+clean:
+	rm -rf $(VENV) $(PURE_VENV) build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.so' -delete

@@ -1,0 +1,137 @@
+"""Quantize diffusion models to INT2/INT4/INT8 in a notebook, with every figure measured.
+
+    import arrowquant_nb as aq
+
+    quantizer = aq.ArrowQuantV2(aq.DiffusionQuantConfig.from_profile("local"))
+    print(quantizer.plan("digits-dit"))
+    result = quantizer.quantize_diffusion_model("digits-dit", "digits-int4")
+    weight = aq.open_quantized("digits-int4").dequantize("proj_out_2.weight")
+
+The house, top to bottom; a room imports only what stands below it:
+
+    cli            the `arrowquant` command
+    ui             figures and pictures (plotly)
+    api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    runs           one run: joins storage and core
+    core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
+    quantizers     arrays in, packed codes and measured error out
+    _kernels       Cython and C, or NumPy; equal bytes
+    samples        small trained diffusion models (a leaf)
+    config events results tables errors             plain values that every room may use
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb.errors import (
+    ArrowQuantError,
+    CheckpointError,
+    ConfigurationError,
+    MetadataError,
+    ModelNotFoundError,
+    OutputError,
+    QuantizationError,
+    ShapeMismatchError,
+    ValidationError,
+)
+
+if TYPE_CHECKING:
+    from arrowquant_nb import samples
+    from arrowquant_nb.api import (
+        ArrowQuantV2,
+        build_info,
+        dequantize_model,
+        evaluate_sample,
+        open_checkpoint,
+        open_quantized,
+        quantize_tensor,
+        reproduce,
+    )
+    from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
+    from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
+    from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
+    from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
+    from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
+    from arrowquant_nb.storage.quantized import QuantizedModel
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `import arrowquant_nb` stays quick.
+_HOMES = {
+    "ArrowQuantV2": "api",
+    "DiffusionOrchestrator": "diffusion_orchestrator",
+    "build_info": "api",
+    "dequantize_model": "api",
+    "evaluate_sample": "api",
+    "open_checkpoint": "api",
+    "open_quantized": "api",
+    "quantize_tensor": "api",
+    "reproduce": "api",
+    "DeploymentProfile": "config",
+    "DiffusionQuantConfig": "config",
+    "Modality": "config",
+    "QuantMethod": "config",
+    "LayerStatistics": "quantizers.tensor",
+    "QuantizedTensor": "quantizers.tensor",
+    "LayerReport": "results",
+    "Plan": "results",
+    "QuantizationResult": "results",
+    "QuantizationStrategy": "results",
+    "ReproductionReport": "comparisons",
+    "ValidationReport": "comparisons",
+    "ParquetV2Extended": "storage.parquet_reader",
+    "QuantizedModel": "storage.quantized",
+}
+_NAMES_AT_HOME = {"QuantizationStrategy": "Strategy"}
+
+__all__ = [
+    "ArrowQuantError",
+    "ArrowQuantV2",
+    "CheckpointError",
+    "ConfigurationError",
+    "DeploymentProfile",
+    "DiffusionOrchestrator",
+    "DiffusionQuantConfig",
+    "LayerReport",
+    "LayerStatistics",
+    "MetadataError",
+    "Modality",
+    "ModelNotFoundError",
+    "OutputError",
+    "ParquetV2Extended",
+    "Plan",
+    "QuantMethod",
+    "QuantizationError",
+    "QuantizationResult",
+    "QuantizationStrategy",
+    "QuantizedModel",
+    "QuantizedTensor",
+    "ReproductionReport",
+    "ShapeMismatchError",
+    "ValidationError",
+    "ValidationReport",
+    "build_info",
+    "dequantize_model",
+    "evaluate_sample",
+    "open_checkpoint",
+    "open_quantized",
+    "quantize_tensor",
+    "reproduce",
+    "samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "samples":
+        return import_module("arrowquant_nb.samples")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'arrowquant_nb' has no attribute {name!r}")
+    value = getattr(import_module(f"arrowquant_nb.{_HOMES[name]}"), _NAMES_AT_HOME.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

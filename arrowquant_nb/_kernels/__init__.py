@@ -1,0 +1,130 @@
+"""Chooses what runs the kernels: the compiled module with one instruction set, or the NumPy path.
+
+`ARROWQUANT_NB_ISA` (scalar, avx2, avx512, neon, numpy) forces one; an unknown or unsupported value is an error.
+All choices give the same bytes. Reads the environment once, at import; knows nothing of tensors.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowquant_nb._kernels import numpy_rows
+from arrowquant_nb._kernels.job import RowsJob
+from arrowquant_nb.errors import ConfigurationError
+
+# Waiting threads sleep instead of spinning: a notebook kernel shares its cores with the user's other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+compiled_rows: Any = None
+try:
+    from arrowquant_nb._kernels import rows as compiled_rows  # type: ignore[attr-defined,no-redef]
+except ImportError:  # built with ARROWQUANT_NB_PURE=1, or run from a source tree
+    compiled_rows = None
+
+__all__ = [
+    "COMPILED",
+    "RowsJob",
+    "active_isa",
+    "available_isas",
+    "dequantize_rows",
+    "quantize_rows",
+    "resolve_threads",
+]
+
+COMPILED: bool = compiled_rows is not None
+"""Whether the compiled module was found."""
+
+ISAS = ("scalar", "avx2", "avx512", "neon", "numpy")
+WEIGHTS_PER_THREAD = 1 << 16  # below this, waking a thread costs more than it saves
+
+_in_forked_child = False
+
+
+def _after_fork() -> None:
+    """OpenMP's threads do not survive a fork and a second pool would hang: the child runs on its one thread."""
+    global _in_forked_child  # noqa: PLW0603
+    _in_forked_child = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def available_isas() -> tuple[str, ...]:
+    """Names that ARROWQUANT_NB_ISA may have on this machine, fastest last, `numpy` first."""
+    return ("numpy", *compiled_rows.supported_isas()) if compiled_rows is not None else ("numpy",)
+
+
+def _choose_isa(forced: str | None) -> str:
+    available = available_isas()
+    if forced is None or forced == "":
+        return available[-1]
+    if forced not in ISAS:
+        raise ConfigurationError(f"ARROWQUANT_NB_ISA={forced!r} is unknown: use one of {', '.join(ISAS)}")
+    if forced not in available:
+        why = "this machine or build lacks it" if COMPILED else "the kernels are not compiled"
+        raise ConfigurationError(f"ARROWQUANT_NB_ISA={forced!r}: {why}; available: {', '.join(available)}")
+    return forced
+
+
+_ACTIVE = _choose_isa(os.environ.get("ARROWQUANT_NB_ISA"))
+
+
+def active_isa() -> str:
+    """Name of the instruction set in use."""
+    return _ACTIVE
+
+
+def resolve_threads(n_threads: int, n_weights: int | None = None) -> int:
+    """Return how many threads to run.
+
+    Parameters
+    ----------
+    n_threads : int
+        1 or more is taken as it is; 0 = the cores this process may use, fewer when there is little work.
+    n_weights : int, optional
+        Weights in the whole call.
+
+    Notes
+    -----
+    A child made by `os.fork` always gets 1: OpenMP's thread pool does not survive a fork.
+
+    """
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int):
+        raise TypeError(f"n_threads must be an int, got {type(n_threads).__name__}")
+    if not 0 <= n_threads <= 1024:
+        raise ConfigurationError(f"n_threads {n_threads} is not in 0..1024 (0 = all cores this process may use)")
+    if _in_forked_child:
+        return 1
+    if n_threads:
+        return n_threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if n_weights is None else max(1, min(cores, n_weights // WEIGHTS_PER_THREAD))
+
+
+def quantize_rows(jobs: Sequence[RowsJob], n_threads: int, isa: str | None = None) -> None:
+    """Fill the OUT arrays of all jobs in one parallel region; `isa` overrides the active one (tests, benchmarks)."""
+    threads = resolve_threads(n_threads, sum(job.weight.size for job in jobs))
+    isa = _choose_isa(isa) if isa else _ACTIVE
+    (numpy_rows if isa == "numpy" else compiled_rows).quantize_rows(jobs, threads, isa)
+
+
+def dequantize_rows(
+    packed: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[Any],
+    grid: str,
+    bit_width: int,
+    group_size: int,
+    out: NDArray[Any],
+    kind: str,
+    n_threads: int,
+    isa: str | None = None,
+) -> None:
+    """Decode into `out` (rows, columns) of dtype `kind` (float32, float16, bfloat16)."""
+    threads = resolve_threads(n_threads, out.size)
+    isa = _choose_isa(isa) if isa else _ACTIVE
+    path = numpy_rows if isa == "numpy" else compiled_rows
+    path.dequantize_rows(packed, scales, zero_points, grid, bit_width, group_size, out, kind, threads, isa)

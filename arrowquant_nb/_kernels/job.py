@@ -1,0 +1,42 @@
+"""The order form of a kernel: buffers of one matrix, checked by the quantizers, filled by either path.
+
+Shared by the NumPy path and the compiled module; knows nothing of tensors' names or of errors' texts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["STATUS_NEEDS_FLOAT32", "STATUS_NOT_USABLE", "RowsJob"]
+
+STATUS_NOT_USABLE = 1
+"""A weight of the row is NaN, infinite or beyond 2**125."""
+STATUS_NEEDS_FLOAT32 = 2
+"""A float16 scale or minimum of the row would overflow or flush to 0."""
+
+
+class RowsJob(NamedTuple):
+    """One matrix to quantize; every array is C-contiguous."""
+
+    weight: NDArray[np.generic]
+    """IN (rows, columns), dtype `kind`; may be read-only and unaligned."""
+    kind: str
+    """float32, float16 or bfloat16."""
+    bit_width: int
+    group_size: int
+    method: str
+    """rtn, mse or uls."""
+    gain_correction: bool
+    importance: NDArray[np.float32] | None
+    """IN (columns,), not negative, largest value in [1, 2)."""
+    packed: NDArray[np.uint8]
+    """OUT (rows, ceil(columns * bit_width / 8))."""
+    scales: NDArray[np.float16] | NDArray[np.float32]
+    """OUT (rows, n_groups)."""
+    zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+    """OUT packed codes (rtn, mse) or minima (uls)."""
+    sums: NDArray[np.float64]
+    """OUT (rows, 4): sum ww, sum wq, sum ee, max abs(w)."""
+    status: NDArray[np.uint8]
+    """OUT (rows,): 0 or STATUS_ bits; a row with a bit set holds no usable codes."""

@@ -1,0 +1,172 @@
+"""The NumPy path: the meaning of every kernel, and the fallback where nothing was compiled.
+
+Same functions and the same bytes as the compiled `rows` module: float32 arithmetic, rounding half to even,
+sums in the order written here. Rows are taken a tile at a time, so no widened copy of a matrix is made.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowquant_nb._kernels import numpy_search
+from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
+from arrowquant_nb._kernels.numpy_search import F32, Grid
+
+__all__ = ["dequantize_rows", "quantize_rows"]
+
+TILE_WEIGHTS = 1 << 17
+MAX_WEIGHT = F32(2.0**125)  # twice the range of a group still is a float32
+
+
+def quantize_rows(jobs: Sequence[RowsJob], n_threads: int, isa: str = "numpy") -> None:
+    """Fill the OUT arrays of every job; `n_threads` and `isa` are accepted for the compiled module's sake."""
+    del n_threads, isa
+    for job in jobs:
+        rows, columns = job.weight.shape
+        step = max(1, TILE_WEIGHTS // columns)
+        with np.errstate(all="ignore"):  # infinities mark scales that do not fit; status reports them
+            for start in range(0, rows, step):
+                _quantize_tile(job, slice(start, min(start + step, rows)))
+
+
+def dequantize_rows(
+    packed: NDArray[np.uint8],
+    scales: NDArray[Any],
+    zero_points: NDArray[Any],
+    grid: str,
+    bit_width: int,
+    group_size: int,
+    out: NDArray[Any],
+    kind: str,
+    n_threads: int,
+    isa: str = "numpy",
+) -> None:
+    """Decode into `out` (rows, columns) of dtype `kind`."""
+    del kind, n_threads, isa
+    rows, columns = out.shape
+    step = max(1, TILE_WEIGHTS // columns)
+    groups = scales.shape[1]
+    with np.errstate(over="ignore"):  # a float16 output may overflow to inf, as any conversion does
+        for start in range(0, rows, step):
+            tile = slice(start, start + step)
+            codes = unpack_codes(packed[tile], bit_width, columns)
+            zeros = unpack_codes(zero_points[tile], bit_width, groups) if grid == "zero_point" else zero_points[tile]
+            out[tile] = _decode(codes, scales[tile].astype(F32), zeros.astype(F32), grid, group_size).astype(out.dtype)
+
+
+def pack_codes(codes: NDArray[np.uint8], bit_width: int) -> NDArray[np.uint8]:
+    """Pack codes (rows, n) into bytes; code i of a byte in bits [i * bit_width, (i + 1) * bit_width)."""
+    per_byte = 8 // bit_width
+    padded = np.zeros((codes.shape[0], -(-codes.shape[1] // per_byte) * per_byte), np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    packed = padded[:, 0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= padded[:, i::per_byte] << np.uint8(i * bit_width)
+    return packed
+
+
+def unpack_codes(packed: NDArray[np.uint8], bit_width: int, n: int) -> NDArray[np.uint8]:
+    """Reverse `pack_codes`: (rows, n) codes."""
+    per_byte = 8 // bit_width
+    codes = np.empty((packed.shape[0], packed.shape[1] * per_byte), np.uint8)
+    for i in range(per_byte):
+        codes[:, i::per_byte] = (packed >> np.uint8(i * bit_width)) & np.uint8((1 << bit_width) - 1)
+    return codes[:, :n]
+
+
+def group_sums(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum the last axis: element k goes to partial sum k % 16 in order, then the partials pairwise 8, 4, 2, 1 apart."""
+    length = -(-values.shape[-1] // 16) * 16
+    padded = np.zeros((*values.shape[:-1], length), values.dtype)
+    padded[..., : values.shape[-1]] = values
+    partial = np.zeros((*values.shape[:-1], 16), values.dtype)
+    for start in range(0, length, 16):
+        partial += padded[..., start : start + 16]
+    for half in (8, 4, 2, 1):
+        partial = partial[..., :half] + partial[..., half : 2 * half]
+    return partial[..., 0]
+
+
+def _spans(columns: int, group_size: int) -> list[tuple[slice, slice]]:
+    """Return (columns, groups) of the full groups and of the shorter last one, as far as each exists."""
+    full = columns // group_size
+    spans = [(slice(0, full * group_size), slice(0, full))] if full else []
+    if columns % group_size:
+        spans.append((slice(full * group_size, columns), slice(full, full + 1)))
+    return spans
+
+
+def _decode(
+    codes: NDArray[np.uint8], scales: NDArray[np.float32], zeros: NDArray[np.float32], grid: str, group_size: int
+) -> NDArray[np.float32]:
+    out = np.empty(codes.shape, F32)
+    for columns, groups in _spans(codes.shape[1], group_size):
+        shape = (codes.shape[0], groups.stop - groups.start, -1)
+        q = codes[:, columns].reshape(shape).astype(F32)
+        s, z = scales[:, groups, None], zeros[:, groups, None]
+        out[:, columns] = ((q - z) * s if grid == "zero_point" else q * s + z).reshape(codes.shape[0], -1)
+    return out
+
+
+def _row_sums(
+    weight: NDArray[np.float32], decoded: NDArray[np.float32], group_size: int, wide: bool
+) -> NDArray[np.float64]:
+    """Sum ww, wq, ee and take max abs(w) of each row: groups in float32 (float64 when wide), rows in float64."""
+    pieces: list[NDArray[np.float64]] = []
+    for columns, _ in _spans(weight.shape[1], group_size):
+        length = min(group_size, columns.stop - columns.start)
+        w = weight[:, columns].reshape(weight.shape[0], -1, length).astype(np.float64 if wide else F32)
+        q = decoded[:, columns].reshape(w.shape).astype(w.dtype)
+        e = q - w
+        pieces.append(np.stack([group_sums(p).astype(np.float64) for p in (w * w, w * q, e * e)]))
+    total = np.concatenate(pieces, axis=2).cumsum(axis=2)[:, :, -1]
+    return np.concatenate([total, np.abs(weight).max(axis=1).astype(np.float64)[None]]).T
+
+
+def _quantize_tile(job: RowsJob, tile: slice) -> None:
+    weight = job.weight[tile].astype(F32)
+    unusable = ~(np.abs(weight) <= MAX_WEIGHT).all(axis=1)
+    job.status[tile] = unusable * np.uint8(STATUS_NOT_USABLE)
+    weight[unusable] = 0.0
+    rows, n_groups = weight.shape[0], job.scales.shape[1]
+    wide = job.scales.dtype == np.float32
+    grid_name = "minimum" if job.method == "uls" else "zero_point"
+    codes = np.empty(weight.shape, np.uint8)
+    scales, zeros = np.empty((rows, n_groups), F32), np.empty((rows, n_groups), F32)
+    bad = np.zeros((rows, n_groups), np.bool_)
+    for columns, groups in _spans(weight.shape[1], job.group_size):
+        shape = (rows, groups.stop - groups.start, -1)
+        w = np.ascontiguousarray(weight[:, columns].reshape(rows * shape[1], -1).T)  # elements x groups
+        v = np.ones(1, F32)
+        if job.importance is not None:
+            v = np.tile(job.importance[columns].reshape(shape[1], -1), (rows, 1)).T.copy()
+        grid = Grid((1 << job.bit_width) - 1, wide)
+        found = numpy_search.METHODS[job.method](w, np.broadcast_to(v, w.shape), grid)
+        codes[:, columns] = found.codes.T.reshape(rows, -1)
+        scales[:, groups], zeros[:, groups] = found.scale.reshape(shape[:2]), found.zero.reshape(shape[:2])
+        bad[:, groups] = found.misfit.reshape(shape[:2])
+    sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
+    if job.gain_correction and job.method != "rtn":
+        bad |= _correct_gain(scales, zeros if grid_name == "minimum" else None, sums, wide)[:, None]
+        sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
+    job.status[tile] |= bad.any(axis=1) * np.uint8(STATUS_NEEDS_FLOAT32)
+    job.packed[tile] = pack_codes(codes, job.bit_width)
+    job.scales[tile] = scales
+    job.zero_points[tile] = zeros if grid_name == "minimum" else pack_codes(zeros.astype(np.uint8), job.bit_width)
+    job.sums[tile] = sums
+
+
+def _correct_gain(
+    scales: NDArray[np.float32], minima: NDArray[np.float32] | None, sums: NDArray[np.float64], wide: bool
+) -> NDArray[np.bool_]:
+    """Multiply the stored parameters of a row by sum ww / sum wq, in place; return the rows that overflow."""
+    ww, wq = sums[:, 0], sums[:, 1]
+    usable = (ww > 0) & (wq > 0)
+    gain = np.where(usable, ww / np.where(usable, wq, 1.0), 1.0).clip(0.5, 2.0).astype(F32)[:, None]
+    scales[...] = numpy_search.stored_scale(scales * gain, wide)
+    if minima is not None:
+        minima[...] = numpy_search.stored(minima * gain, wide)
+    misfit = ~np.isfinite(scales).all(axis=1)
+    return misfit if minima is None else misfit | ~np.isfinite(minima).all(axis=1)

@@ -1,0 +1,265 @@
+"""The public entry: `ArrowQuantV2`, the orchestrator's interpreted face, and functions on single arrays and folders.
+
+Everything here is interpreted, so that `?`, tab completion and pickling work; the work is done below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb import _kernels, samples
+from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod, ScaleFormat
+from arrowquant_nb.core import orchestrator as core_orchestrator
+from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
+from arrowquant_nb.quantizers.affine import quantize_array
+from arrowquant_nb.runs import planning, record, validation
+from arrowquant_nb.runs.dequantization import dequantize_model
+from arrowquant_nb.runs.reproduction import reproduce
+from arrowquant_nb.storage.checkpoint import open_checkpoint
+from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.comparisons import ValidationReport
+    from arrowquant_nb.events import Event
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.results import Plan, QuantizationResult
+
+__all__ = [
+    "ArrowQuantV2",
+    "DiffusionOrchestrator",
+    "build_info",
+    "dequantize_model",
+    "evaluate_sample",
+    "open_checkpoint",
+    "open_quantized",
+    "quantize_tensor",
+    "reproduce",
+]
+
+
+class ArrowQuantV2:
+    """Quantize diffusion models, look at what will happen first, and check what came out.
+
+    Parameters
+    ----------
+    config : settings for every call that does not bring its own; default the local profile.
+
+    Examples
+    --------
+    >>> quantizer = ArrowQuantV2(DiffusionQuantConfig.from_profile("local"))
+    >>> plan = quantizer.plan("digits-dit")
+    >>> plan.modality
+    'image'
+    """
+
+    def __init__(self, config: DiffusionQuantConfig | None = None) -> None:
+        self.config = config if config is not None else DiffusionQuantConfig()
+        self._stop = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask the running call to stop, from any thread; its output stays resumable."""
+        self._stop.set()
+
+    def quantize_diffusion_model(
+        self,
+        model_path: str | Path,
+        output_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+    ) -> QuantizationResult:
+        """Quantize a model, layer by layer, into a Parquet model folder.
+
+        Parameters
+        ----------
+        model_path : a diffusers pipeline or component folder, a transformers LM folder, one safetensors file, a float
+            model folder of ours, or the name of a bundled sample.
+        output_path : folder for the model: new, empty, or of an earlier run, which is resumed; layers whose weights and
+            settings are unchanged are taken over.
+        config : settings for this call.
+        progress_callback : called with (message, fraction), fraction rising from 0.0 to exactly 1.0; an exception in
+            it stops the run cleanly and is re-raised.
+        on_event : called with every event of `arrowquant_nb.events` on this thread.
+        requantize : allow a source that is quantized already.
+        component, variant : which part of a pipeline, and which variant of its files; default the denoiser, plain.
+
+        Returns
+        -------
+        QuantizationResult
+            What was stored, what it cost, and why.
+
+        Raises
+        ------
+        QuantizationError
+            Layers failed at every width (each is named with its figures), or the run was cancelled.
+        ConfigurationError, ModelNotFoundError, MetadataError, CheckpointError, OutputError
+            Settings, model, its JSON files, its weights, or the output folder cannot be used.
+        """
+        self._stop.clear()
+        return DiffusionOrchestrator(config or self.config).quantize_model(
+            model_path, output_path, progress_callback, on_event=on_event, stop=self._stop, requantize=requantize,
+            component=component, variant=variant,
+        )  # fmt: skip
+
+    def plan(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        *,
+        component: str | None = None,
+        variant: str | None = None,
+    ) -> Plan:
+        """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size."""
+        settings = config or self.config
+        located = planning.locate_model(model_path)
+        with open_checkpoint(located.path, component=component, variant=variant, requantize=True) as checkpoint:
+            decisions = planning.decide(checkpoint, located.name, settings)
+            return planning.make_plan(decisions, planning.make_tasks(checkpoint, decisions, settings), settings)
+
+    def validate_quality(self, original: str | Path, quantized: str | Path) -> ValidationReport:
+        """Compare every tensor of a quantized model with its original; a missing or extra one is a failure.
+
+        Kept tensors must be bit-exact; quantized ones must have the error that the model records of them.
+        """
+        return validation.validate_quality(original, quantized)
+
+    async def quantize_diffusion_model_async(
+        self, model_path: str | Path, output_path: str | Path, config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None, **options: Any,
+    ) -> QuantizationResult:  # fmt: skip
+        """Do as `quantize_diffusion_model` in a worker thread; cancelling the task stops the run, resumably."""
+        stop = threading.Event()
+        orchestrator = DiffusionOrchestrator(config or self.config)
+        work = asyncio.ensure_future(
+            asyncio.to_thread(
+                orchestrator.quantize_model, model_path, output_path, progress_callback, stop=stop, **options
+            )
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # retrieved: the caller asked for the cancellation
+            raise
+
+    async def plan_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> Plan:
+        """Do as `plan` in a worker thread."""
+        return await asyncio.to_thread(self.plan, model_path, config, **options)
+
+    async def validate_quality_async(self, original: str | Path, quantized: str | Path) -> ValidationReport:
+        """Do as `validate_quality` in a worker thread."""
+        return await asyncio.to_thread(self.validate_quality, original, quantized)
+
+
+def quantize_tensor(
+    array: NDArray[Any],
+    bit_width: int = 4,
+    group_size: int = 64,
+    method: str = "uls",
+    scale_format: str = "float16",
+    rotation: str = "none",
+    gain_correction: bool = True,
+    importance: NDArray[np.float32] | None = None,
+    seed: int = 0,  # noqa: ARG001 - draws the signs of a rotation; there is nothing to draw without one
+    out: QuantizedTensor | None = None,
+    n_threads: int = 0,
+) -> QuantizedTensor:
+    """Quantize one array and measure the error in the same pass.
+
+    Parameters
+    ----------
+    array : array of float32, float16, bfloat16 or float64, shape [O, ...]
+        Seen as the matrix [O, rest]; 1-D counts as one row. Strided, big-endian and read-only arrays work; the
+        caller's array is never written.
+    bit_width : 2, 4 or 8.
+    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256.
+    method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), or "auto" (= uls).
+    scale_format : "float16".
+    rotation : "none".
+    gain_correction : rescale each row of uls and mse grids so that <w, w'> = <w, w>.
+    importance : float32 (columns,), optional
+        Weight of each column's squared error; uls and mse only.
+    out : a result of the same layout whose buffers are filled.
+    n_threads : 0 = all cores this process may use.
+
+    Returns
+    -------
+    QuantizedTensor
+        `.packed .scales .zero_points .shape .bits_per_weight .nbytes .statistics .dequantize()`.
+
+    Raises
+    ------
+    ConfigurationError, ShapeMismatchError, CheckpointError, TypeError
+        A setting out of range or not available yet; sizes that do not fit; NaN or infinite weights; a dtype that is
+        not a float.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> tensor = quantize_tensor(np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128))
+    >>> tensor.bits_per_weight
+    4.5
+    """
+    for name, value, only in (
+        ("scale_format", scale_format, str(ScaleFormat.FLOAT16)), ("rotation", rotation, "none"),
+    ):  # fmt: skip
+        if value != only:
+            raise ConfigurationError(f"{name}={value!r} is not available yet; use {only!r}")
+    chosen = "uls" if method == str(QuantMethod.AUTO) else method
+    return quantize_array(
+        array, bit_width, group_size, chosen, gain_correction, importance, out=out, n_threads=n_threads
+    )
+
+
+def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0) -> dict[str, Any]:
+    """Measure what quantization cost a bundled sample at its output.
+
+    Parameters
+    ----------
+    name : a bundled sample.
+    model : its quantized form, open or as a folder.
+    n, seed : number of samples and seed of their starting noise.
+
+    Returns
+    -------
+    dict
+        `network_sqnr_db` (teacher-forced, over all sampling steps), `sample_psnr_db` (median, same seed), and what they
+        were measured on: n, steps, seed.
+    """
+    from arrowquant_nb.samples.evaluate import evaluate  # noqa: PLC0415 - the numerics load on first use
+
+    if name not in samples.names():
+        raise ModelNotFoundError(f"there is no bundled sample {name!r}; there are: {', '.join(samples.names())}")
+    opened = model if isinstance(model, QuantizedModel) else open_quantized(model)
+    return dict(evaluate(name, opened.weights(), n, seed))
+
+
+def build_info() -> dict[str, Any]:
+    """Say what is loaded: versions, compiled or not, instruction set, threads."""
+    core_file = str(core_orchestrator.__file__)
+    return {
+        "version": record.versions()["arrowquant_nb"],
+        "compiled_core": core_file.endswith((".so", ".pyd")),
+        "compiled_kernels": _kernels.COMPILED,
+        "isa": _kernels.active_isa(),
+        "available_isas": _kernels.available_isas(),
+        "n_threads": _kernels.resolve_threads(0),
+        "versions": record.versions(),
+    }

@@ -1,0 +1,168 @@
+"""Running a notebook with parameters, unattended: check first, execute, write down what it was made from.
+
+papermill executes; this module refuses what papermill lets through (unknown names, wrong types), turns a failed cell
+into one message, and adds the run record to the notebook's metadata. Knows nothing of what the notebooks do.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
+from arrowquant_nb.notebook_parameters import check_parameters, read_notebook
+
+__all__ = ["FinishedNotebook", "packaged_notebook", "run_notebook"]
+
+
+@dataclass(frozen=True)
+class FinishedNotebook:
+    """Where an executed notebook and what it made lie; paths as the user gave them."""
+
+    notebook: str
+    html: str | None
+    model: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        places = {"notebook": self.notebook, "HTML": self.html, "model": self.model}
+        return "\n".join(f"{name:<8}  {place}" for name, place in places.items() if place)
+
+
+def packaged_notebook(name: str = "02_quantize") -> Path:
+    """Return the path of a notebook that comes with the package, installed or in a source tree.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such notebook.
+    """
+    try:
+        folder = Path(str(resources.files("arrowquant_nb._notebooks")))
+    except ModuleNotFoundError:  # a source tree on the path: there the package is the folder notebooks/
+        folder = Path(__file__).resolve().parent.parent / "notebooks"
+    path = folder / f"{name}.ipynb"
+    if not path.is_file():
+        there = sorted(p.stem for p in folder.glob("*.ipynb"))
+        raise ConfigurationError(f"there is no notebook {name!r}; there are: {', '.join(there)}")
+    return path
+
+
+def run_notebook(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    html: bool = False,
+    progress_bar: bool = False,
+) -> FinishedNotebook:
+    """Execute a notebook into `output` and write down in its metadata what it was made from.
+
+    Parameters
+    ----------
+    notebook : Path
+        With a cell tagged `parameters`.
+    output : Path
+        The executed notebook; its folder is made when missing. After a failure it shows how far the run came.
+    parameters : Mapping, optional
+        Values by name; checked before anything starts.
+    html : bool
+        Also write one self-contained HTML file beside `output`.
+    progress_bar : bool
+        Draw papermill's bar over the cells on stderr.
+
+    Raises
+    ------
+    ConfigurationError
+        An unknown parameter or a wrong type; nothing was started.
+    QuantizationError
+        A cell failed; the message names it and repeats its error.
+    OutputError
+        `output` cannot be written.
+    """
+    values = dict(parameters or {})
+    known = check_parameters(notebook, values)
+    if output.suffix != ".ipynb":
+        raise ConfigurationError(f"{output}: an executed notebook is named *.ipynb; add the ending")
+    if output.exists() and output.samefile(notebook):
+        raise OutputError(f"{output}: is the notebook itself; choose another name for the executed one")
+    _execute(notebook, output, values, progress_bar=progress_bar)
+    folder = values.get("output", known["output"].default if "output" in known else None)
+    model = str(folder) if isinstance(folder, str) and Path(folder, "run.json").is_file() else None
+    _write_record(output, Path(model, "run.json") if model else None)
+    page = _write_html(output) if html else None
+    return FinishedNotebook(str(output), str(page) if page else None, model)
+
+
+def _execute(notebook: Path, output: Path, values: dict[str, object], *, progress_bar: bool) -> None:
+    try:
+        import papermill  # noqa: PLC0415 - an extra that loads on first use
+        from nbclient.exceptions import CellControlSignal, DeadKernelError  # noqa: PLC0415 - the same
+    except ImportError as error:
+        raise ConfigurationError(
+            f"running notebooks needs {error.name}: install it with pip install 'arrowquant_nb[notebook]'"
+        ) from error
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        papermill.execute_notebook(
+            str(notebook),
+            str(output),
+            parameters=values,
+            progress_bar=progress_bar,
+            kernel_name="python3",
+            extra_arguments=["--log-level=40"],
+        )
+    except papermill.PapermillExecutionError as error:
+        _scrub(output)
+        raise QuantizationError(
+            f"{output}: cell {error.exec_count} failed with {error.ename}: {error.evalue}"
+        ) from error
+    except (DeadKernelError, CellControlSignal) as error:
+        raise QuantizationError(f"{output}: the notebook's kernel stopped ({type(error).__name__}): {error}") from error
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_record(output: Path, run_record: Path | None) -> None:
+    """Put the run record into `metadata.arrowquant`, and file names for the paths that papermill notes."""
+    record: dict[str, Any] = {}
+    if run_record is not None:
+        record = json.loads(run_record.read_text(encoding="utf-8"))
+        record["model"] = Path(str(record.get("model", ""))).name
+    _scrub(output, record)
+
+
+def _scrub(output: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Shorten the paths in the notebook's metadata to file names: an executed notebook is passed on."""
+    with suppress(ModelNotFoundError):
+        document = read_notebook(output)
+        about = document["metadata"].get("papermill", {})
+        for key in ("input_path", "output_path"):
+            if isinstance(about.get(key), str):
+                about[key] = Path(about[key]).name
+        if record:
+            document["metadata"]["arrowquant"] = dict(record)
+        _replace(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_html(output: Path) -> Path:
+    from arrowquant_nb.ui.page import notebook_page  # noqa: PLC0415 - nbconvert is an extra
+
+    page = output.with_suffix(".html")
+    _replace(page, notebook_page(output))
+    return page
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,203 @@
+"""The `arrowquant` command: each subcommand is a few lines around one call of the Python interface.
+
+Results go to stdout, as text or with `--json` as JSON and nothing else; progress and errors go to stderr.
+Exit codes: 0 done, 1 failed (with a message that names what to change), 2 wrong usage, 130 interrupted.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arrowquant_nb import api, batch, notebook_parameters
+from arrowquant_nb.cli_options import config_options, load_config, progress_bar
+from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.errors import ArrowQuantError
+from arrowquant_nb.inspection import inspect_model
+
+__all__ = ["main"]
+
+
+class _Interrupted(click.ClickException):
+    """Ctrl-C, reported as shells expect it."""
+
+    exit_code = 130
+
+
+class _Commands(click.Group):
+    """The subcommands, in the order of use, with our own errors turned into messages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ArrowQuantError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as interrupt:
+            message = "interrupted; what is committed stays: run the same command again to resume"
+            raise _Interrupted(message) from interrupt
+
+
+def _print(result: Any, as_json: bool) -> None:
+    """Print a result, or anything JSON-ready, on stdout."""
+    if as_json:
+        data = result.to_dict() if hasattr(result, "to_dict") else result
+        click.echo(json.dumps(data, indent=1))
+    else:
+        click.echo(str(result))
+
+
+def _shows_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Join the settings into `config`; with `--show-config` print them instead of running the command."""
+
+    @functools.wraps(command)
+    def wrapped(yaml: str | None, show_config: bool, as_json: bool, **rest: Any) -> None:
+        settings = {name: rest.pop(name) for name in DiffusionQuantConfig.model_fields}
+        config = load_config(yaml, settings)
+        if not show_config:
+            command(config=config, as_json=as_json, **rest)
+        elif as_json:
+            _print({"config": config.to_dict(), "sources": dict(config.sources)}, as_json=True)
+        else:
+            _print(config, as_json=False)
+
+    return wrapped
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else.")
+_quiet = click.option("--quiet", is_flag=True, help="Draw no progress bar.")
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"arrowquant_nb {api.build_info()['version']}")
+        context.exit()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
+def main() -> None:
+    """Quantize diffusion models to INT2, INT4 or INT8.
+
+    A MODEL is a diffusers or transformers folder, a .safetensors file, or the name of a bundled sample (digits-dit).
+    """
+
+
+@main.command(short_help="Quantize a model into a folder; resumes.")
+@click.argument("model")
+@click.argument("output")
+@config_options
+@_json
+@_quiet
+@_shows_config
+def quantize(model: str, output: str, config: DiffusionQuantConfig, as_json: bool, quiet: bool) -> None:
+    """Quantize MODEL into the folder OUTPUT; an interrupted run is taken up where it stopped."""
+    with progress_bar(quiet=quiet or as_json) as progress:
+        result = api.ArrowQuantV2(config).quantize_diffusion_model(model, output, progress_callback=progress)
+    _print(result, as_json)
+
+
+@main.command(short_help="Say what a run would do; reads no weight.")
+@click.argument("model")
+@config_options
+@_json
+@_shows_config
+def plan(model: str, config: DiffusionQuantConfig, as_json: bool) -> None:
+    """Say what would become of each tensor of MODEL and how large the result will be; no weight is read."""
+    _print(api.ArrowQuantV2(config).plan(model), as_json)
+
+
+@main.command(short_help="List the tensors of a model, quantized or not.")
+@click.argument("model")
+@_json
+def inspect(model: str, as_json: bool) -> None:
+    """List the tensors of MODEL, quantized or not, without reading the weights."""
+    _print(inspect_model(model), as_json)
+
+
+@main.command(short_help="Compare a quantized model with its original.")
+@click.argument("original")
+@click.argument("quantized")
+@_json
+@click.pass_context
+def validate(context: click.Context, original: str, quantized: str, as_json: bool) -> None:
+    """Compare every tensor of QUANTIZED with ORIGINAL; exit code 1 when one is missing, extra or off."""
+    report = api.ArrowQuantV2().validate_quality(original, quantized)
+    _print(report, as_json)
+    context.exit(0 if report.passed else 1)
+
+
+@main.command(short_help="Write a quantized model back as safetensors.")
+@click.argument("quantized")
+@click.argument("output")
+@_json
+def dequantize(quantized: str, output: str, as_json: bool) -> None:
+    """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read."""
+    folder = str(api.dequantize_model(quantized, output))
+    _print({"path": folder} if as_json else folder, as_json)
+
+
+@main.command(short_help="Execute a notebook with parameters.")
+@click.argument("paths", nargs=-1, required=True, metavar="[NOTEBOOK] OUTPUT.ipynb")
+@click.option(
+    "-p", "--parameter", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable."
+)
+@click.option("--html", is_flag=True, help="Also write the notebook as one HTML file beside it.")
+@click.option("--list-parameters", is_flag=True, help="Print the notebook's parameters and their defaults, then stop.")
+@_json
+@_quiet
+def run(
+    *,
+    paths: tuple[str, ...],
+    given: tuple[tuple[str, str], ...],
+    html: bool,
+    list_parameters: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Execute a notebook with parameters; without NOTEBOOK the one that quantizes a model and shows what it cost.
+
+    \b
+    arrowquant run out.ipynb -p model digits-dit -p bit_width 4 --html
+    """
+    if len(paths) > 2:
+        raise click.UsageError(f"at most two notebooks, NOTEBOOK and OUTPUT.ipynb, but {len(paths)} paths were given")
+    notebook = Path(paths[0]) if len(paths) == 2 else batch.packaged_notebook()
+    if list_parameters:
+        known = notebook_parameters.read_parameters(notebook)
+        listed = {name: parameter.to_dict() for name, parameter in known.items()}
+        _print(listed if as_json else notebook_parameters.parameter_table(known), as_json)
+        return
+    values = notebook_parameters.parse_parameters(notebook, given)
+    draw = not (quiet or as_json) and sys.stderr.isatty()
+    finished = batch.run_notebook(notebook, Path(paths[-1]), values, html=html, progress_bar=draw)
+    _print(finished, as_json)
+
+
+@main.command(short_help="Run again and compare byte for byte.")
+@click.argument("folder")
+@click.option("--output", metavar="FOLDER", help="Keep the second run here instead of throwing it away.")
+@_json
+@click.pass_context
+def reproduce(context: click.Context, folder: str, output: str | None, as_json: bool) -> None:
+    """Run FOLDER's run.json again and print which files come out byte-identical; exit code 1 when one differs."""
+    report = api.reproduce(folder, output)
+    _print(report, as_json)
+    context.exit(0 if report.passed else 1)
+
+
+@main.command(short_help="Say what is installed and loaded.")
+@_json
+def info(as_json: bool) -> None:
+    """Say what is installed: versions, compiled or not, instruction set, threads."""
+    facts: Mapping[str, Any] = api.build_info()
+    width = max(len(name) for name in facts)
+    _print(facts if as_json else "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()), as_json)

@@ -1,0 +1,111 @@
+"""What the loop works on and what it talks to: the task of one tensor, and the protocols of source, sink and control.
+
+Knows nothing of files, formats, threads or widgets; `runs` implements the protocols.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.events import Event
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.results import LayerReport
+
+
+class LayerTask:
+    """One tensor to process: its place and shape, and the effective settings for it."""
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: int,
+        columns: int,
+        source_nbytes: int,
+        bit_width: int,
+        group_size: int,
+        method: str,
+        gain_correction: bool,
+        min_accuracy: float,
+        role: str,
+        reason: str,
+        rule: str,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.rows = rows
+        self.columns = columns
+        self.source_nbytes = source_nbytes
+        self.bit_width = bit_width
+        self.group_size = group_size
+        self.method = method
+        self.gain_correction = gain_correction
+        self.min_accuracy = min_accuracy
+        self.role = role
+        self.reason = reason
+        self.rule = rule
+
+    @property
+    def n_weights(self) -> int:
+        """Number of elements."""
+        return self.rows * self.columns
+
+    @property
+    def kept(self) -> bool:
+        """True when the tensor is carried over bit-exactly."""
+        return self.bit_width == 16
+
+
+class TileWriter(Protocol):
+    """Receives the tiles of one attempt at one layer."""
+
+    def append(self, row_start: int, tensor: QuantizedTensor) -> None:
+        """Take the tile that begins at `row_start`."""
+
+    def commit(self, report: LayerReport) -> None:
+        """Make the attempt the layer's stored form."""
+
+    def discard(self) -> None:
+        """Forget the attempt."""
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def read_rows(self, name: str, row_start: int, row_count: int) -> NDArray[Any]:
+        """Return rows of the matrix view; the array may be overwritten by the next call for a large tensor."""
+
+
+class Sink(Protocol):
+    """Where results go."""
+
+    def reuse(self, task: LayerTask) -> LayerReport | None:
+        """Return the report of an identical layer committed earlier, or None."""
+
+    def keep(self, task: LayerTask) -> LayerReport:
+        """Carry a tensor over bit-exactly."""
+
+    def begin(self, task: LayerTask, bit_width: int) -> TileWriter:
+        """Open an attempt."""
+
+
+class Control(Protocol):
+    """What a run listens to and speaks through."""
+
+    n_threads: int
+    fail_fast: bool
+
+    def emit(self, event: Event) -> None:
+        """Record an event."""
+
+    def cancelled(self) -> bool:
+        """Tell whether the user asked to stop."""

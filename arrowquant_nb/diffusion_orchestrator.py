@@ -1,0 +1,125 @@
+"""The steps of a run, one by one: the interpreted face of the compiled loop, with documentation and `?`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb.config import DiffusionQuantConfig, Modality
+from arrowquant_nb.core import gates
+from arrowquant_nb.core import orchestrator as core_orchestrator
+from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.quantizers.affine import quantize_array
+from arrowquant_nb.runs import planning, quantization
+from arrowquant_nb.runs.control import Progress
+from arrowquant_nb.storage.checkpoint import open_checkpoint
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.core.task import Control, LayerTask, Sink, Source
+    from arrowquant_nb.events import Event
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult, Strategy
+
+
+class DiffusionOrchestrator:
+    """The steps of a run, one by one; `ArrowQuantV2` calls them in order.
+
+    Parameters
+    ----------
+    config : settings; default the local profile.
+
+    Notes
+    -----
+    The loop itself is `arrowquant_nb.core.orchestrator`, compiled by mypyc; this face is interpreted.
+    """
+
+    def __init__(self, config: DiffusionQuantConfig | None = None) -> None:
+        self.config = config if config is not None else DiffusionQuantConfig()
+
+    def detect_modality(self, model_path: str | Path) -> tuple[Modality, str]:
+        """Return the modality of a model and the reason, from the config or the model's files; never a silent guess.
+
+        Raises
+        ------
+        MetadataError
+            Nothing says what it is; the message lists what was looked at and the override to use.
+        """
+        located = planning.locate_model(model_path)
+        with open_checkpoint(located.path, requantize=True) as checkpoint:
+            decisions = planning.decide(checkpoint, located.name, self.config)
+        return Modality(decisions.modality), decisions.modality_reason
+
+    def select_strategy(self, modality: Modality | str) -> Strategy:
+        """Return preferred and used method for a modality under this config, with the reason."""
+        return planning.select_strategy(str(Modality(modality)), self.config)
+
+    def quantize_layers(
+        self, tasks: list[LayerTask], source: Source, sink: Sink, control: Control
+    ) -> list[LayerReport]:
+        """Run the loop over given tasks; see `arrowquant_nb.core.orchestrator.quantize_layers`."""
+        return core_orchestrator.quantize_layers(tasks, source, sink, control)
+
+    def fallback_quantization(
+        self, weight: NDArray[Any], bit_width: int | None = None, name: str = "tensor"
+    ) -> tuple[QuantizedTensor, tuple[AttemptReport, ...]]:
+        """Quantize one array through the chain INT2 -> INT4 -> INT8 until its gate passes.
+
+        Parameters
+        ----------
+        weight : array, shape [O, ...], float32, float16 or bfloat16.
+        bit_width : width to begin with; default the config's.
+        name : for messages.
+
+        Returns
+        -------
+        tensor, attempts
+            The accepted tensor, and every attempt with its figures and verdict.
+
+        Raises
+        ------
+        QuantizationError
+            No width passes; the message holds the figures of each.
+        """
+        requested = self.config.bit_width if bit_width is None else bit_width
+        method = self.select_strategy(self.config.modality or Modality.IMAGE).used_method
+        chain = gates.fallback_chain(requested)
+        attempts: list[AttemptReport] = []
+        for bits, wider in zip(chain, [*chain[1:], 0], strict=True):
+            tensor = quantize_array(
+                weight, bits, self.config.group_size, method, self.config.gain_correction, name=name,
+                n_threads=self.config.num_threads,
+            )  # fmt: skip
+            attempts.append(core_orchestrator.attempt_report(
+                tensor.statistics, bits, requested, self.config.min_accuracy, method, tensor.grid, wider
+            ))  # fmt: skip
+            if attempts[-1].passed:
+                return tensor, tuple(attempts)
+        raise QuantizationError(f"{name!r} failed at every bit width: " + " ".join(a.sentence for a in attempts))
+
+    def quantize_model(
+        self,
+        model_path: str | Path,
+        output_path: str | Path,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        stop: threading.Event | None = None,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+    ) -> QuantizationResult:
+        """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`."""
+        listeners: list[Callable[[Event], None]] = []
+        if on_event is not None:
+            listeners.append(on_event)
+        if progress_callback is not None:
+            listeners.append(Progress(progress_callback))
+        return quantization.quantize_model(
+            model_path, output_path, self.config, listeners=listeners, stop=stop, requantize=requantize,
+            component=component, variant=variant,
+        )  # fmt: skip

@@ -1,0 +1,143 @@
+"""What a run says while it works: small frozen events, each with a JSON form.
+
+Events carry plain values only, so that a saved `events.jsonl` replays to the same picture.
+This module knows nothing of files, widgets or kernels; a sink stamps `seq` and `t_s` when it records an event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from arrowquant_nb.errors import MetadataError
+
+EVENT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes
+    ----------
+    v : int
+        Version of the event format.
+    seq : int
+        Position in the run, from 0; stamped by the recorder.
+    t_s : float
+        Seconds since the run began; stamped by the recorder.
+    """
+
+    kind: ClassVar[str] = "event"
+    v: int = EVENT_VERSION
+    seq: int = -1
+    t_s: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary with the event's kind under `event`."""
+        return {"event": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """The plan is made and the output is locked; `rows` has one dictionary per tensor of the plan."""
+
+    kind: ClassVar[str] = "run_started"
+    n_layers: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStarted(Event):
+    """Work on one layer begins; `index` counts from 0 to `n_layers - 1`."""
+
+    kind: ClassVar[str] = "layer_started"
+    name: str
+    index: int
+    n_layers: int
+    bit_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProgress(Event):
+    """A tile of a large layer is done; `fraction` of its rows, 0 to 1."""
+
+    kind: ClassVar[str] = "layer_progress"
+    name: str
+    fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptFinished(Event):
+    """One attempt at a bit width was judged; `gates` lists value, threshold and verdict of each gate."""
+
+    kind: ClassVar[str] = "attempt_finished"
+    name: str
+    bit_width: int
+    method: str
+    passed: bool
+    sentence: str
+    gates: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFinished(Event):
+    """A layer is decided; `report` is `LayerReport.to_dict()`, `reused` tells a layer taken over from the journal."""
+
+    kind: ClassVar[str] = "layer_finished"
+    name: str
+    index: int
+    n_layers: int
+    report: dict[str, Any] = field(default_factory=dict)
+    reused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """The manifest is written; `summary` holds the headline figures of the result."""
+
+    kind: ClassVar[str] = "run_finished"
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCancelled(Event):
+    """The run stopped on request; `n_committed` layers are safe and the output is resumable."""
+
+    kind: ClassVar[str] = "run_cancelled"
+    n_committed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed(Event):
+    """The run ended in an error whose text is `message`; committed layers are safe."""
+
+    kind: ClassVar[str] = "run_failed"
+    message: str
+
+
+_KINDS: dict[str, type[Event]] = {
+    c.kind: c
+    for c in (
+        RunStarted,
+        LayerStarted,
+        LayerProgress,
+        AttemptFinished,
+        LayerFinished,
+        RunFinished,
+        RunCancelled,
+        RunFailed,
+    )
+}
+
+
+def event_from_dict(data: dict[str, Any]) -> Event:
+    """Rebuild an event from `Event.to_dict`; an unknown kind or field raises `MetadataError`."""
+    values = dict(data)
+    kind = values.pop("event", None)
+    if kind not in _KINDS:
+        raise MetadataError(f"unknown event {kind!r}; this version reads {sorted(_KINDS)}")
+    try:
+        return _KINDS[kind](**values)
+    except TypeError as error:
+        raise MetadataError(f"event {kind!r} has unreadable fields: {error}") from error

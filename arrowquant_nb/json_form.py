@@ -1,0 +1,61 @@
+"""The JSON form of frozen dataclasses: a dictionary that reads back to an equal value.
+
+JSON has no infinity and no NaN; they are written as the strings "inf", "-inf" and "nan".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from typing import Any, Self
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(v) for v in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+        return float(value)
+    if isinstance(value, list):
+        return tuple(_from_json(v) for v in value)
+    return value
+
+
+class JsonForm:
+    """`to_dict` and `from_dict` for frozen dataclasses whose nested classes are named in `_nested`."""
+
+    @classmethod
+    def _nested(cls) -> dict[str, Any]:
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary that `from_dict` reads back to an equal value."""
+        result: dict[str, Any] = _to_json(asdict(self))  # type: ignore[call-overload]
+        return result
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Rebuild the value from `to_dict`."""
+        nested = cls._nested()
+        values = {}
+        for item in fields(cls):  # type: ignore[arg-type]
+            if item.name not in data:
+                continue
+            value = data[item.name]
+            kind = nested.get(item.name)
+            if kind is not None:
+                values[item.name] = (
+                    tuple(kind.from_dict(v) for v in value)
+                    if isinstance(value, (list, tuple))
+                    else kind.from_dict(value)
+                )
+            else:
+                values[item.name] = value if isinstance(value, dict) else _from_json(value)
+        return cls(**values)

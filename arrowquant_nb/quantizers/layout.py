@@ -1,0 +1,122 @@
+"""Sizes of the buffers of a quantized tensor, and the checks that stand before every kernel.
+
+A tensor is seen as a matrix [shape[0], product of the rest]; a row is cut into groups of `group_size`
+weights, the last one possibly shorter. Knows nothing of values.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
+
+__all__ = ["BIT_WIDTHS", "GRIDS", "METHODS", "WEIGHT_DTYPES", "Layout", "check_out_array", "dtype_named", "matrix_shape"]
+
+BIT_WIDTHS = (2, 4, 8)
+GRIDS = ("zero_point", "minimum")
+METHODS = {"rtn": "zero_point", "mse": "zero_point", "uls": "minimum"}
+"""Method -> grid."""
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+MAX_GROUP_SIZE = 256  # a tile of 16 groups then stays in the first-level cache
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a weight dtype name."""
+    if name not in WEIGHT_DTYPES:
+        raise ConfigurationError(f"dtype {name!r} is not one of {', '.join(WEIGHT_DTYPES)}")
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return rows and columns of the matrix view: [O, product of the rest]; (1, n) for 1-D, (1, 1) for 0-D."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Buffer sizes of one quantized matrix."""
+
+    rows: int
+    """Rows of the matrix view, at least 1."""
+    columns: int
+    """Columns of the matrix view, at least 1."""
+    bit_width: int
+    """2, 4 or 8."""
+    group_size: int
+    """A multiple of 16 from 16 to 256."""
+    grid: str
+    """zero_point or minimum."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no kernel can take."""
+        if self.bit_width not in BIT_WIDTHS:
+            raise ConfigurationError(f"bit_width {self.bit_width!r} is not one of 2, 4, 8")
+        if self.grid not in GRIDS:
+            raise ConfigurationError(f"grid {self.grid!r} is not one of {', '.join(GRIDS)}")
+        if isinstance(self.group_size, bool) or self.group_size not in range(16, MAX_GROUP_SIZE + 1, 16):
+            raise ConfigurationError(f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}")
+        if self.rows < 1 or self.columns < 1:
+            raise ShapeMismatchError(f"a matrix of {self.rows} x {self.columns} has no weights to quantize")
+
+    @staticmethod
+    def of_shape(shape: Sequence[int], bit_width: int, group_size: int, grid: str) -> "Layout":
+        """Layout of a tensor of any shape."""
+        rows, columns = matrix_shape(shape)
+        return Layout(rows, columns, bit_width, group_size, grid)
+
+    @property
+    def n_groups(self) -> int:
+        """Groups of one row, a shorter last one included."""
+        return -(-self.columns // self.group_size)
+
+    @property
+    def packed_shape(self) -> tuple[int, int]:
+        """Shape of the uint8 codes."""
+        return self.rows, -(-self.columns * self.bit_width // 8)
+
+    @property
+    def scales_shape(self) -> tuple[int, int]:
+        """Shape of the scales (and of the minima)."""
+        return self.rows, self.n_groups
+
+    @property
+    def zero_points_shape(self) -> tuple[int, int]:
+        """Shape of the packed zero points, or of the minima."""
+        if self.grid == "minimum":
+            return self.scales_shape
+        return self.rows, -(-self.n_groups * self.bit_width // 8)
+
+    def check_buffers(self, packed: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]) -> None:
+        """Raise ShapeMismatchError unless the three buffers have this layout."""
+        if scales.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
+            raise ShapeMismatchError(f"scales must be float16 or float32 in native byte order, got {scales.dtype}")
+        zero_dtype = scales.dtype if self.grid == "minimum" else np.dtype(np.uint8)
+        expected = (
+            ("packed", packed, self.packed_shape, np.dtype(np.uint8)),
+            ("scales", scales, self.scales_shape, scales.dtype),
+            ("zero_points", zero_points, self.zero_points_shape, zero_dtype),
+        )
+        for name, array, shape, dtype in expected:
+            if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+                raise ShapeMismatchError(
+                    f"{name} must be a C-contiguous {dtype} array of shape {shape} for a {self.rows} x {self.columns} "
+                    f"matrix at {self.bit_width} bits, group_size {self.group_size}, grid {self.grid}; "
+                    f"got {array.dtype} {array.shape}{'' if array.flags.c_contiguous else ', not contiguous'}"
+                )
+
+
+def check_out_array(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise ShapeMismatchError unless `array` can be filled in place."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
+    if array.shape != shape or array.dtype != dtype:
+        raise ShapeMismatchError(f"{name} must be {dtype} {shape}, got {array.dtype} {array.shape}")
+    if not (array.flags.c_contiguous and array.flags.writeable):
+        raise ShapeMismatchError(f"{name} must be C-contiguous and writable: pass a fresh array or leave it out")

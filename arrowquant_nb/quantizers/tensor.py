@@ -1,0 +1,219 @@
+"""What a quantized tensor is: packed codes, their scales, and what the rounding cost.
+
+Knows the layout of the buffers and the statistics of the error. Knows nothing of files, layers,
+models or of how the codes were chosen; `affine.py` makes these objects, storage writes them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowquant_nb import _kernels
+from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
+from arrowquant_nb.quantizers.layout import (
+    BIT_WIDTHS,
+    GRIDS,
+    WEIGHT_DTYPES,
+    Layout,
+    check_out_array,
+    dtype_named,
+)
+
+__all__ = ["LayerStatistics", "QuantizedTensor"]
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Error sums of one or more tensors, taken in float64 over the stored parameters.
+
+    With w a weight, q its dequantized value and e = q - w:
+    """
+
+    n: int
+    """Number of weights."""
+    sum_ww: float
+    """Sum of w * w."""
+    sum_wq: float
+    """Sum of w * q."""
+    sum_ee: float
+    """Sum of e * e."""
+    w_absmax: float
+    """Largest abs(w)."""
+
+    def __post_init__(self) -> None:
+        """Refuse sums that no weights could have."""
+        if self.n < 0 or not all(math.isfinite(v) for v in (self.sum_ww, self.sum_wq, self.sum_ee, self.w_absmax)):
+            raise MetadataError(f"layer statistics must be finite with n >= 0, got {self!r}")
+        if min(self.sum_ww, self.sum_ee, self.w_absmax) < 0:
+            raise MetadataError(f"layer statistics: sums of squares cannot be negative, got {self!r}")
+
+    @staticmethod
+    def from_rows(sums: NDArray[np.float64], columns: int) -> "LayerStatistics":
+        """Join the per-row sums of a kernel.
+
+        Parameters
+        ----------
+        sums : float64 array (rows, 4)
+            Per row: sum ww, sum wq, sum ee, max abs(w).
+        columns : int
+            Weights per row.
+
+        """
+        if sums.ndim != 2 or sums.shape[1] != 4:
+            raise ShapeMismatchError(f"row sums must have shape (rows, 4), got {sums.shape}")
+        ww, wq, ee = (math.fsum(sums[:, k].tolist()) for k in range(3))
+        return LayerStatistics(sums.shape[0] * columns, ww, wq, ee, float(sums[:, 3].max(initial=0.0)))
+
+    @staticmethod
+    def combine(parts: Sequence["LayerStatistics"]) -> "LayerStatistics":
+        """Join several parts; the order of the parts does not matter."""
+        return LayerStatistics(
+            n=sum(p.n for p in parts),
+            sum_ww=math.fsum(p.sum_ww for p in parts),
+            sum_wq=math.fsum(p.sum_wq for p in parts),
+            sum_ee=math.fsum(p.sum_ee for p in parts),
+            w_absmax=max((p.w_absmax for p in parts), default=0.0),
+        )
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise, 10 log10(sum ww / sum ee); inf when there is no error."""
+        if self.sum_ee == 0.0:
+            return math.inf
+        return 10.0 * (math.log10(self.sum_ww) - math.log10(self.sum_ee)) if self.sum_ww > 0.0 else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity of w and q; 1.0 when there is no error."""
+        if self.sum_ee == 0.0:
+            return 1.0
+        sum_qq = self.sum_ee + 2.0 * self.sum_wq - self.sum_ww
+        if self.sum_ww <= 0.0 or sum_qq <= 0.0:
+            return 0.0
+        return max(-1.0, min(1.0, self.sum_wq / (math.sqrt(self.sum_ww) * math.sqrt(sum_qq))))
+
+    @property
+    def mse(self) -> float:
+        """Mean of e * e; 0.0 without weights."""
+        return self.sum_ee / self.n if self.n else 0.0
+
+    @property
+    def gain(self) -> float:
+        """How much of the weights the dequantized values keep, sum wq / sum ww; 1.0 when all weights are 0."""
+        return self.sum_wq / self.sum_ww if self.sum_ww > 0.0 else 1.0
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Plain JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "LayerStatistics":
+        """Read what `to_dict` wrote; an unknown or missing key is a MetadataError."""
+        names = {"n", "sum_ww", "sum_wq", "sum_ee", "w_absmax"}
+        if set(values) != names:
+            raise MetadataError(f"layer statistics need exactly the keys {sorted(names)}, got {sorted(values)}")
+        return LayerStatistics(int(values["n"]), *(float(values[k]) for k in ("sum_ww", "sum_wq", "sum_ee", "w_absmax")))
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Codes and scales of one tensor, in the layout that is stored."""
+
+    packed: NDArray[np.uint8]
+    """Codes, uint8 (rows, ceil(columns * bit_width / 8)); code i of a byte in bits [i * bit_width, (i + 1) * bit_width)."""
+    scales: NDArray[np.float16] | NDArray[np.float32]
+    """One scale per group, float16 or float32 (rows, n_groups)."""
+    zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+    """Grid zero_point: codes packed like `packed`; grid minimum: one minimum per group, dtype of `scales`."""
+    shape: tuple[int, ...]
+    """Shape of the original; the matrix view is (shape[0], product of the rest), one row for 1-D."""
+    bit_width: int
+    """2, 4 or 8."""
+    group_size: int
+    """Weights that share a scale, along the row; the last group of a row may be shorter."""
+    method: str
+    """How the grid was chosen: rtn, mse or uls."""
+    grid: str
+    """How codes decode: zero_point, w = (code - z) * s, or minimum, w = s * code + m."""
+    dtype: str
+    """Dtype of the original: float32, float16 or bfloat16."""
+    statistics: LayerStatistics
+    """What the rounding cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse buffers that do not fit the shape."""
+        if self.bit_width not in BIT_WIDTHS or self.grid not in GRIDS or self.dtype not in WEIGHT_DTYPES:
+            raise ConfigurationError(
+                f"no such layout: bit_width {self.bit_width} (of {BIT_WIDTHS}), grid {self.grid!r} (of {GRIDS}), "
+                f"dtype {self.dtype!r} (of {WEIGHT_DTYPES})"
+            )
+        self.layout.check_buffers(self.packed, self.scales, self.zero_points)
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes of the buffers."""
+        return Layout.of_shape(self.shape, self.bit_width, self.group_size, self.grid)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix view."""
+        return self.layout.rows
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix view."""
+        return self.layout.columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored: codes, scales and zero points."""
+        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight, scales and zero points counted."""
+        return 8 * self.nbytes / (self.rows * self.columns)
+
+    def dequantize(
+        self, dtype: str = "float32", out: NDArray[Any] | None = None, n_threads: int = 0
+    ) -> NDArray[Any]:
+        """Decode the weights.
+
+        Parameters
+        ----------
+        dtype : str
+            float32, float16 or bfloat16; rounded half to even from float32.
+        out : array of `shape` and `dtype`, optional
+            C-contiguous and writable; filled and returned. Saves the page faults of a fresh array.
+        n_threads : int
+            0 = the cores this process may use, fewer for little work.
+
+        Raises
+        ------
+        ConfigurationError
+            Unknown dtype, negative n_threads.
+        ShapeMismatchError
+            `out` of another shape, dtype or memory order, or read-only.
+
+        """
+        kind = dtype_named(dtype)
+        if out is None:
+            out = np.empty(self.shape, kind)
+        else:
+            check_out_array("out", out, self.shape, kind)
+        _kernels.dequantize_rows(
+            self.packed, self.scales, self.zero_points, self.grid, self.bit_width, self.group_size,
+            out.reshape(self.rows, self.columns), dtype, n_threads,
+        )  # fmt: skip
+        return out
+
+    def __repr__(self) -> str:
+        """One line: what it is and how many bits it takes."""
+        return (
+            f"QuantizedTensor({'x'.join(map(str, self.shape))}, INT{self.bit_width} g{self.group_size} {self.method}, "
+            f"{self.bits_per_weight:.3f} bits per weight, SQNR {self.statistics.sqnr_db:.2f} dB)"
+        )

@@ -1,0 +1,250 @@
+"""What a plan and a run hand back: frozen values with a JSON form, a text and an HTML table.
+
+Knows nothing of how the figures came about. Sizes are bytes or megabytes (10^6 bytes), SQNR is in dB,
+times are seconds. An infinite SQNR (bit-exact tensor) is written as the string "inf" in JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb import tables
+from arrowquant_nb.json_form import JsonForm
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class AttemptReport(JsonForm):
+    """One attempt at one bit width.
+
+    Attributes
+    ----------
+    bit_width, method, grid : what was tried.
+    cosine, sqnr_db, mse : error of the weights, from the stored scales.
+    min_cosine : threshold that gated this attempt.
+    passed : verdict.
+    output_sqnr : "not_measured" without calibration.
+    sentence : why, in plain words.
+    """
+
+    bit_width: int
+    method: str
+    grid: str
+    cosine: float
+    sqnr_db: float
+    mse: float
+    min_cosine: float
+    passed: bool
+    output_sqnr: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class LayerReport(JsonForm):
+    """One tensor of the model after the run.
+
+    Attributes
+    ----------
+    name, shape, dtype : the source tensor.
+    action : "quantized" or "kept" (bit-exact).
+    role, reason, rule : what the tensor is, why it got its bit width, and which rule said so.
+    requested_bit_width, bit_width : asked for and used; 16 means kept.
+    method, grid, group_size : how it was quantized ("" and 0 when kept).
+    n_weights, source_nbytes, nbytes : elements, source bytes, stored payload bytes (codes, scales, zero points).
+    sqnr_db, cosine, mse, gain, w_absmax : error of the weights from the stored values; gain = <w, w'> / <w, w>.
+    attempts : every attempt in order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    action: str
+    role: str
+    reason: str
+    rule: str
+    requested_bit_width: int
+    bit_width: int
+    method: str
+    grid: str
+    group_size: int
+    n_weights: int
+    source_nbytes: int
+    nbytes: int
+    sqnr_db: float
+    cosine: float
+    mse: float
+    gain: float
+    w_absmax: float
+    attempts: tuple[AttemptReport, ...] = ()
+
+    @classmethod
+    def _nested(cls) -> dict[str, Any]:
+        return {"attempts": AttemptReport}
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight, scales and zero points counted."""
+        return 8 * self.nbytes / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def fell_back(self) -> bool:
+        """True when a wider format than requested had to be used."""
+        return self.action == "quantized" and self.bit_width > self.requested_bit_width
+
+    @property
+    def passed(self) -> bool:
+        """False when every attempt failed its gate."""
+        return not self.attempts or self.attempts[-1].passed
+
+
+@dataclass(frozen=True)
+class Strategy(JsonForm):
+    """How a model is quantized: preferred and used method, and which second parts apply, with the reason."""
+
+    preferred_method: str
+    used_method: str
+    time_aware: bool
+    spatial: bool
+    tables: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanRow(JsonForm):
+    """One tensor of a plan; `nbytes` is the exact payload at the planned width, before any fallback."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    action: str
+    role: str
+    reason: str
+    rule: str
+    bit_width: int
+    group_size: int
+    method: str
+    n_weights: int
+    source_nbytes: int
+    nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Planned bits per weight, scales and zero points counted."""
+        return 8 * self.nbytes / self.n_weights if self.n_weights else 0.0
+
+
+@dataclass(frozen=True)
+class Plan(JsonForm):
+    """What a run would do, from headers alone: no weight is read."""
+
+    model: str
+    modality: str
+    modality_reason: str
+    strategy: Strategy
+    bit_width: int
+    rows: tuple[PlanRow, ...]
+
+    @classmethod
+    def _nested(cls) -> dict[str, Any]:
+        return {"rows": PlanRow, "strategy": Strategy}
+
+    @property
+    def source_size_mb(self) -> float:
+        """Source tensors in 10^6 bytes."""
+        return sum(r.source_nbytes for r in self.rows) / MEGABYTE
+
+    @property
+    def size_mb(self) -> float:
+        """Planned payload in 10^6 bytes, container overhead excluded."""
+        return sum(r.nbytes for r in self.rows) / MEGABYTE
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Planned payload bits over all elements, kept tensors included."""
+        n = sum(r.n_weights for r in self.rows)
+        return 8 * sum(r.nbytes for r in self.rows) / n if n else 0.0
+
+    def __str__(self) -> str:
+        return tables.plan_text(self)
+
+    def _repr_html_(self) -> str:
+        return tables.plan_html(self)
+
+
+@dataclass(frozen=True)
+class QuantizationResult(JsonForm):
+    """The finished run.
+
+    Attributes
+    ----------
+    quantized_path : folder of the model.
+    compression_ratio : source bytes over stored payload bytes, all tensors.
+    compression_ratio_quantized : the same over the quantized tensors only.
+    cosine_similarity : weight cosine of the quantized tensors, weighted by number of weights.
+    sqnr_db : signal over error energy of all quantized weights together.
+    model_size_mb : size on disk of all files of the model, in 10^6 bytes; source_size_mb the source tensors.
+    container_nbytes : bytes on disk that are not tensor payload (Parquet framing, statistics, manifest, copied files).
+    modality, modality_reason, strategy : what was detected and chosen, and why.
+    bit_width : requested; the layers tell what each got.
+    quantization_time_s : wall time of the run.
+    fallback_rate : quantized layers that needed a wider format, 0 to 1.
+    reused : layers taken over from an earlier run of the same output.
+    layers : one report per tensor, in model order.
+    """
+
+    quantized_path: str
+    model: str
+    compression_ratio: float
+    compression_ratio_quantized: float
+    cosine_similarity: float
+    sqnr_db: float
+    model_size_mb: float
+    source_size_mb: float
+    payload_nbytes: int
+    container_nbytes: int
+    modality: str
+    modality_reason: str
+    strategy: Strategy
+    bit_width: int
+    quantization_time_s: float
+    fallback_rate: float
+    reused: int
+    layers: tuple[LayerReport, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def _nested(cls) -> dict[str, Any]:
+        return {"layers": LayerReport, "strategy": Strategy}
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Payload bits per element over the quantized tensors."""
+        done = [r for r in self.layers if r.action == "quantized"]
+        n = sum(r.n_weights for r in done)
+        return 8 * sum(r.nbytes for r in done) / n if n else 0.0
+
+    @property
+    def fallback_history(self) -> tuple[tuple[str, AttemptReport], ...]:
+        """Every failed attempt as (layer name, attempt), in order."""
+        return tuple((r.name, a) for r in self.layers for a in r.attempts if not a.passed)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the layer reports as an Arrow table, one row per tensor (attempts left out)."""
+        import pyarrow as pa  # noqa: PLC0415 - loads on first use
+
+        rows = [
+            {k: v for k, v in asdict(r).items() if k != "attempts"} | {"bits_per_weight": r.bits_per_weight}
+            for r in self.layers
+        ]
+        return pa.Table.from_pylist(rows)
+
+    def __str__(self) -> str:
+        return tables.result_text(self)
+
+    def _repr_html_(self) -> str:
+        return tables.result_html(self)

@@ -1,0 +1,127 @@
+"""The model card that every output carries: what it is, what it cost, what was kept and why, how to make it again.
+
+Holds no time, host or path, so that equal runs write equal cards.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.tables import WIDTH_NAMES, decibels, width_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from arrowquant_nb.results import LayerReport
+    from arrowquant_nb.runs.planning import Decisions
+
+_SOURCE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
+
+
+_OPENING = """```python
+import arrowquant_nb as aq
+
+model = aq.open_quantized("OUTPUT")
+weight = model.dequantize(next(iter(model)))
+```
+"""
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Pipe table; pipes, backticks and line breaks in cells are escaped."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(_cell(c) for c in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")[:200]
+
+
+def command_line(model: str, config: DiffusionQuantConfig) -> str:
+    """Return the `arrowquant quantize` command of a config: its profile, and every field that differs from it."""
+    base = DiffusionQuantConfig.from_profile(str(config.deployment_profile)).to_dict()
+    words = ["arrowquant", "quantize", model, "OUTPUT", "--profile", str(config.deployment_profile)]
+    for name, value in config.to_dict().items():
+        if value == base[name] or name in ("deployment_profile", "num_threads"):
+            continue
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                words += [option, f"{key}={item}"]
+        elif isinstance(value, list):
+            for item in value:
+                words += [option, str(item)]
+        else:
+            words += [option, str(value)]
+    return " ".join(shlex.quote(w) for w in words)
+
+
+def _measured_rows(layers: Sequence[LayerReport]) -> list[list[str]]:
+    done = [r for r in layers if r.action == "quantized"]
+    n = sum(r.n_weights for r in done)
+    source_bits = sum(r.n_weights * _SOURCE_BITS.get(r.dtype, 32) for r in done) / max(1, n)
+    rows = [
+        ["float original", f"{source_bits:.2f}", f"{sum(r.source_nbytes for r in done) / 1e6:.3f}", "exact", "1.00000"]
+    ]
+    for width in sorted({r.bit_width for r in done}):
+        part = [r for r in done if r.bit_width == width]
+        weights, nbytes = sum(r.n_weights for r in part), sum(r.nbytes for r in part)
+        cosine = sum(r.cosine * r.n_weights for r in part) / weights
+        worst = min(r.sqnr_db for r in part)
+        rows.append(
+            [
+                f"{len(part)} layers {WIDTH_NAMES[width]}",
+                f"{8 * nbytes / weights:.4f}",
+                f"{nbytes / 1e6:.3f}",
+                f"{decibels(worst)} (worst layer)",
+                f"{cosine:.5f}",
+            ]
+        )
+    return rows
+
+
+def model_card(
+    decisions: Decisions, config: DiffusionQuantConfig, layers: Sequence[LayerReport], hashes: Mapping[str, str]
+) -> bytes:
+    """Return the card as Markdown bytes."""
+    kept = [
+        [r.name, WIDTH_NAMES[r.bit_width], r.role, r.reason]
+        for r in layers
+        if r.action == "kept" or r.requested_bit_width > config.bit_width
+    ]
+    fell = [
+        [r.name, f"INT{r.requested_bit_width}", f"INT{r.bit_width}", " ".join(a.sentence for a in r.attempts)]
+        for r in layers
+        if r.fell_back
+    ]
+    parts = [
+        f"# {_cell(decisions.model)}, quantized\n",
+        (
+            f"Quantized by arrowquant_nb to Parquet V2 Extended. "
+            f"Modality: {decisions.modality} ({_cell(decisions.modality_reason)})\n"
+            f"Strategy: {decisions.strategy.reason}\nTime-group tables: {decisions.strategy.tables}.\n"
+        ),
+        f"{len(layers)} tensors: {width_counts(layers)}.\n",
+        "## Measured on the weights\n",
+        markdown_table(("", "bits per weight", "MB", "SQNR", "cosine"), _measured_rows(layers)) + "\n",
+        (
+            "Bits per weight count codes, scales and zero points. Errors are of the stored values. "
+            "Layer outputs: not measured (no calibration data).\n"
+        ),
+        "## Layers that fell back to a wider format\n",
+        (markdown_table(("layer", "asked", "stored", "why"), fell) if fell else "None.") + "\n",
+        "## Kept in the source format, or raised by a rule\n",
+        (markdown_table(("tensor", "stored as", "role", "reason"), kept) if kept else "None.") + "\n",
+        "## How to make it again\n",
+        f"```\n{command_line(decisions.model, config)}\n```\n",
+        "## Files\n",
+        markdown_table(("file", "xxh3-128"), sorted(hashes.items())) + "\n",
+        _OPENING,
+    ]
+    return "\n".join(parts).encode("utf-8", "replace")

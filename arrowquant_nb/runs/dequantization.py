@@ -1,0 +1,71 @@
+"""From a quantized folder back to float safetensors in the layout of the source: drop-in for any loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from arrowquant_nb.errors import OutputError
+from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.durable import write_file
+from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
+from arrowquant_nb.storage.safetensors_folder import TensorToWrite, index_name, write_index, write_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# A float8 source comes back as bfloat16: its values times their scale do not fit float8 again.
+_DTYPE_BACK = {"float8_e4m3fn": "bfloat16", "float8_e5m2": "bfloat16"}
+
+
+def dequantize_model(
+    quantized: str | Path, output: str | Path, progress_callback: Callable[[str, float], None] | None = None
+) -> Path:
+    """Write a quantized model as safetensors; see `arrowquant_nb.dequantize_model`."""
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")
+    if folder.resolve().is_relative_to(Path(quantized).resolve()):
+        raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
+    with open_quantized(quantized) as model:
+        files = _tensors_by_file(model)
+        done = 0
+        for name, tensors in files.items():
+
+            def content(tensor: str) -> memoryview:
+                nonlocal done
+                if progress_callback is not None:
+                    progress_callback(tensor, done / len(model))
+                done += 1
+                return _bytes_back(model, tensor)
+
+            write_safetensors(folder / name, tensors, content)
+        if len(files) > 1:
+            weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
+            total = sum(t.nbytes for tensors in files.values() for t in tensors)
+            write_index(folder / index_name(next(iter(files))), weight_map, total)
+        for target in model.facts.get("metadata_files", []):
+            write_file(folder / target, model.file_bytes(target))
+    if progress_callback is not None:
+        progress_callback("finished", 1.0)
+    return folder
+
+
+def _tensors_by_file(model: QuantizedModel) -> dict[str, list[TensorToWrite]]:
+    files: dict[str, list[TensorToWrite]] = {}
+    for name in model:
+        tensor = model[name]
+        dtype = tensor.dtype if tensor.kept else _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
+        files.setdefault(tensor.source_file, []).append(TensorToWrite(name, tensor.shape, dtype))
+    return files
+
+
+def _bytes_back(model: QuantizedModel, name: str) -> memoryview:
+    tensor = model[name]
+    if tensor.kept:
+        return tensor.bytes_view()
+    dtype = _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
+    array = np.empty(tensor.shape, numpy_dtype(dtype))
+    return tensor.dequantize(dtype, out=array).reshape(-1).view(np.uint8).data

@@ -1,0 +1,161 @@
+"""From headers and settings to what a run will do: the plan that is shown and the tasks of the loop.
+
+Reads no weight. Says for every tensor its bit width, the reason, and its exact payload size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arrowquant_nb import samples
+from arrowquant_nb.core import modality as core_modality
+from arrowquant_nb.core import strategy as core_strategy
+from arrowquant_nb.core.task import LayerTask
+from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.quantizers.layout import METHODS, Layout
+from arrowquant_nb.results import Plan, PlanRow, Strategy
+from arrowquant_nb.storage.policy import assign_bit_widths
+
+if TYPE_CHECKING:
+    from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.storage.checkpoint import Checkpoint, TensorEntry
+    from arrowquant_nb.storage.policy import Assignment
+
+KEPT_BIT_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """Where a model is.
+
+    Attributes
+    ----------
+    path : its folder or file.
+    name : what to call it; never a path.
+    argument : what finds it again: an absolute path, or the name of a bundled sample.
+    """
+
+    path: Path
+    name: str
+    argument: str
+
+
+def locate_model(model: str | Path) -> LocatedModel:
+    """Find a model: a path wins, a bare word that is no path is the name of a bundled sample.
+
+    Raises
+    ------
+    ModelNotFoundError
+        Neither a path nor a bundled sample.
+    """
+    path = Path(model)
+    if path.exists():
+        return LocatedModel(path, path.resolve().name, str(path.resolve()))
+    if str(model) in samples.names():
+        return LocatedModel(samples.load(str(model)), str(model), str(model))
+    raise ModelNotFoundError(
+        f"there is no model at {str(model)!r}, and no bundled sample of that name; "
+        f"the samples are: {', '.join(samples.names())}"
+    )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided from headers and settings."""
+
+    model: str
+    modality: str
+    modality_reason: str
+    strategy: Strategy
+    assignments: tuple[Assignment, ...]
+
+
+def select_strategy(modality: str, config: DiffusionQuantConfig) -> Strategy:
+    """Return preferred and used method of a modality under a config, with the reason; nothing is calibrated yet."""
+    choice = core_strategy.select(
+        modality, config.bit_width, str(config.method), False, config.enable_time_aware, config.enable_spatial
+    )
+    return Strategy(
+        preferred_method=choice.preferred_method,
+        used_method=choice.used_method,
+        time_aware=choice.time_aware,
+        spatial=choice.spatial,
+        tables="none (weights only)",
+        reason=choice.reason,
+    )
+
+
+def decide(checkpoint: Checkpoint, model: str, config: DiffusionQuantConfig) -> Decisions:
+    """Detect the modality, select the strategy and give every tensor its bit width."""
+    explicit = str(config.modality) if config.modality is not None else None
+    modality, reason = core_modality.detect(checkpoint.modality_evidence, explicit)
+    assignments = assign_bit_widths(checkpoint.entries.values(), checkpoint.class_name, modality, config)
+    return Decisions(model, modality, reason, select_strategy(modality, config), tuple(assignments))
+
+
+def make_tasks(checkpoint: Checkpoint, decisions: Decisions, config: DiffusionQuantConfig) -> list[LayerTask]:
+    """Return one task per tensor, in checkpoint order."""
+    return [
+        _task(index, checkpoint.entries[a.name], a, decisions.strategy.used_method, config)
+        for index, a in enumerate(decisions.assignments)
+    ]
+
+
+def _task(
+    index: int, entry: TensorEntry, assignment: Assignment, method: str, config: DiffusionQuantConfig
+) -> LayerTask:
+    kept = assignment.bit_width == KEPT_BIT_WIDTH
+    return LayerTask(
+        index=index,
+        name=entry.name,
+        shape=entry.shape,
+        dtype=entry.kept_dtype if kept else entry.dtype,
+        rows=entry.rows,
+        columns=entry.columns,
+        source_nbytes=entry.nbytes,
+        bit_width=assignment.bit_width,
+        group_size=0 if kept else config.group_size,
+        method="" if kept else method,
+        gain_correction=config.gain_correction,
+        min_accuracy=config.min_accuracy,
+        role=assignment.role,
+        reason=assignment.reason,
+        rule=assignment.rule,
+    )
+
+
+def payload_nbytes(task: LayerTask) -> int:
+    """Exact stored bytes of a task at its requested width with float16 scales."""
+    if task.kept:
+        return task.source_nbytes
+    layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
+    rows, packed = layout.packed_shape
+    zero_point_nbytes = 2 if layout.grid == "minimum" else 1
+    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1])
+
+
+def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:
+    """Return the plan to show."""
+    rows = tuple(
+        PlanRow(
+            name=t.name,
+            shape=t.shape,
+            dtype=t.dtype,
+            action="kept" if t.kept else "quantized",
+            role=t.role,
+            reason=t.reason,
+            rule=t.rule,
+            bit_width=t.bit_width,
+            group_size=t.group_size,
+            method=t.method,
+            n_weights=t.n_weights,
+            source_nbytes=t.source_nbytes,
+            nbytes=payload_nbytes(t),
+        )
+        for t in tasks
+    )
+    return Plan(
+        decisions.model, decisions.modality, decisions.modality_reason, decisions.strategy, config.bit_width, rows
+    )

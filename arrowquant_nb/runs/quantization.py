@@ -1,0 +1,230 @@
+"""The run itself: open, plan, lock, loop, seal. On any way out the committed layers stay and the next run resumes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb import _kernels
+from arrowquant_nb.core.orchestrator import quantize_layers
+from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.events import AttemptFinished, Event, RunCancelled, RunFailed, RunFinished, RunStarted
+from arrowquant_nb.results import LayerReport, QuantizationResult
+from arrowquant_nb.runs.card import model_card
+from arrowquant_nb.runs.control import RunCancelledError, RunControl
+from arrowquant_nb.runs.planning import (
+    Decisions,
+    LocatedModel,
+    decide,
+    locate_model,
+    make_plan,
+    make_tasks,
+    payload_nbytes,
+)
+from arrowquant_nb.runs.record import (
+    CARD_NAME,
+    RUN_NAME,
+    STATS_NAME,
+    failure_message,
+    machine,
+    overall_sqnr_db,
+    statistics_table,
+    versions,
+)
+from arrowquant_nb.runs.sink import ModelSink
+from arrowquant_nb.runs.source import LayerSource
+from arrowquant_nb.storage.checkpoint import open_checkpoint
+from arrowquant_nb.storage.manifest import Manifest
+from arrowquant_nb.storage.output import ModelFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.storage.checkpoint import Checkpoint
+
+logger = logging.getLogger("arrowquant_nb")
+
+# Per tensor, what framing, statistics, journal and events may add; used for the free-space estimate only.
+_OVERHEAD_NBYTES = 12_000
+
+
+def quantize_model(
+    model: str | Path,
+    output: str | Path,
+    config: DiffusionQuantConfig,
+    *,
+    listeners: Sequence[Callable[[Event], None]] = (),
+    stop: threading.Event | None = None,
+    requantize: bool = False,
+    component: str | None = None,
+    variant: str | None = None,
+) -> QuantizationResult:
+    """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
+    located = locate_model(model)
+    listeners = (_log_attempt, *listeners)
+    with (
+        RunControl(config.num_threads, config.fail_fast, listeners, stop or threading.Event()) as control,
+        open_checkpoint(located.path, component=component, variant=variant, requantize=requantize) as checkpoint,
+    ):
+        decisions = decide(checkpoint, located.name, config)
+        tasks = make_tasks(checkpoint, decisions, config)
+        needed = sum(payload_nbytes(t) + _OVERHEAD_NBYTES for t in tasks)
+        with ModelFolder(Path(output), located.path, needed) as folder:
+            control.open_log(folder.folder)
+            run = _Run(checkpoint, decisions, tasks, config, folder, control, located)
+            try:
+                return run.execute()
+            except (RunCancelledError, KeyboardInterrupt):
+                _emit_quietly(control, RunCancelled(n_committed=folder.n_committed))
+                raise
+            except Exception as error:
+                _emit_quietly(control, RunFailed(message=f"{type(error).__name__}: {error}"))
+                raise
+
+
+def _log_attempt(event: Event) -> None:
+    if isinstance(event, AttemptFinished):
+        logger.log(logging.INFO if event.passed else logging.WARNING, "%s: %s", event.name, event.sentence)
+
+
+def _emit_quietly(control: RunControl, event: Event) -> None:
+    """Record the end of a run without letting a second failure (full disk, broken listener) hide the first."""
+    try:
+        control.emit(event)
+    except Exception as second:  # noqa: BLE001 - the first error is the one to raise
+        logger.error("the end of the run could not be recorded: %s", second)  # noqa: TRY400 - as above
+
+
+class _Run:
+    """One execution over an open checkpoint and a locked folder."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        decisions: Decisions,
+        tasks: list[LayerTask],
+        config: DiffusionQuantConfig,
+        folder: ModelFolder,
+        control: RunControl,
+        located: LocatedModel,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.decisions = decisions
+        self.tasks = tasks
+        self.config = config
+        self.folder = folder
+        self.control = control
+        self.located = located
+        self.source = LayerSource(checkpoint)
+        self.sink = ModelSink(
+            folder, checkpoint, self.source, {"modality": decisions.modality, "is_diffusion_model": True}
+        )
+
+    def execute(self) -> QuantizationResult:
+        """Run the loop; seal the folder when every layer passed."""
+        plan = make_plan(self.decisions, self.tasks, self.config)
+        self.control.emit(RunStarted(n_layers=len(self.tasks), rows=[r.to_dict() for r in plan.rows]))
+        logger.info("%s: %s", plan.model, plan.strategy.reason)
+        reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
+        self.folder.drain()
+        if len(reports) < len(self.tasks):
+            raise RunCancelledError(
+                f"cancelled after {len(reports)} of {len(self.tasks)} tensors; what is committed in "
+                f"{self.folder.folder} stays: run the same command again to resume"
+            )
+        failed = [r for r in reports if not r.passed]
+        if failed:
+            raise QuantizationError(failure_message(failed))
+        self.sink.finish_kept()
+        self.folder.drain()
+        return self._seal(reports)
+
+    def _seal(self, reports: list[LayerReport]) -> QuantizationResult:
+        """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
+        files: dict[str, dict[str, Any]] = {}
+        tensors: dict[str, dict[str, Any]] = {}
+        for file in self.sink.files:
+            commit = self.folder.committed(file)
+            files[file] = {"nbytes": commit.nbytes, "xxh3": commit.xxh3}
+            tensors.update(commit.tensors)
+        for source, target in self.checkpoint.metadata_files:
+            files[target] = self.folder.write(target, source.read_bytes())
+        files[STATS_NAME] = self.folder.write(STATS_NAME, statistics_table(reports))
+        hashes = {name: str(entry["xxh3"]) for name, entry in files.items()}
+        files[CARD_NAME] = self.folder.write(CARD_NAME, model_card(self.decisions, self.config, reports, hashes))
+        seconds = self.control.elapsed_s
+        self.folder.write(RUN_NAME, self._record(seconds, tensors))
+        self.folder.seal(Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files))
+        result = self._result(reports, seconds)
+        summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
+        self.control.emit(RunFinished(summary=summary))
+        return result
+
+    def _facts(self) -> dict[str, Any]:
+        checkpoint, decisions = self.checkpoint, self.decisions
+        return {
+            "name": decisions.model,
+            "kind": checkpoint.kind,
+            "component": checkpoint.component,
+            "variant": checkpoint.variant,
+            "class_name": checkpoint.class_name,
+            "modality": decisions.modality,
+            "modality_reason": decisions.modality_reason,
+            "strategy": decisions.strategy.to_dict(),
+            # A thread count changes no byte of a model, so it does not enter the manifest.
+            "config": self.config.to_dict() | {"num_threads": 0},
+            "metadata_files": [target for _, target in checkpoint.metadata_files],
+        }
+
+    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]]) -> bytes:
+        record = {
+            "model": self.located.argument,
+            "component": self.checkpoint.component,
+            "variant": self.checkpoint.variant,
+            "config": self.config.to_dict(),
+            "sources": dict(self.config.sources),
+            "inputs": {name: entry["source_xxh3"] for name, entry in tensors.items()},
+            "versions": versions(),
+            "machine": machine(),
+            "n_threads": _kernels.resolve_threads(self.config.num_threads),
+            "quantization_time_s": seconds,
+            "reused": self.sink.reused,
+        }
+        return (json.dumps(record, indent=1) + "\n").encode()
+
+    def _result(self, reports: list[LayerReport], seconds: float) -> QuantizationResult:
+        done = [r for r in reports if r.action == "quantized"]
+        n = sum(r.n_weights for r in done)
+        payload = sum(r.nbytes for r in reports)
+        size = self.folder.size_nbytes()
+        return QuantizationResult(
+            quantized_path=str(self.folder.folder),
+            model=self.decisions.model,
+            compression_ratio=_ratio(reports),
+            compression_ratio_quantized=_ratio(done),
+            cosine_similarity=sum(r.cosine * r.n_weights for r in done) / n if n else 1.0,
+            sqnr_db=overall_sqnr_db(done),
+            model_size_mb=size / 1e6,
+            source_size_mb=sum(r.source_nbytes for r in reports) / 1e6,
+            payload_nbytes=payload,
+            container_nbytes=size - payload,
+            modality=self.decisions.modality,
+            modality_reason=self.decisions.modality_reason,
+            strategy=self.decisions.strategy,
+            bit_width=self.config.bit_width,
+            quantization_time_s=seconds,
+            fallback_rate=sum(r.fell_back for r in done) / len(done) if done else 0.0,
+            reused=self.sink.reused,
+            layers=tuple(reports),
+            config=self.config.to_dict(),
+        )
+
+
+def _ratio(reports: Sequence[LayerReport]) -> float:
+    stored = sum(r.nbytes for r in reports)
+    return sum(r.source_nbytes for r in reports) / stored if stored else 1.0

@@ -1,0 +1,95 @@
+"""What a run leaves beside the tensors: the statistics table, the run record, and the text of a failure."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arrowquant_nb import __version__, _kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from arrowquant_nb.results import LayerReport
+
+STATS_NAME = "stats.parquet"
+RUN_NAME = "run.json"
+CARD_NAME = "README.md"
+PACKAGES = ("numpy", "pyarrow", "xxhash", "ml_dtypes", "safetensors", "pydantic")
+
+_STATS_SCHEMA = pa.schema(
+    [
+        ("layer_name", pa.string()), ("shape", pa.string()), ("dtype", pa.string()), ("action", pa.string()),
+        ("role", pa.string()), ("reason", pa.string()), ("rule", pa.string()), ("requested_bit_width", pa.int8()),
+        ("bit_width", pa.int8()), ("method", pa.string()), ("grid", pa.string()), ("group_size", pa.int32()),
+        ("n_weights", pa.int64()), ("source_nbytes", pa.int64()), ("nbytes", pa.int64()),
+        ("bits_per_weight", pa.float64()),
+        ("sqnr_db", pa.float64()), ("cosine", pa.float64()), ("mse", pa.float64()), ("gain", pa.float64()),
+        ("w_absmax", pa.float64()), ("n_attempts", pa.int32()),
+        *[(f"{figure}_int{bits}", pa.float64()) for bits in (2, 4, 8) for figure in ("sqnr_db", "cosine")],
+    ]
+)  # fmt: skip
+
+
+def statistics_table(reports: Sequence[LayerReport]) -> bytes:
+    """Return `stats.parquet`: one row per tensor, its error at every width that was tried (null where not tried)."""
+    rows = []
+    for report in reports:
+        row: dict[str, Any] = {k: v for k, v in asdict(report).items() if k in _STATS_SCHEMA.names}
+        row |= {
+            "layer_name": report.name, "shape": "x".join(map(str, report.shape)),
+            "bits_per_weight": report.bits_per_weight, "n_attempts": len(report.attempts),
+        }  # fmt: skip
+        for attempt in report.attempts:
+            row[f"sqnr_db_int{attempt.bit_width}"] = attempt.sqnr_db
+            row[f"cosine_int{attempt.bit_width}"] = attempt.cosine
+        rows.append(row)
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows, schema=_STATS_SCHEMA)
+    pq.write_table(table, sink, version="2.6", compression="none", store_schema=False, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and the packages whose bytes matter."""
+    found = {"arrowquant_nb": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what of the machine may explain a timing: system, processor, cores, instruction set, compiled or not."""
+    return {
+        "system": platform.system(), "processor": platform.machine(), "n_cores": os.cpu_count(),
+        "isa": _kernels.active_isa(), "compiled_kernels": _kernels.COMPILED,
+    }  # fmt: skip
+
+
+def overall_sqnr_db(reports: Sequence[LayerReport]) -> float:
+    """Signal over error energy of all weights of the given layers together, in dB."""
+    error = math.fsum(r.mse * r.n_weights for r in reports)
+    signal = math.fsum(10 ** (r.sqnr_db / 10) * r.mse * r.n_weights for r in reports if math.isfinite(r.sqnr_db))
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def failure_message(failed: Sequence[LayerReport]) -> str:
+    """List every layer that failed at every width, with the settings that would accept it."""
+    lines = [f"{len(failed)} layers failed at every bit width; the others are committed, no manifest was written:"]
+    lines += [f"  {r.name}: {r.attempts[-1].sentence}" for r in failed]
+    lines.append("Lower min_accuracy, or keep these layers in their source format:")
+    lines.append("  layer_bit_widths:")
+    lines += [f"    {r.name!r}: 16" for r in failed]
+    return "\n".join(lines)

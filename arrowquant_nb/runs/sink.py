@@ -1,0 +1,276 @@
+"""A model folder as the loop's sink: what is stored per layer, and what an earlier run already stored.
+
+A committed file is taken over when its key matches: the hash of every setting that shapes the layer's bytes, joined
+with the hash of the source tensor. So a changed override redoes only its layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arrowquant_nb.results import LayerReport
+from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.output import KEPT_NAME, DataFile, ModelFolder, data_file_name
+from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.runs.source import LayerSource
+    from arrowquant_nb.storage.checkpoint import Checkpoint
+
+# Raised whenever the bytes that a setting produces change.
+ALGORITHM_VERSION = 1
+# Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
+KEPT_TOGETHER_NBYTES = 1 << 20
+KEPT_TILE_NBYTES = 1 << 24
+KEPT_BIT_WIDTH = 16
+
+
+def settings_hash(task: LayerTask) -> str:
+    """Hash of everything but the weights that decides what is stored for a tensor."""
+    settings = {
+        "algorithm": ALGORITHM_VERSION,
+        "name": task.name,
+        "shape": list(task.shape),
+        "dtype": task.dtype,
+        "bit_width": task.bit_width,
+        "group_size": task.group_size,
+        "method": task.method,
+        "gain_correction": task.gain_correction,
+        "min_accuracy": task.min_accuracy,
+        "scale_format": "float16",
+        "role": task.role,
+        "reason": task.reason,
+        "rule": task.rule,
+        "calibration": None,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class ModelSink:
+    """Stores what the loop decides.
+
+    Parameters
+    ----------
+    folder : the locked output.
+    checkpoint, source : the model being read, and its hashing reader.
+    facts : model-wide metadata that every data file repeats (modality and the like).
+    """
+
+    def __init__(self, folder: ModelFolder, checkpoint: Checkpoint, source: LayerSource, facts: dict[str, Any]) -> None:
+        self._folder = folder
+        self._checkpoint = checkpoint
+        self._source = source
+        self._facts = facts
+        self._kept_together: list[LayerTask] = []
+        self.files: list[str] = []
+        self.reused = 0
+
+    # -- the loop's protocol -----------------------------------------------------------------------------------------
+
+    def reuse(self, task: LayerTask) -> LayerReport | None:
+        """Return the stored report of this very work, or None."""
+        if task.kept and task.source_nbytes < KEPT_TOGETHER_NBYTES:
+            return None
+        file = data_file_name(task.index, task.name)
+        commit = self._folder.find(file)
+        settings = settings_hash(task)
+        if commit is None or not commit.key.startswith(settings):
+            return None
+        if commit.key != f"{settings}-{self._source.source_hash(task.name)}" or not self._folder.intact(commit):
+            return None
+        self.reused += 1
+        self.files.append(file)
+        return LayerReport.from_dict(commit.reports[task.name])
+
+    def begin(self, task: LayerTask, bit_width: int) -> LayerWriter:
+        """Open an attempt at a layer."""
+        return LayerWriter(self, task, bit_width)
+
+    def keep(self, task: LayerTask) -> LayerReport:
+        """Carry a tensor over: small ones later, together; large ones now."""
+        raw = self._checkpoint.read_bytes(task.name)
+        report = kept_report(task, raw)
+        if task.source_nbytes < KEPT_TOGETHER_NBYTES:
+            self._kept_together.append(task)
+            return report
+        file = self._folder.start_file(data_file_name(task.index, task.name))
+        tile_rows = max(1, KEPT_TILE_NBYTES * task.rows // raw.nbytes)
+        row_nbytes = raw.nbytes // task.rows
+        for number, start in enumerate(range(0, task.rows, tile_rows)):
+            count = min(tile_rows, task.rows - start)
+            data = raw[start * row_nbytes : (start + count) * row_nbytes]
+            file.append(_kept_tile(task, number, start, count, data, report.w_absmax))
+        self._commit(file, task, report)
+        return report
+
+    # -- after the loop ----------------------------------------------------------------------------------------------
+
+    def finish_kept(self) -> None:
+        """Write the small kept tensors into one file, unless an earlier run left the same one."""
+        if not self._kept_together:
+            return
+        hashes = "".join(settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
+        key = hashlib.sha256(hashes.encode()).hexdigest()
+        self.files.append(KEPT_NAME)
+        commit = self._folder.find(KEPT_NAME)
+        if commit is not None and commit.key == key and self._folder.intact(commit):
+            self.reused += len(self._kept_together)
+            return
+        file = self._folder.start_file(KEPT_NAME)
+        tasks = list(self._kept_together)
+        reports = {}
+        for number, task in enumerate(tasks):
+            raw = self._checkpoint.read_bytes(task.name)
+            report = kept_report(task, raw)
+            reports[task.name] = report.to_dict()
+            file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
+        hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
+
+        def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
+            return {
+                t.name: self._entry(KEPT_NAME, t, LayerReport.from_dict(reports[t.name]), hashes_by_name[t.name], [r])
+                for t, r in zip(tasks, references, strict=True)
+            }
+
+        metadata = {**self._facts, "tensors": {t.name: {"shape": list(t.shape), "dtype": t.dtype} for t in tasks}}
+        file.commit(key, metadata, describe, reports)
+
+    # -- shared ------------------------------------------------------------------------------------------------------
+
+    def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
+        source_hash = self._source.source_hash(task.name)
+        metadata = {
+            **self._facts,
+            "layer_name": task.name,
+            "shape": list(task.shape),
+            "dtype": task.dtype,
+            "source_xxh3": source_hash,
+            "time_aware": None,
+            "spatial": None,
+            "activation_stats": None,
+        }
+
+        def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
+            return {task.name: self._entry(file.file, task, report, source_hash, references)}
+
+        self.files.append(file.file)
+        file.commit(f"{settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_dict()})
+
+    def _entry(
+        self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]
+    ) -> dict[str, Any]:
+        return {
+            "file": file,
+            "shape": list(task.shape),
+            "dtype": task.dtype,
+            "bit_width": report.bit_width,
+            "method": report.method,
+            "grid": report.grid,
+            "group_size": report.group_size,
+            "source_file": self._checkpoint.entries[task.name].file.name,
+            "source_xxh3": source_hash,
+            "tiles": [r.to_dict() for r in references],
+        }
+
+
+class LayerWriter:
+    """Tiles of one attempt at one layer."""
+
+    def __init__(self, sink: ModelSink, task: LayerTask, bit_width: int) -> None:
+        self._sink = sink
+        self._task = task
+        self._bit_width = bit_width
+        self._n_tiles = 0
+        self._file = sink._folder.start_file(data_file_name(task.index, task.name))  # noqa: SLF001 - one unit
+
+    def append(self, row_start: int, tensor: QuantizedTensor) -> None:
+        """Queue one tile."""
+        statistics = tensor.statistics
+        self._file.append(
+            Tile(
+                layer_name=self._task.name,
+                tile=self._n_tiles,
+                row_start=row_start,
+                row_count=tensor.rows,
+                bit_width=self._bit_width,
+                group_size=tensor.group_size,
+                quant_type=f"int{self._bit_width}",
+                method=tensor.method,
+                grid=tensor.grid,
+                data=tensor.packed,
+                scales=tensor.scales,
+                zero_points=tensor.zero_points,
+                sqnr_db=statistics.sqnr_db,
+                cosine=statistics.cosine,
+                mse=statistics.mse,
+                w_absmax=statistics.w_absmax,
+            )
+        )
+        self._n_tiles += 1
+
+    def commit(self, report: LayerReport) -> None:
+        """Store the attempt."""
+        self._sink._commit(self._file, self._task, report)  # noqa: SLF001 - one unit
+
+    def discard(self) -> None:
+        """Forget the attempt."""
+        self._file.discard()
+
+
+def _kept_tile(task: LayerTask, number: int, start: int, count: int, data: NDArray[np.uint8], absmax: float) -> Tile:
+    return Tile(
+        layer_name=task.name,
+        tile=number,
+        row_start=start,
+        row_count=count,
+        bit_width=KEPT_BIT_WIDTH,
+        group_size=0,
+        quant_type="kept",
+        method="",
+        grid="",
+        data=data,
+        scales=None,
+        zero_points=None,
+        sqnr_db=math.inf,
+        cosine=1.0,
+        mse=0.0,
+        w_absmax=absmax,
+    )
+
+
+def kept_report(task: LayerTask, raw: NDArray[np.uint8]) -> LayerReport:
+    """Report of a tensor that is stored bit-exactly; `w_absmax` is over its finite values."""
+    array = raw.view(numpy_dtype(task.dtype))
+    finite = array.astype(np.float64, copy=False) if array.dtype.kind in "fVbiu" else np.zeros(0)
+    finite = finite[np.isfinite(finite)]
+    return LayerReport(
+        name=task.name,
+        shape=task.shape,
+        dtype=task.dtype,
+        action="kept",
+        role=task.role,
+        reason=task.reason,
+        rule=task.rule,
+        requested_bit_width=KEPT_BIT_WIDTH,
+        bit_width=KEPT_BIT_WIDTH,
+        method="",
+        grid="",
+        group_size=0,
+        n_weights=task.n_weights,
+        source_nbytes=task.source_nbytes,
+        nbytes=raw.nbytes,
+        sqnr_db=math.inf,
+        cosine=1.0,
+        mse=0.0,
+        gain=1.0,
+        w_absmax=float(np.abs(finite).max(initial=0.0)),
+    )

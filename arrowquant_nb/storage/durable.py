@@ -1,0 +1,93 @@
+"""Writing that survives a kill: temporary file, fsync, rename, fsync of the folder; and hashing of what was written.
+
+A file is under its final name whole, or not at all. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from arrowquant_nb.errors import OutputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+_CHUNK_NBYTES = 1 << 22
+
+
+def temporary_path(folder: Path) -> Path:
+    """Return a fresh name in `folder` that a later run recognises as stale."""
+    return folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete temporaries that a killed run left; call only while holding the folder's lock."""
+    for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Fsync a finished temporary file and give it its final name durably."""
+    try:
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(final)
+        sync_folder(final.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise as_output_error(error, final) from error
+
+
+def write_file(final: Path, content: bytes) -> None:
+    """Write a small file atomically and durably."""
+    temporary = temporary_path(final.parent)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise as_output_error(error, final) from error
+    publish(temporary, final)
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-128 of a file as 32 hex digits, read in chunks."""
+    digest = xxhash.xxh3_128()
+    buffer = bytearray(_CHUNK_NBYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as stream:
+        while n := stream.readinto(buffer):
+            digest.update(view[:n])
+    return digest.hexdigest()
+
+
+def as_output_error(error: OSError, path: Path) -> OutputError:
+    """Turn an operating-system error into one that names the file and the fix."""
+    fixes = {
+        errno.ENOSPC: "the disk is full: free space and run again to resume",
+        errno.EDQUOT: "the quota is used up: free space and run again to resume",
+        errno.EFBIG: "the file-size limit is reached: raise it (ulimit -f) and run again to resume",
+        errno.EACCES: "permission denied: choose a folder you may write to",
+        errno.EPERM: "permission denied: choose a folder you may write to",
+        errno.EROFS: "the file system is read-only: choose another output folder",
+    }
+    fix = fixes.get(error.errno or 0, "fix the cause and run again to resume")
+    return OutputError(f"cannot write {path.name!r} in {path.parent}: {error.strerror or error} ({fix})")

@@ -1,0 +1,95 @@
+"""The journal of a run: one fsynced JSON line per committed file, appended, never rewritten while a run lasts.
+
+A torn last line (power loss, kill) is ignored; any other damage is an error. The manifest is the sealed journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb.errors import OutputError
+from arrowquant_nb.storage.durable import as_output_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOURNAL_NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One committed file.
+
+    Attributes
+    ----------
+    file : name inside the model folder; nbytes and xxh3 say what it must hold.
+    key : identity of the work: source tensor, effective settings, algorithm version.
+    tensors : manifest entries of the tensors inside, by name.
+    reports : layer reports of those tensors, by name.
+    """
+
+    file: str
+    nbytes: int
+    xxh3: str
+    key: str
+    tensors: dict[str, dict[str, Any]]
+    reports: dict[str, dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Refuse a line whose fields have other types; it is not one of ours."""
+        texts, tables = (self.file, self.xxh3, self.key), (self.tensors, self.reports)
+        if not (
+            all(isinstance(v, str) for v in texts)
+            and isinstance(self.nbytes, int)
+            and all(isinstance(v, dict) for v in tables)
+        ):
+            raise TypeError("a field has the wrong type")
+
+
+class Journal:
+    """Append-only record beside the data files; later lines for the same file win."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL_NAME
+        self.commits: dict[str, Commit] = {}
+        try:
+            self.path.touch()
+        except OSError as error:
+            raise as_output_error(error, self.path) from error
+        self._load()
+
+    def _load(self) -> None:
+        raw = self.path.read_bytes()
+        lines = raw.split(b"\n")
+        torn = lines.pop()
+        for number, line in enumerate(lines, 1):
+            try:
+                commit = Commit(**json.loads(line))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise OutputError(
+                    f"{self.path}, line {number} is damaged ({error}); delete the output folder to start afresh"
+                ) from error
+            self.commits[commit.file] = commit
+        if torn:
+            with self.path.open("r+b") as stream:
+                stream.truncate(len(raw) - len(torn))
+
+    def append(self, commit: Commit) -> None:
+        """Add one line and make it durable."""
+        line = json.dumps(asdict(commit), sort_keys=True, separators=(",", ":")) + "\n"
+        try:
+            with self.path.open("ab") as stream:
+                start = stream.tell()
+                try:
+                    stream.write(line.encode())
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                except OSError:
+                    os.ftruncate(stream.fileno(), start)
+                    raise
+        except OSError as error:
+            raise as_output_error(error, self.path) from error
+        self.commits[commit.file] = commit

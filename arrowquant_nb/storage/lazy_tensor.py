@@ -1,0 +1,199 @@
+"""One stored tensor, lazily: views over mapped payloads, dequantized when asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from arrowquant_nb.errors import ArrowQuantError, ShapeMismatchError, ValidationError
+from arrowquant_nb.quantizers.layout import WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
+from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
+from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.parquet_v2 import TileReference
+from arrowquant_nb.storage.safetensors_file import DTYPES, QUANTIZABLE_DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import DTypeLike, NDArray
+
+KEPT_BIT_WIDTH = 16
+
+
+class PayloadSource(Protocol):
+    """Where the bytes of a tile come from."""
+
+    def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
+        """Return the bytes of each binary column of one tile."""
+
+
+class LazyTensor:
+    """One stored tensor; nothing is read before it is asked for.
+
+    Attributes
+    ----------
+    name, shape, dtype : the source tensor (dtype as a string such as "float16").
+    bit_width : 2, 4, 8, or 16 for a kept tensor.
+    method, grid, group_size : how it was quantized ("" and 0 when kept).
+    nbytes : stored payload bytes.
+    """
+
+    def __init__(self, model: PayloadSource, name: str, entry: Mapping[str, Any]) -> None:
+        self._model = model
+        self._entry = entry
+        self.name = name
+        try:
+            self.shape = tuple(int(n) for n in entry["shape"])
+            self.dtype = str(entry["dtype"])
+            self.bit_width = int(entry["bit_width"])
+            self.method, self.grid, self.group_size = str(entry["method"]), str(entry["grid"]), int(entry["group_size"])
+            self.file, self.source_file = str(entry["file"]), str(entry["source_file"])
+            self.references = [TileReference.from_dict(t) for t in entry["tiles"]]
+            self._check_sizes()
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, ArrowQuantError) as error:
+            raise ValidationError(f"manifest entry of {name!r} is damaged: {type(error).__name__}: {error}") from error
+        self.nbytes = sum(n for r in self.references for _, n in r.ranges.values())
+
+    def _check_sizes(self) -> None:
+        """Refuse tiles that do not cover every row once, and payloads whose sizes do not follow from the shape."""
+        rows, columns = matrix_shape(self.shape)
+        if min(self.shape, default=0) < 0 or self.dtype not in (DTYPES.values() if self.kept else QUANTIZABLE_DTYPES):
+            raise ShapeMismatchError(f"shape {self.shape} of {self.dtype} cannot be")
+        n_covered = 0
+        for reference in self.references:
+            sizes = {column: nbytes for column, (_, nbytes) in reference.ranges.items()}
+            if reference.row_start != n_covered or sizes not in self._possible_sizes(reference.row_count, columns):
+                raise ShapeMismatchError(
+                    f"tile {reference.to_dict()} after {n_covered} rows does not fit shape {self.shape}"
+                )
+            n_covered += reference.row_count
+        if n_covered != rows:
+            raise ShapeMismatchError(f"tiles cover {n_covered} of {rows} rows")
+
+    def _possible_sizes(self, rows: int, columns: int) -> list[dict[str, int]]:
+        """Bytes of each payload of a tile: one answer for a kept tensor, one per scale dtype for a quantized one."""
+        if self.kept:
+            return [{"data": max(rows, 0) * columns * numpy_dtype(self.dtype).itemsize}]
+        layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
+        data, scales, zero_points = (
+            math.prod(s) for s in (layout.packed_shape, layout.scales_shape, layout.zero_points_shape)
+        )
+        return [
+            {"data": data, "scales": n * scales, "zero_points": (n if self.grid == "minimum" else 1) * zero_points}
+            for n in (2, 4)
+        ]
+
+    @property
+    def kept(self) -> bool:
+        """True when the tensor is stored bit-exactly in its source dtype."""
+        return self.bit_width == KEPT_BIT_WIDTH
+
+    @property
+    def n_weights(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per element, scales and zero points counted."""
+        return 8 * self.nbytes / self.n_weights if self.n_weights else 0.0
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix view [O, rest]."""
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else math.prod(self.shape)
+
+    def tiles(self) -> Iterator[tuple[int, QuantizedTensor]]:
+        """Yield (row_start, tile) views over the mapped file, no copy; only for quantized tensors."""
+        if self.kept:
+            raise ShapeMismatchError(f"{self.name!r} is kept in {self.dtype}: use dequantize() or bytes_view()")
+        for reference in self.references:
+            yield reference.row_start, self._tile(reference)
+
+    def _tile(self, reference: TileReference) -> QuantizedTensor:
+        payloads = self._model.payloads(self, reference)
+        rows, columns = reference.row_count, self.columns
+        n_groups = -(-columns // self.group_size)
+        scale_dtype = np.dtype(np.float16 if len(payloads.get("scales", b"")) == 2 * rows * n_groups else np.float32)
+        packed_columns = -(-columns * self.bit_width // 8)
+        zero_point_dtype, zero_point_columns = (
+            (np.dtype(np.uint8), -(-n_groups * self.bit_width // 8))
+            if self.grid == "zero_point"
+            else (scale_dtype, n_groups)
+        )
+        try:
+            packed = np.frombuffer(payloads["data"], np.uint8).reshape(rows, packed_columns)
+            scales = np.frombuffer(payloads["scales"], scale_dtype).reshape(rows, n_groups)
+            zero_points = np.frombuffer(payloads["zero_points"], zero_point_dtype).reshape(rows, zero_point_columns)
+        except (ValueError, KeyError) as error:
+            raise ValidationError(
+                f"{self.name!r} in {self.file!r}: stored sizes do not fit shape {self.shape}: {error}"
+            ) from error
+        return QuantizedTensor(
+            packed=packed,
+            scales=scales,
+            zero_points=zero_points,
+            shape=(rows, columns),
+            bit_width=self.bit_width,
+            group_size=self.group_size,
+            method=self.method,
+            grid=self.grid,
+            dtype=self.dtype if self.dtype in WEIGHT_DTYPES else "float32",
+            statistics=LayerStatistics(0, 0.0, 0.0, 0.0, 0.0),
+        )
+
+    def bytes_view(self) -> memoryview:
+        """Source bytes of a kept tensor (joined when it spans several tiles)."""
+        if not self.kept:
+            raise ShapeMismatchError(f"{self.name!r} is quantized to {self.bit_width} bits: use dequantize()")
+        parts = [self._model.payloads(self, r)["data"] for r in self.references]
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def dequantize(
+        self, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
+    ) -> NDArray[Any]:
+        """Return the tensor in its original shape.
+
+        Parameters
+        ----------
+        dtype : "float32", "float16" or "bfloat16"; default the source dtype for kept tensors, else "float32".
+        out : buffer of the tensor's shape and of that dtype, C-contiguous; filled and returned.
+        n_threads : threads for the kernel; 0 = all cores this process may use.
+        """
+        if self.kept:
+            return self._kept_array(dtype, out)
+        name = str(np.dtype(numpy_dtype(dtype) if dtype is not None else np.float32))
+        target = np.empty(self.shape, numpy_dtype(name)) if out is None else out
+        if target.shape != self.shape or target.dtype != numpy_dtype(name) or not target.flags.c_contiguous:
+            raise ShapeMismatchError(
+                f"out for {self.name!r} must be C-contiguous {name} {self.shape}, got {target.dtype} {target.shape}"
+            )
+        matrix = target.reshape(-1, self.columns)
+        for row_start, tile in self.tiles():
+            tile.dequantize(dtype=name, out=matrix[row_start : row_start + tile.rows], n_threads=n_threads)
+        return target
+
+    def _kept_array(self, dtype: DTypeLike | str | None, out: NDArray[Any] | None) -> NDArray[Any]:
+        array = np.frombuffer(self.bytes_view(), numpy_dtype(self.dtype))
+        if array.size != self.n_weights:
+            raise ValidationError(
+                f"{self.name!r} in {self.file!r}: {array.size} elements, shape {self.shape} needs {self.n_weights}"
+            )
+        array = array.reshape(self.shape)
+        if dtype is not None:
+            array = array.astype(numpy_dtype(dtype), copy=False)
+        if out is None:
+            return array
+        check_out_array(f"out for {self.name!r}", out, self.shape, array.dtype)
+        np.copyto(out, array)
+        return out
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self.dequantize()
+        return array if dtype is None else array.astype(dtype, copy=bool(copy))
+
+    def __repr__(self) -> str:
+        kind = f"kept {self.dtype}" if self.kept else f"INT{self.bit_width} {self.method} g{self.group_size}"
+        return f"LazyTensor({self.name!r}, {self.shape}, {kind}, {self.bits_per_weight:.4f} bits per weight)"

@@ -1,0 +1,255 @@
+"""The output folder of a run: locked, resumable, committed file by file, sealed by a manifest.
+
+One writer thread encodes, hashes and fsyncs while the next layer is quantized; at most a few tiles wait for it.
+Knows nothing of quantization; it stores tiles and the JSON that it is handed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
+
+import xxhash
+from filelock import FileLock, Timeout
+
+from arrowquant_nb.errors import ArrowQuantError, OutputError
+from arrowquant_nb.storage.durable import (
+    as_output_error,
+    hash_file,
+    publish,
+    remove_stale,
+    sync_folder,
+    temporary_path,
+    write_file,
+)
+from arrowquant_nb.storage.journal import JOURNAL_NAME, Commit, Journal
+from arrowquant_nb.storage.manifest import MANIFEST_NAME, Manifest
+from arrowquant_nb.storage.parquet_v2 import Tile, TileFileWriter, TileReference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+LOCK_NAME = ".lock"
+KEPT_NAME = "kept.parquet"
+# Tiles that may wait for the writer thread; bounds memory at a few times the tile size.
+_QUEUE_DEPTH = 2
+_SLUG_LENGTH = 60
+
+
+def data_file_name(index: int, tensor_name: str) -> str:
+    """Return NNNNN-slug-hash8.parquet; the hash keeps `a.b` and `a_b` apart, the slug is only for readers."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", tensor_name[: 4 * _SLUG_LENGTH]).strip("_")[:_SLUG_LENGTH] or "tensor"
+    digest = xxhash.xxh3_64_hexdigest(tensor_name.encode("utf-8", "surrogatepass"))
+    return f"{index:05d}-{slug}-{digest[:8]}.parquet"
+
+
+class ModelFolder:
+    """Writes one model; a context manager that holds the folder's lock.
+
+    Parameters
+    ----------
+    folder : where the model goes; created, or empty, or a folder of an earlier run of ours.
+    source : folder or file of the source model; output inside it, or equal to it, is refused.
+    needed_nbytes : estimate of the output, checked against the free space.
+
+    Raises
+    ------
+    OutputError
+        Locked by another run, not ours, not writable, too little space, inside the source.
+    """
+
+    def __init__(self, folder: Path, source: Path, needed_nbytes: int) -> None:
+        self.folder = folder
+        self._check_place(source)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise as_output_error(error, folder) from error
+        self._lock = FileLock(folder / LOCK_NAME, timeout=0)
+        self._needed_nbytes = needed_nbytes
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-writer")
+        self._waiting: list[Future[None]] = []
+
+    def _check_place(self, source: Path) -> None:
+        folder, origin = self.folder.resolve(), source.resolve()
+        if folder == origin or (origin.is_dir() and origin in folder.parents):
+            raise OutputError(f"the output {self.folder} lies inside the source model {source}: choose another folder")
+        if origin.is_relative_to(folder):
+            raise OutputError(f"the source model {source} lies inside the output {self.folder}: choose another folder")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"the output {self.folder} is a file: choose a folder")
+        if self.folder.is_dir():
+            names = {p.name for p in self.folder.iterdir()}
+            if names - {LOCK_NAME} and not names & {MANIFEST_NAME, JOURNAL_NAME}:
+                raise OutputError(
+                    f"the output {self.folder} is not empty and not a model of ours: choose an empty folder"
+                )
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise OutputError(f"another run is writing {self.folder}: wait for it, or choose another folder") from error
+        except OSError as error:
+            raise as_output_error(error, self.folder / LOCK_NAME) from error
+        try:
+            remove_stale(self.folder)
+            self._journal = Journal(self.folder)
+            self._check_space()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            remove_stale(self.folder)
+        finally:
+            self._lock.release()
+
+    def _check_space(self) -> None:
+        committed = sum(c.nbytes for c in self._journal.commits.values())
+        free = shutil.disk_usage(self.folder).free
+        if free + committed < self._needed_nbytes:
+            raise OutputError(
+                f"the output {self.folder} needs about {self._needed_nbytes / 1e6:.0f} MB, but only "
+                f"{free / 1e6:.0f} MB are free: free space or choose another disk"
+            )
+
+    # -- committed work ----------------------------------------------------------------------------------------------
+
+    def find(self, file: str) -> Commit | None:
+        """Return the journal's entry for a file name, unverified."""
+        return self._journal.commits.get(file)
+
+    def committed(self, file: str) -> Commit:
+        """Return the journal's entry of a file that this run committed or took over."""
+        return self._journal.commits[file]
+
+    def intact(self, commit: Commit) -> bool:
+        """Tell whether the committed file is there with the bytes the journal recorded."""
+        path = self.folder / commit.file
+        return path.is_file() and path.stat().st_size == commit.nbytes and hash_file(path) == commit.xxh3
+
+    @property
+    def n_committed(self) -> int:
+        """Files committed so far, earlier runs included."""
+        return len(self._journal.commits)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def start_file(self, file: str) -> DataFile:
+        """Begin one data file."""
+        return DataFile(self, file)
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Hand work to the writer thread; an error of earlier work is raised here."""
+        while len(self._waiting) >= _QUEUE_DEPTH:
+            self._waiting.pop(0).result()
+        self._waiting.append(self._pool.submit(work))
+
+    def drain(self) -> None:
+        """Wait until everything handed over is durable; raise the first error."""
+        waiting, self._waiting = self._waiting, []
+        errors = [e for e in (f.exception() for f in waiting) if e is not None]
+        if errors:
+            raise errors[0]
+
+    def record(self, commit: Commit) -> None:
+        """Journal a published file (writer thread only)."""
+        self._journal.append(commit)
+
+    def unseal(self) -> None:
+        """Take the manifest away before the first file changes: from here on the folder is a run, not a model."""
+        path = self.folder / MANIFEST_NAME
+        if path.exists():
+            path.unlink()
+            sync_folder(self.folder)
+
+    def write(self, name: str, content: bytes) -> dict[str, Any]:
+        """Write a small file of the model atomically and return its manifest entry; unchanged content is left alone."""
+        path = self.folder / name
+        if not (path.is_file() and path.read_bytes() == content):
+            write_file(path, content)
+        return {"nbytes": len(content), "xxh3": xxhash.xxh3_128_hexdigest(content)}
+
+    def seal(self, manifest: Manifest) -> None:
+        """Write the manifest and drop data files that are not in it."""
+        self.write(MANIFEST_NAME, manifest.encode())
+        for path in self.folder.glob("*.parquet"):
+            if path.name not in manifest.files:
+                path.unlink()
+
+    def size_nbytes(self) -> int:
+        """Bytes on disk of every file of the model."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file() and p.name != LOCK_NAME)
+
+
+class DataFile:
+    """One data file on its way: tiles are encoded by the writer thread, then committed or discarded."""
+
+    def __init__(self, model: ModelFolder, file: str) -> None:
+        self.file = file
+        self._model = model
+        self._temporary = temporary_path(model.folder)
+        self._writer: TileFileWriter | None = None
+        self._discarded = False
+
+    def append(self, tile: Tile) -> None:
+        """Queue one tile; its arrays must not change afterwards."""
+        self._model.submit(lambda: self._append(tile))
+
+    def _append(self, tile: Tile) -> None:
+        if self._discarded:
+            return
+        if self._writer is None:
+            self._writer = TileFileWriter(self._temporary)
+        self._writer.append(tile)
+
+    def commit(
+        self,
+        key: str,
+        metadata: Mapping[str, Any],
+        describe: Callable[[list[TileReference]], dict[str, dict[str, Any]]],
+        reports: dict[str, dict[str, Any]],
+    ) -> None:
+        """Queue the commit: finish, fsync, rename, journal. `describe` turns tile places into manifest entries."""
+        self._model.submit(lambda: self._commit(key, metadata, describe, reports))
+
+    def _commit(
+        self,
+        key: str,
+        metadata: Mapping[str, Any],
+        describe: Callable[[list[TileReference]], dict[str, dict[str, Any]]],
+        reports: dict[str, dict[str, Any]],
+    ) -> None:
+        if self._writer is None:
+            raise OutputError(f"{self.file} has no tile: an empty tensor cannot be stored as quantized")
+        try:
+            references = self._writer.close(metadata)
+            digest = hash_file(self._temporary)
+            nbytes = self._temporary.stat().st_size
+            self._model.unseal()
+            publish(self._temporary, self._model.folder / self.file)
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            raise as_output_error(error, self._model.folder / self.file) from error
+        self._model.record(Commit(self.file, nbytes, digest, key, describe(references), reports))
+
+    def discard(self) -> None:
+        """Forget the file; tiles still queued are dropped."""
+        self._discarded = True
+        try:
+            self._model.submit(self._abort)
+        except ArrowQuantError:
+            self._abort()
+            raise
+
+    def _abort(self) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+        self._temporary.unlink(missing_ok=True)

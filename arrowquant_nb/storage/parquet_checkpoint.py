@@ -1,0 +1,106 @@
+"""A Parquet model of ours as a source: float tensors as they are, quantized ones only on request.
+
+Quantizing twice adds the errors of both, so an already quantized model is refused unless `requantize` is set.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from arrowquant_nb.errors import CheckpointError
+from arrowquant_nb.storage.checkpoint_reader import Checkpoint
+from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.evidence import collect_evidence
+from arrowquant_nb.storage.manifest import MANIFEST_NAME
+from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
+from arrowquant_nb.storage.safetensors_file import TensorEntry, quoted
+from arrowquant_nb.storage.source_folder import SourceFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetCheckpoint(Checkpoint):
+    """A `Checkpoint` over a model folder of ours; hashes of files are checked at their first access."""
+
+    model: QuantizedModel = field(kw_only=True)
+
+    def read_rows(
+        self, name: str, row_start: int, row_count: int, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.generic]:
+        """Return rows of the matrix view, in the stored dtype; float32 for a tensor that was quantized."""
+        entry = self._entry(name)
+        rows = self._matrix(name)[row_start : row_start + row_count]
+        if out is None:
+            return rows
+        view: NDArray[np.generic] = out[: rows.nbytes].view(rows.dtype).reshape(row_count, entry.columns)
+        view[...] = rows
+        return view
+
+    def _matrix(self, name: str) -> NDArray[Any]:
+        entry = self.entries[name]
+        return np.asarray(self.model[name].dequantize()).reshape(entry.rows, entry.columns)
+
+    def read_bytes(
+        self, name: str, start: int = 0, count: int | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return the bytes of a tensor, or a range of them."""
+        raw = np.ascontiguousarray(self._matrix(name)).view(np.uint8).reshape(-1)
+        part = raw[start : None if count is None else start + count]
+        if out is None:
+            return part
+        out[: part.nbytes] = part
+        return out[: part.nbytes]
+
+    def hash_tensor(self, name: str) -> str:
+        """Return the xxh3-128 of a tensor's bytes as they are read."""
+        return xxhash.xxh3_128_hexdigest(self.read_bytes(name).data)
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self.model.close()
+
+
+def open_parquet_checkpoint(path: Path, requantize: bool = False) -> ParquetCheckpoint:
+    """Open a model folder of ours as a source.
+
+    Raises
+    ------
+    CheckpointError
+        It holds quantized tensors and `requantize` is false.
+    """
+    model = open_quantized(path)
+    quantized = [name for name in model if not model[name].kept]
+    if quantized and not requantize:
+        raise CheckpointError(
+            f"{path} is quantized already ({len(quantized)} tensors, first {quoted(quantized[0])}): quantize the "
+            "float original, or pass requantize=True (--requantize) to add a second error to the first"
+        )
+    facts = model.facts
+    folder = SourceFolder.at(path)
+    listed = [t for t in facts.get("metadata_files", []) if isinstance(t, str) and (path / t).is_file()]
+    config = json.loads((path / "config.json").read_bytes()) if "config.json" in listed else {}
+    entries = {name: _entry(path, model, name) for name in model}
+    pipeline = folder if "model_index.json" in listed else None
+    evidence = collect_evidence(path, folder, pipeline, config, {}, entries)
+    return ParquetCheckpoint(
+        path=path, kind="parquet", component=facts.get("component"), variant=facts.get("variant"),
+        config=MappingProxyType(config), class_name=facts.get("class_name"), modality_evidence=evidence,
+        entries=entries, scales={}, stamps={}, metadata_files=tuple((path / t, t) for t in listed), model=model,
+    )  # fmt: skip
+
+
+def _entry(path: Path, model: QuantizedModel, name: str) -> TensorEntry:
+    tensor = model[name]
+    dtype = tensor.dtype if tensor.kept else "float32"
+    nbytes = tensor.n_weights * numpy_dtype(dtype).itemsize
+    return TensorEntry(name, tensor.shape, dtype, path / MANIFEST_NAME, 0, nbytes)

@@ -1,0 +1,184 @@
+"""Opening a finished model: a read-only mapping from tensor name to a lazy tensor over mapped files.
+
+Opening reads only the manifest. The first access to a tensor maps its file and (verify="lazy") checks the file's
+hash once. Knows nothing of runs or calibration.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.errors import (
+    ConfigurationError,
+    MetadataError,
+    ModelNotFoundError,
+    ValidationError,
+)
+from arrowquant_nb.storage.durable import hash_file
+from arrowquant_nb.storage.lazy_tensor import LazyTensor
+from arrowquant_nb.storage.manifest import Manifest, read_manifest
+from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from arrowquant_nb.storage.parquet_v2 import TileReference
+
+Verify = Literal["lazy", "full", "off"]
+
+
+class QuantizedModel(Mapping[str, LazyTensor]):
+    """A finished model folder, read-only; a context manager that unmaps on exit.
+
+    Attributes
+    ----------
+    path : the folder.
+    config : the configuration it was made with.
+    modality : text, code, image or audio.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, verify: Verify) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._verify = verify
+        self._maps: dict[str, mmap.mmap] = {}
+        self._tensors: dict[str, LazyTensor] = {}
+        try:
+            self.config = DiffusionQuantConfig.from_dict(manifest.model["config"])
+            self.modality = str(manifest.model["modality"])
+        except (KeyError, TypeError, ConfigurationError) as error:
+            raise MetadataError(f"{path}: the manifest's config cannot be read: {error}") from error
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        if name not in self._tensors:
+            self._tensors[name] = LazyTensor(self, name, self._manifest.tensors[name])
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._manifest.tensors)
+
+    def __len__(self) -> int:
+        return len(self._manifest.tensors)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the manifest says of the source and of the decisions (class name, files, strategy)."""
+        return dict(self._manifest.model)
+
+    def dequantize(
+        self, name: str, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
+    ) -> ArrayLike:
+        """Return one tensor in its original shape; see `LazyTensor.dequantize`."""
+        return self[name].dequantize(dtype, out, n_threads)
+
+    def weights(self) -> Mapping[str, NDArray[np.float32]]:
+        """Return every tensor dequantized to float32, by name; for running a small model."""
+        return {name: np.asarray(self[name].dequantize("float32")) for name in self}
+
+    def stats(self) -> pa.Table:
+        """Return `stats.parquet` as an Arrow table: one row per tensor, its error at every width tried."""
+        import pyarrow.parquet as pq  # noqa: PLC0415 - loads on first use
+
+        self._check_file("stats.parquet")
+        return pq.read_table(self.path / "stats.parquet", page_checksum_verification=True)
+
+    def file_bytes(self, name: str) -> bytes:
+        """Return a copied file of the model (config, tokenizer), its hash checked."""
+        return self._check_file(name).read_bytes()
+
+    def verify(self) -> int:
+        """Check every file and row hash; return the number of tensors, raise `ValidationError` at a mismatch."""
+        for name in self._manifest.files:
+            self._check_file(name)
+        for name in {t["file"] for t in self._manifest.tensors.values()}:
+            for _ in ParquetV2Extended(self.path / name).rows():
+                pass
+        return len(self)
+
+    def _check_file(self, name: str) -> Path:
+        recorded = self._manifest.files.get(name)
+        path = self.path / name
+        if not isinstance(recorded, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValidationError(f"{self.path}: {name!r} is not a file of this model")
+        if not path.is_file():
+            raise ValidationError(f"{self.path}: {name!r} is missing: restore it or run the quantization again")
+        if path.stat().st_size != recorded.get("nbytes"):
+            raise ValidationError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {recorded.get('nbytes')}: "
+                "restore it or run the quantization again"
+            )
+        if self._verify != "off" and hash_file(path) != recorded.get("xxh3"):
+            raise ValidationError(
+                f"{path} does not match the hash in the manifest: restore it or run the quantization again"
+            )
+        return path
+
+    def _mapped(self, file: str) -> mmap.mmap:
+        if file not in self._maps:
+            with self._check_file(file).open("rb") as stream:
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[file]
+
+    def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
+        """Map the payloads of one tile; read them through the Parquet library where the offsets do not hold."""
+        view = memoryview(self._mapped(tensor.file))
+        found: dict[str, memoryview] = {}
+        for column, (offset, nbytes) in reference.ranges.items():
+            prefix = int.from_bytes(view[offset - 4 : offset], "little") if 4 <= offset <= len(view) - nbytes else -1
+            if nbytes < 0 or prefix != nbytes:
+                return self._read_payloads(tensor, reference)
+            found[column] = view[offset : offset + nbytes]
+        return found
+
+    def _read_payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
+        for row in ParquetV2Extended(self.path / tensor.file).rows(tensor.name):
+            if (row["row_start"], row["row_count"]) == (reference.row_start, reference.row_count):
+                return {c: memoryview(row[c]) for c in reference.ranges if row[c] is not None}
+        raise ValidationError(
+            f"{tensor.file!r} holds no rows {reference.row_start}+{reference.row_count} of {tensor.name!r}"
+        )
+
+    def close(self) -> None:
+        """Drop the mappings; arrays that still view them keep theirs alive."""
+        self._maps.clear()
+        self._tensors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"QuantizedModel({str(self.path)!r}, {len(self)} tensors, {self.modality})"
+
+
+def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+    """Open a finished model folder.
+
+    Parameters
+    ----------
+    path : folder that holds `manifest.json`.
+    verify : "lazy" hashes a file at its first access, "full" everything now, "off" nothing.
+
+    Raises
+    ------
+    ModelNotFoundError, ValidationError, MetadataError, ConfigurationError
+        No such model, damaged, newer than this version, or an unknown `verify`.
+    """
+    if verify not in ("lazy", "full", "off"):
+        raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"there is no model folder at {folder}")
+    model = QuantizedModel(folder, read_manifest(folder), verify)
+    if verify == "full":
+        model.verify()
+    return model

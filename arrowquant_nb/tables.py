@@ -1,0 +1,277 @@
+"""Text and HTML tables of plans, results and validations: pure functions from values to strings.
+
+HTML is self-contained (no scripts, no styles from elsewhere), so that it reads on GitHub and in nbconvert;
+every name that comes from a file is escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
+    from arrowquant_nb.results import LayerReport, Plan, PlanRow, QuantizationResult
+
+WIDTH_NAMES = {2: "INT2", 4: "INT4", 8: "INT8", 16: "kept"}
+SHOWN_LAYERS = 12
+
+
+def decibels(value: float) -> str:
+    """Format an SQNR: `inf` reads as "exact"."""
+    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Left-aligned columns under a rule; control characters in names are escaped."""
+    cells = [list(header), *[[_printable(c) for c in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+    """Escaped HTML table with an optional caption."""
+    head = "".join(f"<th scope='col' style='text-align:left'>{html.escape(c)}</th>" for c in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(_printable(c))}</td>" for c in r) + "</tr>"
+        for r in rows
+    )
+    title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _printable(text: str) -> str:
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if len(shown) <= 120 else f"{shown[:80]}...{shown[-37:]}"
+
+
+def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
+    pairs = list(rows)
+    if as_html:
+        return (
+            "<table><tbody>"
+            + "".join(
+                f"<tr><th scope='row' style='text-align:left'>{html.escape(k)}</th>"
+                f"<td style='text-align:left'>{html.escape(_printable(v))}</td></tr>"
+                for k, v in pairs
+            )
+            + "</tbody></table>"
+        )
+    width = max(len(k) for k, _ in pairs)
+    return "\n".join(f"{k.ljust(width)}  {_printable(v)}" for k, v in pairs)
+
+
+def width_counts(rows: Iterable[LayerReport | PlanRow]) -> str:
+    """Say how many tensors got which width, as "24 INT4, 4 INT8, 31 kept"."""
+    counts: dict[int, int] = {}
+    for row in rows:
+        key = row.bit_width if row.action == "quantized" else 16
+        counts[key] = counts.get(key, 0) + 1
+    return ", ".join(f"{counts[b]} {WIDTH_NAMES[b]}" for b in sorted(counts))
+
+
+# -- plan ------------------------------------------------------------------------------------------------------------
+
+PLAN_HEADER = ("tensor", "shape", "role", "planned", "bits/weight", "MB", "why")
+
+
+def _plan_rows(plan: Plan) -> list[list[str]]:
+    return [
+        [
+            r.name,
+            "x".join(map(str, r.shape)) or "scalar",
+            r.role,
+            WIDTH_NAMES[r.bit_width],
+            f"{r.bits_per_weight:.2f}",
+            f"{r.nbytes / 1e6:.3f}",
+            r.reason,
+        ]
+        for r in plan.rows
+    ]
+
+
+def _plan_headline(plan: Plan) -> list[tuple[str, str]]:
+    return [
+        ("model", plan.model),
+        ("modality", f"{plan.modality}: {plan.modality_reason}"),
+        ("strategy", plan.strategy.reason),
+        ("tensors", width_counts(plan.rows)),
+        (
+            "size",
+            (
+                f"{plan.source_size_mb:.3f} MB -> {plan.size_mb:.3f} MB planned "
+                f"({plan.bits_per_weight:.2f} bits per weight, all tensors, scales counted)"
+            ),
+        ),
+    ]
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan as plain text: headline, then one line per tensor."""
+    return _headline(_plan_headline(plan), as_html=False) + "\n\n" + text_table(PLAN_HEADER, _plan_rows(plan))
+
+
+def plan_html(plan: Plan) -> str:
+    """Return the plan as HTML."""
+    table = html_table(PLAN_HEADER, _plan_rows(plan))
+    return (
+        _headline(_plan_headline(plan), as_html=True)
+        + f"<details><summary>{len(plan.rows)} tensors</summary>{table}</details>"
+    )
+
+
+# -- result ----------------------------------------------------------------------------------------------------------
+
+LAYER_HEADER = ("layer", "bits", "method", "SQNR", "cosine", "bits/weight", "why")
+KEPT_HEADER = ("kept or raised", "bits", "role", "reason")
+
+
+def layer_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
+    """Rows of quantized layers, worst SQNR first."""
+    done = sorted((r for r in layers if r.action == "quantized"), key=lambda r: (r.sqnr_db, r.name))
+    return [
+        [
+            r.name,
+            WIDTH_NAMES[r.bit_width] + (f" (asked INT{r.requested_bit_width})" if r.fell_back else ""),
+            r.method,
+            decibels(r.sqnr_db),
+            f"{r.cosine:.5f}",
+            f"{r.bits_per_weight:.4f}",
+            r.attempts[-1].sentence if r.attempts else "",
+        ]
+        for r in done
+    ]
+
+
+def kept_rows(layers: Iterable[LayerReport], bit_width: int) -> list[list[str]]:
+    """Rows of the tensors that policy or the user kept, or raised above `bit_width`."""
+    return [
+        [r.name, WIDTH_NAMES[r.bit_width], r.role, r.reason]
+        for r in layers
+        if r.action == "kept" or r.requested_bit_width > bit_width
+    ]
+
+
+def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
+    """Label and value of each headline figure."""
+    overhead = result.container_nbytes / max(1, result.payload_nbytes)
+    n_failed = len({name for name, _ in result.fallback_history})
+    return [
+        ("model", f"{result.model} -> {result.quantized_path}"),
+        ("modality", f"{result.modality}: {result.modality_reason}"),
+        ("strategy", result.strategy.reason),
+        ("tensors", width_counts(result.layers)),
+        (
+            "size",
+            (
+                f"{result.source_size_mb:.3f} MB -> {result.model_size_mb:.3f} MB on disk, of which "
+                f"{result.container_nbytes / 1000:.1f} kB ({overhead:.1%}) container and text"
+            ),
+        ),
+        (
+            "compression",
+            (
+                f"{result.compression_ratio:.2f}x all tensors, {result.compression_ratio_quantized:.2f}x the quantized "
+                f"({result.bits_per_weight:.4f} bits per weight)"
+            ),
+        ),
+        (
+            "weights",
+            f"cosine {result.cosine_similarity:.6f}, SQNR {decibels(result.sqnr_db)} (float original: 1.000000, exact)",
+        ),
+        (
+            "fallback",
+            (
+                f"{result.fallback_rate:.1%} of the quantized layers needed a wider format "
+                f"({n_failed} layers with a failed attempt)"
+            ),
+        ),
+        ("layer outputs", "not_measured (no calibration data)"),
+        (
+            "time",
+            f"{result.quantization_time_s:.2f} s"
+            + (f", {result.reused} tensors reused from an earlier run" if result.reused else ""),
+        ),
+    ]
+
+
+def result_text(result: QuantizationResult) -> str:
+    """Headline figures and the worst layers as plain text."""
+    rows = layer_rows(result.layers)
+    more = f"\n... and {len(rows) - SHOWN_LAYERS} better layers" if len(rows) > SHOWN_LAYERS else ""
+    return (
+        _headline(result_headline(result), as_html=False)
+        + "\n\n"
+        + text_table(LAYER_HEADER, rows[:SHOWN_LAYERS])
+        + more
+    )
+
+
+def result_html(result: QuantizationResult) -> str:
+    """Headline figures, all layers worst first, kept tensors with reasons."""
+    layers = html_table(LAYER_HEADER, layer_rows(result.layers), "Layers, worst first")
+    kept = html_table(KEPT_HEADER, kept_rows(result.layers, result.bit_width))
+    return (
+        _headline(result_headline(result), as_html=True)
+        + layers
+        + f"<details><summary>Kept in the source format or raised by policy</summary>{kept}</details>"
+    )
+
+
+# -- validation and reproduction -------------------------------------------------------------------------------------
+
+TENSOR_HEADER = ("tensor", "status", "bits", "cosine", "SQNR", "largest error", "note")
+
+
+def _validation_headline(report: ValidationReport) -> list[tuple[str, str]]:
+    return [
+        ("original", report.original),
+        ("quantized", report.quantized),
+        ("verdict", "passed" if report.passed else f"FAILED: {len(report.failures)} of {len(report.tensors)} tensors"),
+        ("weights", f"cosine {report.cosine_similarity:.6f}, SQNR {decibels(report.sqnr_db)} over all tensors"),
+    ]
+
+
+def _validation_rows(report: ValidationReport) -> list[list[str]]:
+    worst_first = sorted(report.tensors, key=lambda t: (t.passed, t.sqnr_db, t.name))
+    return [
+        [
+            t.name,
+            t.status,
+            WIDTH_NAMES.get(t.bit_width, ""),
+            f"{t.cosine:.5f}",
+            decibels(t.sqnr_db),
+            f"{t.max_abs_error:.3g}",
+            t.sentence,
+        ]
+        for t in worst_first
+    ]
+
+
+def validation_text(report: ValidationReport) -> str:
+    """Verdict and all tensors, failures and worst first."""
+    return (
+        _headline(_validation_headline(report), as_html=False)
+        + "\n\n"
+        + text_table(TENSOR_HEADER, _validation_rows(report))
+    )
+
+
+def validation_html(report: ValidationReport) -> str:
+    """Return the same as HTML."""
+    return _headline(_validation_headline(report), as_html=True) + html_table(TENSOR_HEADER, _validation_rows(report))
+
+
+def reproduction_text(report: ReproductionReport) -> str:
+    """One line per file, then the verdict."""
+    lines = [f"identical  {n}" for n in report.identical]
+    lines += [f"DIFFERENT  {n}" for n in report.different]
+    lines += [f"MISSING    {n}" for n in report.missing]
+    lines += [f"EXTRA      {n}" for n in report.extra]
+    lines += [f"note       {n}" for n in report.environment_changes]
+    verdict = "byte-identical" if report.passed else "NOT reproduced"
+    return "\n".join([*lines, f"{report.folder}: {verdict} ({len(report.identical)} files compared equal)"])

@@ -1,0 +1,11 @@
+"""What a notebook shows: figures and pictures from finished results, a progress line, and whole pages.
+
+    layer_chart.py  per-layer quality: rows, then a plotly figure or an SVG of them
+    sample_grid.py  images drawn from several models: a plotly figure or an SVG
+    style.py        colours, symbols and the plotly layout that both share
+    picture.py      a figure with its still twin, for readers without scripts
+    progress.py     one line that moves while a run works
+    page.py         an executed notebook as one HTML file
+
+Pure functions of values; nothing here decides, measures or writes. plotly and IPython are imported here only.
+"""

@@ -1,0 +1,31 @@
+"""The pictures of a finished run, each one call: interactive where scripts run, still everywhere else."""
+
+from collections.abc import Mapping
+
+from numpy.typing import ArrayLike
+
+from arrowquant_nb.results import QuantizationResult
+from arrowquant_nb.ui.layer_chart import layer_quality_figure, layer_quality_svg
+from arrowquant_nb.ui.picture import Picture
+from arrowquant_nb.ui.sample_grid import sample_grid_figure, sample_grid_svg
+
+__all__ = [
+    "layer_quality",
+    "layer_quality_figure",
+    "layer_quality_svg",
+    "sample_grid",
+    "sample_grid_figure",
+    "sample_grid_svg",
+]
+
+
+def layer_quality(result: QuantizationResult) -> Picture:
+    """Show the quality of every quantized layer, worst first."""
+    words = "Quality of each layer, worst first; the table of the result lists the same layers."
+    return Picture(layer_quality_figure(result), layer_quality_svg(result), words)
+
+
+def sample_grid(images: Mapping[str, ArrayLike]) -> Picture:
+    """Show images drawn from several models, one row each; see `sample_grid_figure`."""
+    words = f"Images in {len(images)} rows: {'; '.join(label.replace(chr(10), ', ') for label in images)}."
+    return Picture(sample_grid_figure(images), sample_grid_svg(images), words)

@@ -1,0 +1,98 @@
+/* Dequantization of a block of rows. Part of the rows.h template.
+ * Values are made in a buffer of a few KiB and leave it in whole cache lines, past the cache when the output is large. */
+
+enum { ISA(STAGE) = 4096 }; /* bytes held back at most before a flush */
+
+typedef struct {
+    uint8_t stage[ISA(STAGE) + 4 * MAX_GROUP + 64] __attribute__((aligned(64)));
+    uint8_t *to; /* where stage[0] goes */
+    int held, streaming;
+} ISA(stream);
+
+/* Write out what is held; all but the last call keep the part of the last cache line for later. */
+INLINE void ISA(flush)(ISA(stream) *out, int last) {
+    if (!out->streaming) {
+        memcpy(out->to, out->stage, (size_t)out->held);
+        out->to += out->held;
+        out->held = 0;
+        return;
+    }
+    int done = (int)(-(uintptr_t)out->to & 63);
+    if (done > out->held) done = out->held;
+    memcpy(out->to, out->stage, (size_t)done);
+    for (; done + 64 <= out->held; done += 64) ISA(stream_line)(out->to + done, out->stage + done);
+    if (last) {
+        memcpy(out->to + done, out->stage + done, (size_t)(out->held - done));
+        done = out->held;
+    }
+    memmove(out->stage, out->stage + done, (size_t)(out->held - done));
+    out->to += done;
+    out->held -= done;
+}
+
+/* Round float32 lanes to bfloat16, half to even; NaN stays NaN. */
+INLINE vh ISA(v_to_bfloat16)(vf x) {
+    vi u = (vi)x, nan = (u & 0x7FFFFFFF) > (vi){0} + 0x7F800000;
+    vi rounded = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16) & 0xFFFF;
+    rounded = (rounded & ~nan) | ((((u >> 16) & 0x8000) | 0x7FC0) & nan);
+    return __builtin_convertvector(rounded, vh);
+}
+
+INLINE void ISA(decode_group)(const uint8_t *packed, int length, int bits, float scale, float zero, int minimum, int kind,
+                              uint8_t *to) {
+    const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
+    for (int k = 0; k < length; k += BATCH) {
+        vi codes[PIECES];
+        ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
+        EACH_PIECE {
+            vf c = __builtin_convertvector(codes[p], vf);
+            vf x = minimum ? c * s + m : (c - m) * s;
+            if (kind == KIND_FLOAT32) {
+                memcpy(to + 4 * (k + p * LANES), &x, sizeof x);
+            } else {
+                vh h = kind == KIND_FLOAT16 ? ISA(v_to_half)(x) : ISA(v_to_bfloat16)(x);
+                memcpy(to + 2 * (k + p * LANES), &h, sizeof h);
+            }
+        }
+    }
+}
+
+INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, int bits, int kind) {
+    const int item = kind == KIND_FLOAT32 ? 4 : 2;
+    ISA(stream) out = {.to = job->out + start * job->columns * item, .held = 0, .streaming = job->streaming};
+    for (int64_t row = start; row < stop; row++) {
+        const uint8_t *packed = job->packed + row * job->packed_stride;
+        for (int64_t group = 0; group < job->n_groups; group++) {
+            const int64_t at = row * job->n_groups + group, bit = group * bits, left = job->columns - group * job->group_size;
+            const int length = left < job->group_size ? (int)left : job->group_size;
+            const uint8_t *codes = packed + group * job->group_size * bits / 8;
+            uint8_t tail[MAX_GROUP];
+            const float scale = ISA(read_stored)(job->scales, at, job->wide);
+            if (length & 15) { /* whole steps of sixteen would read past the end of the row */
+                memcpy(tail, codes, (size_t)(length * bits + 7) / 8);
+                codes = tail;
+            }
+            uint8_t *to = out.stage + out.held;
+            if (job->minimum) {
+                ISA(decode_group)(codes, length, bits, scale, ISA(read_stored)(job->zeros, at, job->wide), 1, kind, to);
+            } else {
+                const uint8_t *zeros = job->zeros + row * job->zeros_stride;
+                const float zero = (float)(zeros[bit >> 3] >> (bit & 7) & ((1 << bits) - 1));
+                ISA(decode_group)(codes, length, bits, scale, zero, 0, kind, to);
+            }
+            out.held += length * item;
+            if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
+        }
+    }
+    ISA(flush)(&out, 1);
+    ISA(stream_fence)();
+}
+
+static void ISA(dequantize_block)(const dequantize_job *job, int64_t start, int64_t stop) {
+#define KINDS(bits)                                                                                       \
+    if (job->kind == KIND_FLOAT32) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT32);                \
+    else if (job->kind == KIND_FLOAT16) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT16);           \
+    else ISA(decode_rows)(job, start, stop, bits, KIND_BFLOAT16);
+    if (job->bits == 2) { KINDS(2) } else if (job->bits == 4) { KINDS(4) } else { KINDS(8) }
+#undef KINDS
+}

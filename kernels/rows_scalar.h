@@ -1,0 +1,33 @@
+/* Portable instruction set: four lanes, nothing the compiler cannot express; the reference for the others. */
+#define ISA(name) name##_scalar
+#define LANES 4
+
+typedef float ISA(vf) __attribute__((vector_size(16)));
+typedef int32_t ISA(vi) __attribute__((vector_size(16)));
+typedef uint16_t ISA(vh) __attribute__((vector_size(8)));
+
+static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) {
+    ISA(vi) less = a < b;
+    return (ISA(vf))(((ISA(vi))a & less) | ((ISA(vi))b & ~less));
+}
+static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) {
+    ISA(vi) less = a < b;
+    return (ISA(vf))(((ISA(vi))b & less) | ((ISA(vi))a & ~less));
+}
+static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) {
+    ISA(vf) x;
+    for (int i = 0; i < LANES; i++) x[i] = half_to_float(h[i]);
+    return x;
+}
+static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) {
+    ISA(vh) h;
+    for (int i = 0; i < LANES; i++) h[i] = float_to_half(x[i]);
+    return h;
+}
+static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) { memcpy(to, from, 64); }
+static inline void ISA(stream_fence)(void) {}
+
+#include "rows.h"
+
+#undef ISA
+#undef LANES

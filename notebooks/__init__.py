@@ -1,0 +1,1 @@
+"""The notebooks that come with the package; installed as `arrowquant_nb._notebooks`."""

@@ -1,0 +1,64 @@
+import itertools
+
+import pytest
+
+from arrowquant_nb.core.strategy import AVAILABLE_METHODS, select
+from arrowquant_nb.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("modality", "bit_width", "preferred"),
+    [
+        ("text", 2, "r2q"),
+        ("code", 2, "r2q"),
+        ("text", 4, "uls"),
+        ("code", 8, "uls"),
+        ("image", 2, "gptq"),
+        ("audio", 8, "gptq"),
+    ],
+)
+def test_preferred_methods(modality, bit_width, preferred):
+    assert select(modality, bit_width, "auto", False, True, True).preferred_method == preferred
+
+
+def test_without_calibration_the_best_direct_grid_is_used_and_said():
+    choice = select("image", 4, "auto", False, True, True)
+    assert choice == (
+        "gptq",
+        "uls",
+        False,
+        False,
+        (
+            "image at 4 bits calls for gptq, but there is no calibration data: uls, the best data-free grid, is used; "
+            "spatial equalization is skipped for the same reason"
+        ),
+    )
+    assert "this version does not have r2q" in select("text", 2, "auto", False, True, True).reason
+
+
+def test_second_parts_follow_modality_and_switches():
+    for modality, aware, spatial in itertools.product(("text", "code", "image", "audio"), (False, True), (False, True)):
+        choice = select(modality, 4, "auto", True, aware, spatial)
+        assert choice.time_aware == (aware and modality in ("text", "code"))
+        assert choice.spatial == (spatial and modality in ("image", "audio"))
+        assert select(modality, 4, "auto", True, aware, spatial, activation_bit_width=8).time_aware == aware
+
+
+def test_every_combination_uses_a_method_that_exists():
+    for modality, bits, method in itertools.product(
+        ("text", "code", "image", "audio"), (2, 4, 8), ("auto", "rtn", "mse", "uls")
+    ):
+        choice = select(modality, bits, method, False, True, True)
+        assert choice.used_method in AVAILABLE_METHODS
+        assert choice.reason
+        if method != "auto":
+            assert (choice.used_method, choice.reason) == (method, f"method {method} set by the user")
+        elif bits == 2:
+            assert choice.used_method == "uls"
+
+
+def test_unknown_words_are_errors():
+    with pytest.raises(ConfigurationError, match="modality 'video' is unknown"):
+        select("video", 4, "auto", False, True, True)
+    with pytest.raises(ConfigurationError, match="method 'awq' is not available; use auto, rtn, mse, uls"):
+        select("text", 4, "awq", False, True, True)
