@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from arrowquant_nb import samples, tables
 from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized
@@ -25,7 +25,7 @@ __all__ = ["DrawnModel", "WidthComparison", "compare_widths"]
 
 PROFILES: Final = ("cloud", "local", "edge")
 _HEADER: Final = (
-    "model", "tensors", "bits per weight", "payload MB", "network SQNR", "sample PSNR (median)", "layers that fell back",
+    "model", "tensors", "bits per weight", "payload MB", "network SQNR", "sample PSNR (median)", "layers fallen back",
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def compare_widths(
     seed: int = 0,
     progress_callback: Callable[[str, float], None] | None = None,
 ) -> WidthComparison:
-    """Quantize a bundled sample with the profiles cloud, local and edge and draw from each.
+    """Quantize a bundled sample with the profiles cloud, local and edge, and to 2 bits throughout, and draw from each.
 
     Parameters
     ----------
@@ -142,17 +142,27 @@ def compare_widths(
         rows = [_original(sample, samples.runnable(sample).sample(labels, seed))]
         for i, profile in enumerate(PROFILES):
             config = DiffusionQuantConfig.from_profile(profile)
-            say(f"INT{config.bit_width}: quantizing, drawing, measuring", (i + 0.5) / (len(PROFILES) + 1))
+            say(f"INT{config.bit_width}: quantizing, drawing, measuring", 0.2 * (i + 1))
             if finished is not None and _equal_but_for_the_machine(finished, config):
                 result, unmatched = finished, None
             else:
                 result = ArrowQuantV2(config).quantize_diffusion_model(sample, Path(scratch, profile))
             rows.append(_drawn(f"INT{config.bit_width} ({profile})", sample, result, labels, n=n, seed=seed))
+        say("INT2 in every layer: quantizing, drawing, measuring", 0.8)
+        result = ArrowQuantV2(_two_bits_everywhere(sample)).quantize_diffusion_model(sample, Path(scratch, "int2"))
+        rows.append(_drawn("INT2 (every layer)", sample, result, labels, n=n, seed=seed))
         if unmatched is not None:
             say("this run: drawing, measuring", 0.9)
             rows.append(_drawn(f"INT{unmatched.bit_width} (this run)", sample, unmatched, labels, n=n, seed=seed))
     say("drawn and measured", 1.0)
     return WidthComparison(sample, n, seed, tuple(rows))
+
+
+def _two_bits_everywhere(sample: str) -> DiffusionQuantConfig:
+    """Return edge settings under which no layer is raised by policy or gate: what 2 bits alone can do."""
+    rows = ArrowQuantV2().plan(sample).rows
+    widths = {row.name: 2 for row in rows if row.action == "quantized"}
+    return DiffusionQuantConfig.from_profile("edge", min_accuracy=0.0, layer_bit_widths=widths)
 
 
 def _silent(message: str, fraction: float) -> None:

@@ -1,47 +1,12 @@
-/* Packing and unpacking of codes, and conversion of stored weights to float32. Part of the rows.h template.
+/* Unpacking of codes into lanes, and conversion of stored weights to float32. Part of the rows.h template.
  * Code i of a byte lies in bits [i * bits, (i + 1) * bits). */
 
-typedef uint16_t ISA(vu16) __attribute__((vector_size(4 * LANES)));
-typedef uint8_t ISA(vu8) __attribute__((vector_size(2 * LANES)));
-typedef uint8_t ISA(vb) __attribute__((vector_size(LANES)));
-
-/* IN n bytes (n a multiple of 16); OUT n / 2 bytes: each pair (a, b) becomes a | b << (8 - shift). */
-INLINE void ISA(join_pairs)(const uint8_t *from, int n, int shift, uint8_t *to) {
-    int i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        ISA(vu16) x;
-        memcpy(&x, from + i, sizeof x);
-        ISA(vu8) y = __builtin_convertvector(x | (x >> shift), ISA(vu8));
-        memcpy(to + i / 2, &y, sizeof y);
-    }
-    for (; i < n; i += 2) to[i / 2] = (uint8_t)(from[i] | from[i + 1] << (8 - shift));
-}
-
-/* IN n codes, one a byte, followed by zeros up to a multiple of 16; OUT ceil(n * bits / 8) bytes, no more. */
-INLINE void ISA(pack_codes)(const uint8_t *codes, int n, int bits, uint8_t *out) {
-    uint8_t half[MAX_GROUP], quarter[MAX_GROUP];
-    int padded = (n + 15) & ~15;
-    if (bits == 8) { memcpy(out, codes, (size_t)n); return; }
-    if (bits == 4) {
-        if (n == padded) { ISA(join_pairs)(codes, n, 4, out); return; }
-        ISA(join_pairs)(codes, padded, 4, half);
-        memcpy(out, half, (size_t)(n + 1) / 2);
-        return;
-    }
-    ISA(join_pairs)(codes, padded, 6, half);
-    memset(half + padded / 2, 0, 8);
-    ISA(join_pairs)(half, (padded / 2 + 15) & ~15, 4, quarter);
-    memcpy(out, quarter, (size_t)(n + 3) / 4);
-}
+typedef uint64_t ISA(vq) __attribute__((vector_size(4 * LANES)));
 
 /* IN 2 * bits bytes at `packed`; OUT sixteen codes in lanes. */
-INLINE void ISA(unpack_sixteen)(const uint8_t *packed, int bits, vi out[PIECES]) {
+INLINE void ISA(unpack_sixteen)(const uint8_t *packed, const int bits, vi out[PIECES]) {
     if (bits == 8) {
-        EACH_PIECE {
-            ISA(vb) b;
-            memcpy(&b, packed + p * LANES, sizeof b);
-            out[p] = __builtin_convertvector(b, vi);
-        }
+        EACH_PIECE out[p] = ISA(v_from_bytes)(packed + p * LANES);
         return;
     }
     vi shift;
@@ -49,12 +14,11 @@ INLINE void ISA(unpack_sixteen)(const uint8_t *packed, int bits, vi out[PIECES])
     EACH_PIECE {
         vi word;
 #if LANES == 16
-        if (bits == 4) {
-            int32_t low, high;
-            memcpy(&low, packed, 4);
-            memcpy(&high, packed + 4, 4);
-            word = (vi){low, low, low, low, low, low, low, low, high, high, high, high, high, high, high, high};
-            out[p] = (word >> shift) & 15;
+        if (bits == 4) { /* eight codes in each half of a 64-bit word */
+            uint64_t bytes;
+            memcpy(&bytes, packed, 8);
+            word = (vi)(bytes - (ISA(vq)){0});
+            out[p] = (SHUFFLE(word, word, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1) >> shift) & 15;
             continue;
         }
 #endif
@@ -84,4 +48,35 @@ INLINE void ISA(widen)(const uint8_t *from, int kind, int n, float *to) {
         }
     }
     for (; i & 15; i++) to[i] = 0.0f;
+}
+
+INLINE void ISA(load_one)(const uint8_t *from, int wide, float *to) {
+    uint16_t half;
+    if (wide) { memcpy(to, from, 4); return; }
+    memcpy(&half, from, 2);
+    *to = half_to_float(half);
+}
+
+/* n <= 16 stored scales or minima. */
+INLINE void ISA(load_stored)(const uint8_t *from, int n, int wide, float to[BATCH]) {
+    if (wide) { memcpy(to, from, (size_t)n * 4); return; }
+    uint16_t half[BATCH] = {0};
+    memcpy(half, from, (size_t)n * 2);
+    ISA(widen)((const uint8_t *)half, KIND_FLOAT16, BATCH, to);
+}
+
+INLINE void ISA(to_halves)(const float from[BATCH], uint16_t to[BATCH]) {
+    EACH_PIECE {
+        vh h = ISA(v_to_half)(ISA(v_load)(from + p * LANES));
+        memcpy(to + p * LANES, &h, sizeof h);
+    }
+}
+
+/* n <= 16 packed zero-point codes. */
+INLINE void ISA(load_codes)(const uint8_t *packed, int n, const int bits, float to[BATCH]) {
+    uint8_t bytes[BATCH] = {0};
+    vi codes[PIECES];
+    memcpy(bytes, packed, (size_t)(n * bits + 7) / 8);
+    ISA(unpack_sixteen)(bytes, bits, codes);
+    EACH_PIECE ISA(v_store)(to + p * LANES, __builtin_convertvector(codes[p], vf));
 }

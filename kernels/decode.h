@@ -38,8 +38,8 @@ INLINE vh ISA(v_to_bfloat16)(vf x) {
     return __builtin_convertvector(rounded, vh);
 }
 
-INLINE void ISA(decode_group)(const uint8_t *packed, int length, int bits, float scale, float zero, int minimum, int kind,
-                              uint8_t *to) {
+INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, float scale, float zero, int minimum,
+                              const int kind, uint8_t *to) {
     const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
     for (int k = 0; k < length; k += BATCH) {
         vi codes[PIECES];
@@ -57,33 +57,29 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, int bits, float
     }
 }
 
-INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, int bits, int kind) {
-    const int item = kind == KIND_FLOAT32 ? 4 : 2;
+INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind) {
+    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2;
+    float scale[BATCH], zero[BATCH];
+    uint8_t codes[MAX_GROUP] = {0};
     ISA(stream) out = {.to = job->out + start * job->columns * item, .held = 0, .streaming = job->streaming};
-    for (int64_t row = start; row < stop; row++) {
-        const uint8_t *packed = job->packed + row * job->packed_stride;
+    for (int64_t row = start; row < stop; row++)
         for (int64_t group = 0; group < job->n_groups; group++) {
-            const int64_t at = row * job->n_groups + group, bit = group * bits, left = job->columns - group * job->group_size;
+            const int g = (int)(group % BATCH);
+            const int64_t left = job->columns - group * job->group_size;
             const int length = left < job->group_size ? (int)left : job->group_size;
-            const uint8_t *codes = packed + group * job->group_size * bits / 8;
-            uint8_t tail[MAX_GROUP];
-            const float scale = ISA(read_stored)(job->scales, at, job->wide);
-            if (length & 15) { /* whole steps of sixteen would read past the end of the row */
-                memcpy(tail, codes, (size_t)(length * bits + 7) / 8);
-                codes = tail;
+            const uint8_t *from = job->packed + row * job->packed_stride + group * (job->group_size * bits / 8);
+            if (g == 0) { /* the parameters of the next sixteen groups */
+                const int n = job->n_groups - group < BATCH ? (int)(job->n_groups - group) : BATCH;
+                ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
+                if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
+                else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
             }
-            uint8_t *to = out.stage + out.held;
-            if (job->minimum) {
-                ISA(decode_group)(codes, length, bits, scale, ISA(read_stored)(job->zeros, at, job->wide), 1, kind, to);
-            } else {
-                const uint8_t *zeros = job->zeros + row * job->zeros_stride;
-                const float zero = (float)(zeros[bit >> 3] >> (bit & 7) & ((1 << bits) - 1));
-                ISA(decode_group)(codes, length, bits, scale, zero, 0, kind, to);
-            }
+            if (length & 15) /* whole steps of sixteen would read past the end of the row */
+                from = memcpy(codes, from, (size_t)(length * bits + 7) / 8);
+            ISA(decode_group)(from, length, bits, scale[g], zero[g], job->minimum, kind, out.stage + out.held);
             out.held += length * item;
             if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
         }
-    }
     ISA(flush)(&out, 1);
     ISA(stream_fence)();
 }

@@ -4,6 +4,7 @@
 
 #include "job.h"
 #include "half.h"
+#include "packing.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)

@@ -83,6 +83,8 @@ FOLD(fold_max, v_max)
 #include "codes.h"
 #include "search.h"
 #include "encode.h"
+#include "batch.h"
+#include "quantize.h"
 #include "decode.h"
 
 #undef FOLD

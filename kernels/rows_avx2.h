@@ -16,6 +16,28 @@ static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_
 static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_max_ps((__m256)a, (__m256)b); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm256_cvtph_ps((__m128i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {
+    return (ISA(vi))_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+}
+static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {
+    __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
+}
+/* Packs 4 * LANES codes; OUT 4 * bits bytes. */
+static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
+    __m256i low = _mm256_packus_epi32((__m256i)c[0], (__m256i)c[1]), high = _mm256_packus_epi32((__m256i)c[2], (__m256i)c[3]);
+    __m256i x = _mm256_packus_epi16(low, high); /* 32-bit word 4 h + i holds half h of c[i] */
+    x = _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    if (bits == 8) { _mm256_storeu_si256((__m256i *)out, x); return; }
+    x = _mm256_maddubs_epi16(x, _mm256_set1_epi16(bits == 4 ? 0x1001 : 0x0401)); /* a + (b << bits) in 16 bits */
+    if (bits == 2) {
+        x = _mm256_madd_epi16(x, _mm256_set1_epi32(0x00100001)); /* four codes in 32 bits */
+        x = _mm256_packus_epi32(x, x);
+    }
+    x = _mm256_packus_epi16(x, x);
+    if (bits == 4) _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(_mm256_permute4x64_epi64(x, 8)));
+    else _mm_storel_epi64((__m128i *)out, _mm_unpacklo_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
 static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) {
     _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
     _mm256_stream_si256((__m256i *)to + 1, _mm256_loadu_si256((const __m256i *)from + 1));

@@ -16,6 +16,21 @@ static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_
 static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_max_ps((__m512)a, (__m512)b); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm512_cvtph_ps((__m256i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {
+    return (ISA(vi))_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) { _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)x)); }
+/* Packs 4 * LANES codes; OUT 8 * bits bytes. */
+static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
+    __m512i low = _mm512_packus_epi32((__m512i)c[0], (__m512i)c[1]), high = _mm512_packus_epi32((__m512i)c[2], (__m512i)c[3]);
+    __m512i x = _mm512_packus_epi16(low, high); /* 32-bit word 4 q + i holds quarter q of c[i] */
+    x = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
+    if (bits == 8) { _mm512_storeu_si512(out, x); return; }
+    x = _mm512_maddubs_epi16(x, _mm512_set1_epi16(bits == 4 ? 0x1001 : 0x0401)); /* a + (b << bits) in 16 bits */
+    if (bits == 4) { _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi16_epi8(x)); return; }
+    x = _mm512_madd_epi16(x, _mm512_set1_epi32(0x00100001)); /* four codes in 32 bits */
+    _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(x));
+}
 static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) {
     _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
 }

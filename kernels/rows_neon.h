@@ -10,6 +10,20 @@ static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))vminq_f
 static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))vcvt_f32_f16((float16x4_t)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))vcvt_f16_f32((float32x4_t)x); }
+/* Four codes, one a byte, and back. */
+static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) { return (ISA(vi)){from[0], from[1], from[2], from[3]}; }
+static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {
+    for (int i = 0; i < LANES; i++) to[i] = (uint8_t)x[i];
+}
+/* Packs 4 * LANES codes; OUT 2 * bits bytes. */
+static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
+    uint16x8_t low = vcombine_u16(vmovn_u32((uint32x4_t)c[0]), vmovn_u32((uint32x4_t)c[1]));
+    uint16x8_t high = vcombine_u16(vmovn_u32((uint32x4_t)c[2]), vmovn_u32((uint32x4_t)c[3]));
+    uint64x2_t bytes = vreinterpretq_u64_u8(vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+    uint64_t x = pack_eight(vgetq_lane_u64(bytes, 0), bits), y = pack_eight(vgetq_lane_u64(bytes, 1), bits);
+    memcpy(out, &x, (size_t)bits);
+    memcpy(out + bits, &y, (size_t)bits);
+}
 /* Arm's non-temporal pair store has no intrinsic; ordinary stores already detect streams there. */
 static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) { memcpy(to, from, 64); }
 static inline void ISA(stream_fence)(void) {}

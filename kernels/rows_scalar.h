@@ -24,6 +24,20 @@ static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) {
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(x[i]);
     return h;
 }
+/* Four codes, one a byte, and back. */
+static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) { return (ISA(vi)){from[0], from[1], from[2], from[3]}; }
+static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {
+    for (int i = 0; i < LANES; i++) to[i] = (uint8_t)x[i];
+}
+/* Packs 4 * LANES codes; OUT 2 * bits bytes. */
+static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
+    for (int j = 0; j < 4; j += 2) {
+        uint64_t x = 0;
+        for (int i = 0; i < 4; i++) x |= (uint64_t)(uint32_t)c[j][i] << (8 * i) | (uint64_t)(uint32_t)c[j + 1][i] << (8 * i + 32);
+        x = pack_eight(x, bits);
+        memcpy(out + j / 2 * bits, &x, (size_t)bits);
+    }
+}
 static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) { memcpy(to, from, 64); }
 static inline void ISA(stream_fence)(void) {}
 

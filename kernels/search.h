@@ -4,8 +4,8 @@
  * The loops work on two candidates and a few elements at once, each stage over all of them before the next: the chain of
  * operations on one element is longer than the processor can look ahead. */
 
-#define CANDIDATES (LANES == 16 ? 2 : 1) /* what the register file holds */
-#define STRIDE 4                         /* elements at once; group sizes are multiples */
+#define CANDIDATES 2 /* divides the 12 of uls */
+#define STRIDE 4     /* elements at once */
 #define EACH_STEP(count) for (int j = 0; j < (count); j++)
 #define EACH_CANDIDATE for (int c = 0; c < CANDIDATES; c++)
 

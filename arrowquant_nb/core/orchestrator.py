@@ -67,6 +67,11 @@ def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
     return groups
 
 
+def tile_rows(columns: int) -> int:
+    """Rows of one tile of a matrix with so many columns."""
+    return max(1, TILE_WEIGHTS // max(1, columns))
+
+
 class LayerLoop:
     """State of one pass over the layers."""
 
@@ -131,25 +136,25 @@ class LayerLoop:
     def _stream(self, item: Pending) -> None:
         """Try one layer tile by tile; memory stays at a few tiles whatever its size."""
         task = item.task
-        tile_rows = max(1, TILE_WEIGHTS // max(1, task.columns))
+        step = tile_rows(task.columns)
         writer = self.sink.begin(task, item.bit_width)
         parts: list[LayerStatistics] = []
         nbytes = 0
         grid = ""
         try:
-            for start in range(0, task.rows, tile_rows):
+            for start in range(0, task.rows, step):
                 if self.control.cancelled():
                     self.stopped = True
                     writer.discard()
                     return
-                weight = self.source.read_rows(task.name, start, min(tile_rows, task.rows - start))
+                weight = self.source.read_rows(task.name, start, min(step, task.rows - start))
                 tensor = quantize_matrices([_job(item, weight, start)], self.control.n_threads)[0]
                 writer.append(start, tensor)
                 parts.append(tensor.statistics)
                 nbytes += tensor.nbytes
                 grid = tensor.grid
-                if start + tile_rows < task.rows:
-                    fraction = (start + tile_rows) / task.rows
+                if start + step < task.rows:
+                    fraction = (start + step) / task.rows
                     self.control.emit(LayerProgress(name=task.name, fraction=fraction))
         except BaseException:
             writer.discard()

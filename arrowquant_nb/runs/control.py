@@ -5,6 +5,7 @@ Knows nothing of widgets; a listener may be anything that takes an event.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -65,7 +66,9 @@ class RunControl:
             try:
                 self._log.write(json.dumps(stamped.to_dict(), separators=(",", ":")) + "\n")
             except OSError as error:
-                self._log = None
+                log, self._log = self._log, None
+                with contextlib.suppress(OSError):  # what is buffered cannot be written either
+                    log.close()
                 raise as_output_error(error, self._log_path) from error
         for listener in self._listeners:
             listener(stamped)

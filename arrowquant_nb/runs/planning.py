@@ -16,6 +16,7 @@ from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ModelNotFoundError
 from arrowquant_nb.quantizers.layout import METHODS, Layout
 from arrowquant_nb.results import Plan, PlanRow, Strategy
+from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.policy import assign_bit_widths
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _task(
 def payload_nbytes(task: LayerTask) -> int:
     """Exact stored bytes of a task at its requested width with float16 scales."""
     if task.kept:
-        return task.source_nbytes
+        return task.n_weights * numpy_dtype(task.dtype).itemsize
     layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
     rows, packed = layout.packed_shape
     zero_point_nbytes = 2 if layout.grid == "minimum" else 1

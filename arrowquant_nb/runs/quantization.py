@@ -74,9 +74,12 @@ def quantize_model(
         decisions = decide(checkpoint, located.name, config)
         tasks = make_tasks(checkpoint, decisions, config)
         needed = sum(payload_nbytes(t) + _OVERHEAD_NBYTES for t in tasks)
-        with ModelFolder(Path(output), located.path, needed) as folder:
+        with (
+            ModelFolder(Path(output), located.path, needed) as folder,
+            LayerSource(checkpoint, tasks) as source,
+        ):
             control.open_log(folder.folder)
-            run = _Run(checkpoint, decisions, tasks, config, folder, control, located)
+            run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
             try:
                 return run.execute()
             except (RunCancelledError, KeyboardInterrupt):
@@ -112,6 +115,7 @@ class _Run:
         folder: ModelFolder,
         control: RunControl,
         located: LocatedModel,
+        source: LayerSource,
     ) -> None:
         self.checkpoint = checkpoint
         self.decisions = decisions
@@ -120,7 +124,7 @@ class _Run:
         self.folder = folder
         self.control = control
         self.located = located
-        self.source = LayerSource(checkpoint)
+        self.source = source
         self.sink = ModelSink(
             folder, checkpoint, self.source, {"modality": decisions.modality, "is_diffusion_model": True}
         )
@@ -148,7 +152,7 @@ class _Run:
         """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
         files: dict[str, dict[str, Any]] = {}
         tensors: dict[str, dict[str, Any]] = {}
-        for file in self.sink.files:
+        for file in sorted(self.sink.files):  # whatever order they were committed in
             commit = self.folder.committed(file)
             files[file] = {"nbytes": commit.nbytes, "xxh3": commit.xxh3}
             tensors.update(commit.tensors)
@@ -158,7 +162,7 @@ class _Run:
         hashes = {name: str(entry["xxh3"]) for name, entry in files.items()}
         files[CARD_NAME] = self.folder.write(CARD_NAME, model_card(self.decisions, self.config, reports, hashes))
         seconds = self.control.elapsed_s
-        self.folder.write(RUN_NAME, self._record(seconds, tensors))
+        self.folder.write(RUN_NAME, self._record(seconds, tensors), listed=False)
         self.folder.seal(Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files))
         result = self._result(reports, seconds)
         summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}

@@ -34,9 +34,11 @@ KEPT_TILE_NBYTES = 1 << 24
 KEPT_BIT_WIDTH = 16
 
 
-def settings_hash(task: LayerTask) -> str:
-    """Hash of everything but the weights that decides what is stored for a tensor."""
+def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> str:
+    """Hash of everything but the weights that decides what is stored for a tensor, its manifest entry included."""
     settings = {
+        "facts": facts,
+        "source_file": source_file,
         "algorithm": ALGORITHM_VERSION,
         "name": task.name,
         "shape": list(task.shape),
@@ -82,7 +84,7 @@ class ModelSink:
             return None
         file = data_file_name(task.index, task.name)
         commit = self._folder.find(file)
-        settings = settings_hash(task)
+        settings = self._settings_hash(task)
         if commit is None or not commit.key.startswith(settings):
             return None
         if commit.key != f"{settings}-{self._source.source_hash(task.name)}" or not self._folder.intact(commit):
@@ -118,7 +120,7 @@ class ModelSink:
         """Write the small kept tensors into one file, unless an earlier run left the same one."""
         if not self._kept_together:
             return
-        hashes = "".join(settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
+        hashes = "".join(self._settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
         key = hashlib.sha256(hashes.encode()).hexdigest()
         self.files.append(KEPT_NAME)
         commit = self._folder.find(KEPT_NAME)
@@ -146,6 +148,9 @@ class ModelSink:
 
     # -- shared ------------------------------------------------------------------------------------------------------
 
+    def _settings_hash(self, task: LayerTask) -> str:
+        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name)
+
     def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
         source_hash = self._source.source_hash(task.name)
         metadata = {
@@ -163,7 +168,7 @@ class ModelSink:
             return {task.name: self._entry(file.file, task, report, source_hash, references)}
 
         self.files.append(file.file)
-        file.commit(f"{settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_dict()})
+        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_dict()})
 
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]

@@ -79,7 +79,8 @@ class Journal:
 
     def append(self, commit: Commit) -> None:
         """Add one line and make it durable."""
-        line = json.dumps(asdict(commit), sort_keys=True, separators=(",", ":")) + "\n"
+        # In the order they have: what a later run takes over from here must give the same manifest, byte for byte.
+        line = json.dumps(asdict(commit), separators=(",", ":")) + "\n"
         try:
             with self.path.open("ab") as stream:
                 start = stream.tell()

@@ -116,8 +116,8 @@ class ModelFolder:
         free = shutil.disk_usage(self.folder).free
         if free + committed < self._needed_nbytes:
             raise OutputError(
-                f"the output {self.folder} needs about {self._needed_nbytes / 1e6:.0f} MB, but only "
-                f"{free / 1e6:.0f} MB are free: free space or choose another disk"
+                f"the output {self.folder} needs about {self._needed_nbytes / 1e6:.1f} MB, but only "
+                f"{free / 1e6:.1f} MB are free: free space or choose another disk"
             )
 
     # -- committed work ----------------------------------------------------------------------------------------------
@@ -170,16 +170,21 @@ class ModelFolder:
             path.unlink()
             sync_folder(self.folder)
 
-    def write(self, name: str, content: bytes) -> dict[str, Any]:
-        """Write a small file of the model atomically and return its manifest entry; unchanged content is left alone."""
+    def write(self, name: str, content: bytes, listed: bool = True) -> dict[str, Any]:
+        """Write a small file atomically and return its manifest entry; unchanged content is left alone.
+
+        A file that is not `listed` in the manifest may change under a finished model.
+        """
         path = self.folder / name
         if not (path.is_file() and path.read_bytes() == content):
+            if listed:
+                self.unseal()
             write_file(path, content)
         return {"nbytes": len(content), "xxh3": xxhash.xxh3_128_hexdigest(content)}
 
     def seal(self, manifest: Manifest) -> None:
         """Write the manifest and drop data files that are not in it."""
-        self.write(MANIFEST_NAME, manifest.encode())
+        self.write(MANIFEST_NAME, manifest.encode(), listed=False)
         for path in self.folder.glob("*.parquet"):
             if path.name not in manifest.files:
                 path.unlink()

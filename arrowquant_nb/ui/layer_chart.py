@@ -46,10 +46,11 @@ def short_name(name: str, length: int = NAME_LENGTH) -> str:
     Examples
     --------
     >>> short_name("transformer_blocks.0.attn1.to_q.weight", 20)
-    'transforme...q.weight'
+    'transform...q.weight'
     """
     printable = "".join(character if character.isprintable() else "?" for character in name)
-    return printable if len(printable) <= length else f"{printable[: length // 2]}...{printable[-(length // 2 - 2) :]}"
+    tail = (length - 3) // 2
+    return printable if len(printable) <= length else f"{printable[: length - 3 - tail]}...{printable[-tail:]}"
 
 
 def layer_rows(layers: Iterable[LayerReport], limit: int = SHOWN_ROWS) -> list[LayerRow]:
@@ -104,10 +105,11 @@ def layer_quality_svg(result: QuantizationResult) -> str:
         return x0 + (x1 - x0) * (value - left) / (right - left)
 
     parts = [_text(8, 20, _title(result, len(rows)), size=15)]
-    for i, bits in enumerate(sorted({row.bit_width for row in rows})):
+    shown = sorted({row.bit_width for row in rows})
+    for i, bits in enumerate(shown):
         parts += [_mark(16 + 90 * i, 42, bits, filled=True), _text(28 + 90 * i, 46, WIDTHS[bits].word)]
     if any(row.failed for row in rows):
-        parts.append(_text(28 + 90 * len(WIDTHS), 46, "hollow: missed its gate"))
+        parts.append(_text(16 + 90 * len(shown), 46, "hollow: missed its gate"))
     bottom = top + ROW_HEIGHT * len(rows)
     for value in _ticks(left, right):
         parts.append(f'<path d="M{x(value):.1f} {top - 4}V{bottom}" stroke="#80808040"/>')
@@ -161,7 +163,7 @@ def _title(result: QuantizationResult, n_shown: int) -> str:
     kept = len(result.layers) - n_all
     shown = f"{n_all} layers" if n_shown == n_all else f"the {n_shown} worst of {n_all} layers"
     fell_back = sum(report.fell_back for report in result.layers)
-    return f"Quality of {shown}, worst first ({kept} tensors kept, {fell_back} layers fell back)"
+    return f"Quality of {shown}, worst first ({kept} tensors kept, \u25b2 {fell_back} layers fell back to more bits)"
 
 
 def _range(rows: Sequence[LayerRow]) -> tuple[float, float]:

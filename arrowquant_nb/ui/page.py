@@ -1,7 +1,8 @@
 """An executed notebook as one HTML file that needs no network: plotly's script once, and every figure's still twin."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nbformat
 import plotly.io
@@ -11,6 +12,9 @@ from arrowquant_nb.ui.picture import PLOTLY_MIME
 from arrowquant_nb.ui.style import CONFIG
 
 __all__ = ["notebook_page"]
+
+# What remains of the template's require.js and MathJax when they are not to be fetched.
+_EMPTY_SCRIPT: Final = re.compile(r'<script src="">\s*</script>')
 
 
 def notebook_page(notebook: Path) -> str:
@@ -26,7 +30,7 @@ def notebook_page(notebook: Path) -> str:
     nowhere = {"require_js_url": "", "mathjax_url": "", "jquery_url": "", "widget_renderer_url": ""}
     exporter = HTMLExporter(**nowhere)  # type: ignore[no-untyped-call]
     page, _ = exporter.from_notebook_node(document, resources={"metadata": {"name": notebook.stem}})
-    return str(page)
+    return _EMPTY_SCRIPT.sub("", str(page))
 
 
 def _figure_markup(bundle: dict[str, Any], *, with_script: bool) -> str:

@@ -1,0 +1,232 @@
+"""The notebooks: clean as committed, checked before they start, and telling what they were made from when done."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+
+from arrowquant_nb import batch
+from arrowquant_nb.cli import main
+from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
+from arrowquant_nb.notebook_parameters import parse_parameters, read_parameters
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+QUANTIZE = FOLDER / "02_quantize.ipynb"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_committed_notebook_is_a_clean_story(path):
+    document = nbformat.read(path, as_version=4)
+    nbformat.validate(document)
+    assert document.metadata.kernelspec.name == "python3"
+    assert set(document.metadata) == {"kernelspec", "language_info"}
+    for cell in document.cells:
+        if cell.cell_type != "code":
+            continue
+        assert not cell.outputs
+        assert cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 12
+        tree = ast.parse(cell.source)
+        assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(tree))
+
+
+def test_the_packaged_notebook_is_found_by_name():
+    assert batch.packaged_notebook().name == "02_quantize.ipynb"
+    assert json.loads(batch.packaged_notebook().read_text()) == json.loads(QUANTIZE.read_text())
+    with pytest.raises(ConfigurationError, match="02_quantize"):
+        batch.packaged_notebook("absent")
+
+
+def test_every_parameter_has_a_type_and_a_comment():
+    parameters = read_parameters(QUANTIZE)
+    assert {"model", "output", "profile", "bit_width", "group_size", "method", "config_yaml", "seed"} <= set(parameters)
+    assert all(parameter.types and parameter.help for parameter in parameters.values())
+    assert parameters["model"].default == "digits-dit"
+    assert parameters["bit_width"].types == ("int", "none")
+
+
+def test_papermill_reads_the_same_parameters():
+    import papermill
+
+    found = papermill.inspect_notebook(str(QUANTIZE))
+    ours = read_parameters(QUANTIZE)
+    assert set(found) == set(ours)
+    assert all(found[name]["help"] == parameter.help for name, parameter in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([("bitwidth", "4")], "02_quantize.ipynb has no parameter 'bitwidth'. Did you mean \"bit_width\"?"),
+        ([("zzzzz", "4")], "It has: model, output"),
+        ([("bit_width", "four")], "parameter bit_width = 'four' is refused; it must be int or none"),
+        ([("bit_width", "4.5")], "parameter bit_width = 4.5 is refused"),
+        ([("n_samples", "none")], "parameter n_samples = None is refused; it must be int"),
+        ([("min_accuracy", "high")], "it must be float or none"),
+        ([("seed", "1"), ("seed", "2")], "'seed' is given twice"),
+    ],
+)
+def test_a_bad_parameter_is_refused_before_anything_starts(given, said, tmp_path):
+    with pytest.raises(ConfigurationError) as caught:
+        parse_parameters(QUANTIZE, given)
+    assert said in str(caught.value)
+    options = [text for name, value in given for text in ("-p", name, value)]
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "out.ipynb"), *options])
+    assert (done.exit_code, said in done.stderr) == (1, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_become_the_declared_types():
+    given = [("bit_width", "8"), ("min_accuracy", "1"), ("profile", "none"), ("model", "8"), ("seed", "null")]
+    assert parse_parameters(QUANTIZE, given) == {
+        "bit_width": 8, "min_accuracy": 1, "profile": None, "model": "8", "seed": None,
+    }  # fmt: skip
+
+
+def test_wrong_types_from_python_are_refused_too(tmp_path):
+    for values in ({"bit_width": "8"}, {"bit_width": True}, {"nosuch": 1}):
+        with pytest.raises(ConfigurationError, match="parameter"):
+            batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
+
+
+def notebook_of(path, *cells):
+    document = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    document.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    document.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(document, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("x = 1", "line 1 is not `name: type = literal"),
+        ("x: int = f()", "the parameters cell cannot be read"),
+        ("x: complex = 1", "type 'complex' is not one of"),
+        ("x: int =", "the parameters cell cannot be read"),
+    ],
+)
+def test_a_parameters_cell_of_another_form_is_refused(cell, said, tmp_path):
+    with pytest.raises(ConfigurationError) as caught:
+        read_parameters(notebook_of(tmp_path / "n.ipynb", cell))
+    assert said in str(caught.value)
+
+
+def test_what_is_no_notebook_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="there is no notebook here"):
+        read_parameters(tmp_path / "absent.ipynb")
+    for text in ("", "{}", "[]", "[" * 100_000, '{"cells": 3}'):
+        (tmp_path / "x.ipynb").write_text(text)
+        with pytest.raises(ConfigurationError, match="not a notebook"):
+            read_parameters(tmp_path / "x.ipynb")
+    (tmp_path / "x.ipynb").write_text('{"cells": []}')
+    with pytest.raises(ConfigurationError, match="no cell is tagged"):
+        read_parameters(tmp_path / "x.ipynb")
+
+
+def test_a_notebook_is_not_written_over_itself(tmp_path):
+    copy = tmp_path / "copy.ipynb"
+    shutil.copy(QUANTIZE, copy)
+    before = copy.read_bytes()
+    with pytest.raises(OutputError, match="is the notebook itself"):
+        batch.run_notebook(copy, copy)
+    with pytest.raises(ConfigurationError, match="add the ending"):
+        batch.run_notebook(copy, tmp_path / "out")
+    assert copy.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    values = {"output": str(folder / "model"), "n_samples": 1, "bit_width": 8}
+    options = [text for name, value in values.items() for text in ("-p", name, str(value))]
+    done = CliRunner().invoke(main, ["run", str(folder / "out.ipynb"), *options, "--html", "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout), folder
+
+
+def outputs_of(path):
+    document = nbformat.read(path, as_version=4)
+    return {
+        cell.id: [output.get("data", {}) for output in cell.outputs] for cell in document.cells if "outputs" in cell
+    }
+
+
+def test_the_quantize_notebook_runs_from_the_command_line(finished):
+    places, folder = finished
+    assert places == {
+        "notebook": str(folder / "out.ipynb"), "html": str(folder / "out.html"), "model": str(folder / "model"),
+    }  # fmt: skip
+    assert (folder / "model" / "manifest.json").is_file()
+    shown = outputs_of(folder / "out.ipynb")
+    assert "application/vnd.plotly.v1+json" in shown["layers"][0]
+    assert "application/vnd.plotly.v1+json" in shown["grid"][0]
+    assert "image/svg+xml" in shown["grid"][0]
+    assert "100 %" in shown["run"][0]["text/html"]
+    table = shown["table"][0]["text/html"]
+    assert all(
+        row in table for row in ("original", "INT8 (cloud)", "INT4 (local)", "INT2 (edge)", "INT2 (every layer)")
+    )
+
+
+def test_the_notebook_tells_what_it_was_made_from(finished):
+    _, folder = finished
+    about = json.loads((folder / "out.ipynb").read_text())["metadata"]
+    record = json.loads((folder / "model" / "run.json").read_text())
+    assert about["arrowquant"] == record | {"model": "digits-dit"}
+    assert record["sources"]["bit_width"] == "argument"
+    assert about["papermill"]["input_path"] == "02_quantize.ipynb"
+    assert about["papermill"]["output_path"] == "out.ipynb"
+
+
+def test_the_page_needs_no_network_and_no_scripts(finished):
+    _, folder = finished
+    page = (folder / "out.html").read_text()
+    # One copy of plotly's script, nothing loaded from elsewhere, a still picture for each figure.
+    assert page.count("<noscript><svg") == 2
+    assert page.count("plotly.js v") == 1
+    assert not [tag for tag in page.split("<script")[1:] if " src=" in tag.split(">")[0]]
+    assert "<link" not in page.split("<body")[0]
+    assert len(page) < 7_000_000
+
+
+def test_a_saved_notebook_is_small_and_names_no_folder_of_this_machine(finished):
+    _, folder = finished
+    text = (folder / "out.ipynb").read_text()
+    assert len(text) < 1_000_000
+    assert str(Path.home()) not in text.replace(str(folder), "")
+    assert str(FOLDER.parent) not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("bit_width", "3", "bit_width = 3 is refused; it must be 2, 4 or 8."), ("model", "nosuch", "nosuch")],
+)
+def test_a_failed_run_exits_with_a_message_that_names_it(tmp_path, name, value, said):
+    done = CliRunner().invoke(
+        main, ["run", str(tmp_path / "out.ipynb"), "-p", name, value, "-p", "output", str(tmp_path / "m")]
+    )
+    assert done.exit_code == 1
+    assert said in done.stderr
+    assert str(tmp_path / "out.ipynb") in done.stderr
+    assert not (tmp_path / "m").exists()
+    # How far it came can be read in the notebook.
+    assert said in (tmp_path / "out.ipynb").read_text()
+
+
+def test_a_dying_kernel_is_an_error_not_a_hang(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", "x: int = 1  # help", "import os; os._exit(3)")
+    with pytest.raises(QuantizationError, match="kernel"):
+        batch.run_notebook(notebook, tmp_path / "out.ipynb")
+
+
+def test_an_unwritable_output_is_an_output_error(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", "x: int = 1  # help")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        batch.run_notebook(notebook, tmp_path / "file" / "out.ipynb")
