@@ -10,6 +10,9 @@ SOURCES := $(shell find arrowquant_nb kernels notebooks -type f -not -name '*.so
 # What must not depend on the compiled parts runs on both builds.
 BOTH_BUILDS := tests/core tests/kernels tests/quantizers tests/storage
 
+# Tests and their child processes use the installed package, never the tree they are started in.
+export PYTHONSAFEPATH := 1
+
 .PHONY: help demo test test-compiled test-pure lint soak bench dev clean
 
 help:
@@ -44,13 +47,13 @@ demo: $(VENV)/.notebook
 test: lint test-compiled test-pure
 
 test-compiled: $(VENV)/.test
-	$(BIN)/python -c "import sys; sys.path.pop(0); import arrowquant_nb as aq; i = aq.build_info(); print(i); assert i['compiled_core'] and i['compiled_kernels']"
+	$(BIN)/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert i['compiled_core'] and i['compiled_kernels']"
 	$(BIN)/pytest -m "not soak"
 	$(BIN)/pytest -m "not soak" --doctest-modules --pyargs arrowquant_nb
 	ARROWQUANT_NB_ISA=scalar $(BIN)/pytest -q tests/core tests/quantizers
 
 test-pure: $(PURE_VENV)/.test
-	$(PURE_VENV)/bin/python -c "import sys; sys.path.pop(0); import arrowquant_nb as aq; i = aq.build_info(); print(i); assert not i['compiled_core'] and not i['compiled_kernels']"
+	$(PURE_VENV)/bin/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert not i['compiled_core'] and not i['compiled_kernels']"
 	$(PURE_VENV)/bin/pytest -m "not soak and not torch" $(BOTH_BUILDS)
 
 lint: $(VENV)/.test

@@ -27,7 +27,7 @@ class TensorComparison(JsonForm):
         return self.status in ("equal", "close")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ValidationReport(JsonForm):
     """Every tensor compared; `passed` is false when one is missing, extra, or not what the manifest promises."""
 
@@ -51,6 +51,12 @@ class ValidationReport(JsonForm):
         """The tensors that did not pass."""
         return tuple(t for t in self.tensors if not t.passed)
 
+    def __repr__(self) -> str:
+        return (
+            f"ValidationReport({self.quantized!r}, {'passed' if self.passed else 'FAILED'}, "
+            f"{len(self.tensors)} tensors, {len(self.failures)} failures)"
+        )
+
     def __str__(self) -> str:
         return tables.validation_text(self)
 
@@ -58,7 +64,7 @@ class ValidationReport(JsonForm):
         return tables.validation_html(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReproductionReport(JsonForm):
     """Files of a model against a fresh run of its `run.json`; byte identity is promised for `compared` files."""
 
@@ -73,6 +79,9 @@ class ReproductionReport(JsonForm):
     def passed(self) -> bool:
         """True when every compared file is byte-identical."""
         return not (self.different or self.missing or self.extra)
+
+    def __repr__(self) -> str:
+        return f"ReproductionReport({self.folder!r}, {'byte-identical' if self.passed else 'NOT reproduced'})"
 
     def __str__(self) -> str:
         return tables.reproduction_text(self)

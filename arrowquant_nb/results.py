@@ -138,7 +138,7 @@ class PlanRow(JsonForm):
         return 8 * self.nbytes / self.n_weights if self.n_weights else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan(JsonForm):
     """What a run would do, from headers alone: no weight is read."""
 
@@ -169,6 +169,9 @@ class Plan(JsonForm):
         n = sum(r.n_weights for r in self.rows)
         return 8 * sum(r.nbytes for r in self.rows) / n if n else 0.0
 
+    def __repr__(self) -> str:
+        return f"Plan({self.model!r}, {self.modality}, {tables.width_counts(self.rows)}, {self.size_mb:.3f} MB)"
+
     def __str__(self) -> str:
         return tables.plan_text(self)
 
@@ -176,7 +179,7 @@ class Plan(JsonForm):
         return tables.plan_html(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizationResult(JsonForm):
     """The finished run.
 
@@ -242,6 +245,12 @@ class QuantizationResult(JsonForm):
             for r in self.layers
         ]
         return pa.Table.from_pylist(rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"QuantizationResult({self.quantized_path!r}, {tables.width_counts(self.layers)}, "
+            f"{self.model_size_mb:.3f} MB, cosine {self.cosine_similarity:.6f})"
+        )
 
     def __str__(self) -> str:
         return tables.result_text(self)

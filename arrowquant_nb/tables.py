@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH_NAMES = {2: "INT2", 4: "INT4", 8: "INT8", 16: "kept"}
 SHOWN_LAYERS = 12
+# Headlines hold our own sentences, which are not cut.
+_SENTENCE = 1000
 
 
 def decibels(value: float) -> str:
@@ -44,9 +46,10 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: st
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, limit: int = 120) -> str:
+    """Escape what would break a line; cut long names in the middle."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return shown if len(shown) <= 120 else f"{shown[:80]}...{shown[-37:]}"
+    return shown if len(shown) <= limit else f"{shown[: limit - 40]}...{shown[-37:]}"
 
 
 def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
@@ -56,13 +59,13 @@ def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
             "<table><tbody>"
             + "".join(
                 f"<tr><th scope='row' style='text-align:left'>{html.escape(k)}</th>"
-                f"<td style='text-align:left'>{html.escape(_printable(v))}</td></tr>"
+                f"<td style='text-align:left'>{html.escape(_printable(v, _SENTENCE))}</td></tr>"
                 for k, v in pairs
             )
             + "</tbody></table>"
         )
     width = max(len(k) for k, _ in pairs)
-    return "\n".join(f"{k.ljust(width)}  {_printable(v)}" for k, v in pairs)
+    return "\n".join(f"{k.ljust(width)}  {_printable(v, _SENTENCE)}" for k, v in pairs)
 
 
 def width_counts(rows: Iterable[LayerReport | PlanRow]) -> str:

@@ -119,7 +119,7 @@ INLINE void ISA(encode_batch_with)(const ISA(batch) *b, const quantize_job *job,
     for (int g = 0; g < b->n; g++) {
         ISA(sums) sums = {{(vf){0}}, {(vf){0}}, {(vf){0}}};
         const ISA(grid) grid = ISA(make_grid)(r->scale[g], r->zero[g], (1 << bits) - 1, minimum);
-        if (whole) ISA(encode_whole)(b->w[g], b->length, bits, &grid, b->packed[g], &sums);
+        if (whole) ISA(encode_whole)(b->w[g], b->length, bits, &grid, job->wide, b->packed[g], &sums);
         else ISA(encode_any)(b->w[g], b->length, &grid, codes[g], &sums);
         memcpy(ww[g], sums.ww, sizeof ww[g]);
         memcpy(wq[g], sums.wq, sizeof wq[g]);
@@ -137,6 +137,7 @@ INLINE void ISA(encode_batch_with)(const ISA(batch) *b, const quantize_job *job,
 
 /* Scores of the codes as packed; only wq and ee are taken. */
 INLINE void ISA(score_batch_with)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r, const int bits, const int minimum) {
+    (void)job;
     ISA(partials) wq, ee;
     for (int g = 0; g < b->n; g++) {
         ISA(sums) sums = {{(vf){0}}, {(vf){0}}, {(vf){0}}};
@@ -240,7 +241,7 @@ INLINE void ISA(store_zero_codes)(const ISA(batch) *b, const quantize_job *job, 
     }
 }
 
-INLINE void ISA(quantize_batch)(const ISA(batch) *b, const quantize_job *job) {
+static __attribute__((noinline)) void ISA(quantize_batch)(const ISA(batch) *b, const quantize_job *job) {
     ISA(results) r;
     if (b->n < BATCH) memset(&r, 0, sizeof r);
     if (job->method == METHOD_RTN) ISA(search_range)(b, job, &r);
@@ -255,7 +256,7 @@ INLINE void ISA(quantize_batch)(const ISA(batch) *b, const quantize_job *job) {
 }
 
 /* Multiply the stored parameters of a batch by the gain of its rows and take the error sums again. */
-INLINE void ISA(rescale_batch)(const ISA(batch) *b, const quantize_job *job, const float *gain, int64_t first_row) {
+static __attribute__((noinline)) void ISA(rescale_batch)(const ISA(batch) *b, const quantize_job *job, const float *gain, int64_t first_row) {
     ISA(results) r;
     float factor[BATCH];
     const int wide = job->wide, item = wide ? 4 : 2;

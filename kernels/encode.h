@@ -12,12 +12,13 @@ INLINE vf ISA(within)(vf x, int k, int length) {
     return (vf)((vi)x & (lane < length - k - (vi){0}));
 }
 
-typedef struct { vf s, m, low, high; vi to_code; int minimum; } ISA(grid);
+typedef struct { vf s, m, low, high, reciprocal, doubt; vi to_code; int minimum; } ISA(grid);
 
 INLINE ISA(grid) ISA(make_grid)(float scale, float zero, int n, const int minimum) {
     return (ISA(grid)){
         .s = ISA(v_splat)(scale), .m = ISA(v_splat)(zero),
         .low = ISA(v_splat)(minimum ? 0.0f : -zero), .high = ISA(v_splat)(minimum ? (float)n : (float)n - zero),
+        .reciprocal = ISA(v_splat)(1.0f / scale), .doubt = ISA(v_splat)(0.5f - (float)n * 0x1p-22f),
         .to_code = (minimum ? 0 : (int32_t)zero) - MAGIC_BITS - (vi){0}, .minimum = minimum};
 }
 
@@ -29,17 +30,36 @@ INLINE vf ISA(encode_lanes)(vf x, const ISA(grid) *grid, vi *code) {
     return grid->minimum ? t * grid->s + grid->m : t * grid->s;
 }
 
-/* Four vectors at a time, straight from registers to packed bytes; length is a multiple of 4 * LANES. */
-INLINE void ISA(encode_whole)(const float *w, int length, const int bits, const ISA(grid) *grid, uint8_t *packed, ISA(sums) *sums) {
+/* Four vectors at a time, straight from registers to packed bytes; length is a multiple of 4 * LANES.
+ *
+ * The quotient is taken as x * (1 / s). It differs from x / s by less than n * 2^-22 steps, so both round to the same code
+ * unless it lies that close to the middle between two codes; then all four vectors are divided instead. */
+INLINE void ISA(encode_whole)(const float *w, int length, const int bits, const ISA(grid) *grid, int divide, uint8_t *packed,
+                              ISA(sums) *sums) {
     for (int k = 0; k < length; k += 4 * LANES) {
+        vf x[4], q[4], t[4], furthest = (vf){0};
         vi code[4];
         for (int j = 0; j < 4; j++) {
-            vf x = ISA(v_load)(w + k + j * LANES), q = ISA(encode_lanes)(x, grid, &code[j]), e = q - x;
-            sums->ww[j % PIECES] += x * x;
-            sums->wq[j % PIECES] += x * q;
+            x[j] = ISA(v_load)(w + k + j * LANES);
+            t[j] = (grid->minimum ? x[j] - grid->m : x[j]) * grid->reciprocal;
+        }
+        for (int j = 0; j < 4; j++) t[j] = v_min(v_max(t[j], grid->low), grid->high);
+        for (int j = 0; j < 4; j++) {
+            q[j] = t[j] + ISA(v_splat)(MAGIC);
+            code[j] = (vi)q[j] + grid->to_code;
+            q[j] -= ISA(v_splat)(MAGIC);
+            furthest = v_max_abs(furthest, t[j] - q[j]);
+            q[j] = grid->minimum ? q[j] * grid->s + grid->m : q[j] * grid->s;
+        }
+        if (__builtin_expect(divide || ISA(v_any)(furthest > grid->doubt), 0))
+            for (int j = 0; j < 4; j++) q[j] = ISA(encode_lanes)(x[j], grid, &code[j]);
+        ISA(store_codes)(code, bits, packed + k * bits / 8);
+        for (int j = 0; j < 4; j++) {
+            const vf e = q[j] - x[j];
+            sums->ww[j % PIECES] += x[j] * x[j];
+            sums->wq[j % PIECES] += x[j] * q[j];
             sums->ee[j % PIECES] += e * e;
         }
-        ISA(store_codes)(code, bits, packed + k * bits / 8);
     }
 }
 

@@ -10,19 +10,23 @@ static void ISA(walk)(const quantize_job *job, int64_t start, int64_t stop, int6
     ISA(batch) b;
     b.n = 0;
     b.length = length;
-    for (int64_t row = start; row < stop; row++)
+    for (int64_t row = start; row < stop; row++) {
+        const uint8_t *from = job->weight + (row * job->columns + first * job->group_size) * item;
+        uint8_t *packed = job->packed + row * job->packed_stride + first * group_bytes;
         for (int64_t group = first; group < first + count; group++) {
-            const uint8_t *from = job->weight + (row * job->columns + group * job->group_size) * item;
             b.row[b.n] = row;
             b.group[b.n] = group;
-            b.packed[b.n] = job->packed + row * job->packed_stride + group * group_bytes;
+            b.packed[b.n] = packed;
             b.w[b.n] = direct ? (const float *)from : tile + b.n * MAX_GROUP;
             if (!direct) ISA(widen)(from, job->kind, length, tile + b.n * MAX_GROUP);
+            from += length * item;
+            packed += group_bytes;
             if (++b.n < BATCH && !(row == stop - 1 && group == first + count - 1)) continue;
             if (gain) ISA(rescale_batch)(&b, job, gain, start);
             else ISA(quantize_batch)(&b, job);
             b.n = 0;
         }
+    }
 }
 
 /* Rows [start, stop) of a job; `gain` is room for one float a row. */

@@ -7,6 +7,7 @@
 #define vh ISA(vh)
 #define v_min ISA(v_min)
 #define v_max ISA(v_max)
+#define v_max_abs ISA(v_max_abs)
 #define PIECES (BATCH / LANES) /* vectors that make up sixteen lanes */
 #define EACH_PIECE for (int p = 0; p < PIECES; p++)
 #define INLINE static inline __attribute__((always_inline))
@@ -98,6 +99,7 @@ FOLD(fold_max, v_max)
 #undef INLINE
 #undef EACH_PIECE
 #undef PIECES
+#undef v_max_abs
 #undef v_max
 #undef v_min
 #undef vh

@@ -14,6 +14,11 @@ typedef uint16_t ISA(vh) __attribute__((vector_size(16)));
 
 static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_min_ps((__m256)a, (__m256)b); }
 static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_max_ps((__m256)a, (__m256)b); }
+/* Larger of abs(a), abs(b); whether any lane of a comparison holds. */
+static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
+    return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
+}
+static inline int ISA(v_any)(ISA(vi) mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm256_cvtph_ps((__m128i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {

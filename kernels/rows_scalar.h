@@ -14,6 +14,11 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) {
     ISA(vi) less = a < b;
     return (ISA(vf))(((ISA(vi))b & less) | ((ISA(vi))a & ~less));
 }
+/* Larger of abs(a), abs(b); whether any lane of a comparison holds. */
+static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
+    return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
+}
+static inline int ISA(v_any)(ISA(vi) mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) {
     ISA(vf) x;
     for (int i = 0; i < LANES; i++) x[i] = half_to_float(h[i]);

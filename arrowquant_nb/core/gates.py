@@ -40,7 +40,10 @@ def passes(cosine: float, threshold: float) -> bool:
 
 def explain(bit_width: int, cosine: float, threshold: float, passed: bool, next_bit_width: int) -> str:
     """One plain sentence on what happened to an attempt; `next_bit_width` is 0 where nothing is left to try."""
-    measured = f"INT{bit_width} keeps a weight cosine of {cosine:.5f}"
+    shown = f"{cosine:.5f}"
+    if not passed and float(shown) >= threshold:  # rounded it would read as if it had passed
+        shown = str(cosine)
+    measured = f"INT{bit_width} keeps a weight cosine of {shown}"
     if passed:
         return f"{measured}, at or above the {threshold:g} asked for."
     if next_bit_width:

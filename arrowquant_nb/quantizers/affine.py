@@ -126,9 +126,7 @@ def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
     )  # fmt: skip
 
 
-def _run(
-    jobs: Sequence[MatrixJob], buffers: list[Buffers], n_threads: int, given: list[bool]
-) -> list[QuantizedTensor]:
+def _run(jobs: Sequence[MatrixJob], buffers: list[Buffers], n_threads: int, given: list[bool]) -> list[QuantizedTensor]:
     """Run the kernels; tensors whose scales float16 cannot hold run again with float32 scales."""
     orders = [_rows_job(job, b) for job, b in zip(jobs, buffers, strict=True)]
     _kernels.quantize_rows(orders, n_threads)

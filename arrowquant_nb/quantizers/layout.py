@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 
-__all__ = ["BIT_WIDTHS", "GRIDS", "METHODS", "WEIGHT_DTYPES", "Layout", "check_out_array", "dtype_named", "matrix_shape"]
+__all__ = [
+    "BIT_WIDTHS",
+    "GRIDS",
+    "METHODS",
+    "WEIGHT_DTYPES",
+    "Layout",
+    "check_out_array",
+    "dtype_named",
+    "matrix_shape",
+]
 
 BIT_WIDTHS = (2, 4, 8)
 GRIDS = ("zero_point", "minimum")
@@ -61,7 +70,9 @@ class Layout:
         if self.grid not in GRIDS:
             raise ConfigurationError(f"grid {self.grid!r} is not one of {', '.join(GRIDS)}")
         if isinstance(self.group_size, bool) or self.group_size not in range(16, MAX_GROUP_SIZE + 1, 16):
-            raise ConfigurationError(f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}")
+            raise ConfigurationError(
+                f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}"
+            )
         if self.rows < 1 or self.columns < 1:
             raise ShapeMismatchError(f"a matrix of {self.rows} x {self.columns} has no weights to quantize")
 

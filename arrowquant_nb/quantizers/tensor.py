@@ -116,7 +116,9 @@ class LayerStatistics:
         names = {"n", "sum_ww", "sum_wq", "sum_ee", "w_absmax"}
         if set(values) != names:
             raise MetadataError(f"layer statistics need exactly the keys {sorted(names)}, got {sorted(values)}")
-        return LayerStatistics(int(values["n"]), *(float(values[k]) for k in ("sum_ww", "sum_wq", "sum_ee", "w_absmax")))
+        return LayerStatistics(
+            int(values["n"]), *(float(values[k]) for k in ("sum_ww", "sum_wq", "sum_ee", "w_absmax"))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,9 +180,7 @@ class QuantizedTensor:
         """Stored bits for each weight, scales and zero points counted."""
         return 8 * self.nbytes / (self.rows * self.columns)
 
-    def dequantize(
-        self, dtype: str = "float32", out: NDArray[Any] | None = None, n_threads: int = 0
-    ) -> NDArray[Any]:
+    def dequantize(self, dtype: str = "float32", out: NDArray[Any] | None = None, n_threads: int = 0) -> NDArray[Any]:
         """Decode the weights.
 
         Parameters

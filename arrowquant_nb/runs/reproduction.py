@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 # Times and hosts live in these three; byte identity is promised for every other file.
 NOT_COMPARED = (RUN_NAME, EVENTS_NAME, JOURNAL_NAME, LOCK_NAME)
 
+_RECORD_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "component": (str, type(None)),
+    "variant": (str, type(None)),
+    "config": (dict,),
+    "versions": (dict,),
+}
+
 
 def reproduce(
     folder: str | Path, output: str | Path | None = None, listener: Callable[[Event], None] | None = None
@@ -56,9 +64,13 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ModelNotFoundError(f"{folder} has no {RUN_NAME}: only a finished run of arrowquant_nb can be reproduced")
     try:
         record = json.loads(path.read_bytes())
-        return {k: record[k] for k in ("model", "component", "variant", "config", "versions")}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {k: record[k] for k in ("model", "component", "variant", "config", "versions")}
+        for key, kinds in _RECORD_TYPES.items():
+            if not isinstance(found[key], kinds):
+                raise TypeError(f"{key!r} is {type(found[key]).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MetadataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    return found
 
 
 def _files(folder: Path) -> dict[str, Path]:

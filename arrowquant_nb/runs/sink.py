@@ -31,6 +31,8 @@ ALGORITHM_VERSION = 1
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
+# Elements looked at together for the largest one.
+KEPT_CHUNK = 1 << 18
 KEPT_BIT_WIDTH = 16
 
 
@@ -99,18 +101,20 @@ class ModelSink:
 
     def keep(self, task: LayerTask) -> LayerReport:
         """Carry a tensor over: small ones later, together; large ones now."""
-        raw = self._checkpoint.read_bytes(task.name)
-        report = kept_report(task, raw)
         if task.source_nbytes < KEPT_TOGETHER_NBYTES:
             self._kept_together.append(task)
-            return report
+            return kept_report(task, absolute_maximum(self._checkpoint.read_bytes(task.name), task.dtype))
         file = self._folder.start_file(data_file_name(task.index, task.name))
-        tile_rows = max(1, KEPT_TILE_NBYTES * task.rows // raw.nbytes)
-        row_nbytes = raw.nbytes // task.rows
+        row_nbytes = task.columns * numpy_dtype(task.dtype).itemsize
+        tile_rows = max(1, KEPT_TILE_NBYTES // row_nbytes)
+        largest = 0.0
         for number, start in enumerate(range(0, task.rows, tile_rows)):
             count = min(tile_rows, task.rows - start)
-            data = raw[start * row_nbytes : (start + count) * row_nbytes]
-            file.append(_kept_tile(task, number, start, count, data, report.w_absmax))
+            data = self._checkpoint.read_bytes(task.name, start * row_nbytes, count * row_nbytes)
+            w_absmax = absolute_maximum(data, task.dtype)
+            largest = max(largest, w_absmax)
+            file.append(_kept_tile(task, number, start, count, data, w_absmax))
+        report = kept_report(task, largest)
         self._commit(file, task, report)
         return report
 
@@ -132,7 +136,7 @@ class ModelSink:
         reports = {}
         for number, task in enumerate(tasks):
             raw = self._checkpoint.read_bytes(task.name)
-            report = kept_report(task, raw)
+            report = kept_report(task, absolute_maximum(raw, task.dtype))
             reports[task.name] = report.to_dict()
             file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
         hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
@@ -252,11 +256,20 @@ def _kept_tile(task: LayerTask, number: int, start: int, count: int, data: NDArr
     )
 
 
-def kept_report(task: LayerTask, raw: NDArray[np.uint8]) -> LayerReport:
-    """Report of a tensor that is stored bit-exactly; `w_absmax` is over its finite values."""
-    array = raw.view(numpy_dtype(task.dtype))
-    finite = array.astype(np.float64, copy=False) if array.dtype.kind in "fVbiu" else np.zeros(0)
-    finite = finite[np.isfinite(finite)]
+def absolute_maximum(raw: NDArray[np.uint8], dtype: str) -> float:
+    """Return the largest absolute finite value of stored bytes, 0 when there is none; a few megabytes at a time."""
+    array = raw.view(numpy_dtype(dtype))
+    if array.dtype.kind not in "fVbiu":
+        return 0.0
+    largest = 0.0
+    for start in range(0, array.size, KEPT_CHUNK):
+        values = np.abs(array[start : start + KEPT_CHUNK].astype(np.float64))
+        largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
+    return largest
+
+
+def kept_report(task: LayerTask, w_absmax: float) -> LayerReport:
+    """Report of a tensor that is stored bit-exactly."""
     return LayerReport(
         name=task.name,
         shape=task.shape,
@@ -272,10 +285,10 @@ def kept_report(task: LayerTask, raw: NDArray[np.uint8]) -> LayerReport:
         group_size=0,
         n_weights=task.n_weights,
         source_nbytes=task.source_nbytes,
-        nbytes=raw.nbytes,
+        nbytes=task.n_weights * numpy_dtype(task.dtype).itemsize,
         sqnr_db=math.inf,
         cosine=1.0,
         mse=0.0,
         gain=1.0,
-        w_absmax=float(np.abs(finite).max(initial=0.0)),
+        w_absmax=w_absmax,
     )

@@ -6,6 +6,7 @@ their own, because a batch of them is in use at the same time.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -48,7 +49,7 @@ class LayerSource:
     def __init__(self, checkpoint: Checkpoint, tasks: Sequence[LayerTask]) -> None:
         self._checkpoint = checkpoint
         large = [t for t in tasks if not t.kept and t.n_weights >= BATCH_WEIGHTS]
-        self._next_large = {a.name: b.name for a, b in zip(large, large[1:], strict=False)}
+        self._next_large = {a.name: b.name for a, b in itertools.pairwise(large)}
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         self._ahead: tuple[_Tile, Future[NDArray[Any]]] | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-reader")

@@ -151,6 +151,24 @@ class LazyTensor:
         parts = [self._model.payloads(self, r)["data"] for r in self.references]
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
+    def read_rows(self, row_start: int, row_count: int) -> NDArray[Any]:
+        """Return rows of the matrix view, touching their tiles only: stored dtype when kept, else float32."""
+        parts = [np.empty((0, self.columns), numpy_dtype(self.dtype if self.kept else "float32"))]
+        for reference in self.references:
+            first = max(row_start - reference.row_start, 0)
+            last = min(row_start + row_count - reference.row_start, reference.row_count)
+            if first < last:
+                parts.append(self._tile_rows(reference)[first:last])
+        return parts[1] if len(parts) == 2 else np.concatenate(parts)
+
+    def _tile_rows(self, reference: TileReference) -> NDArray[Any]:
+        if not self.kept:
+            return self._tile(reference).dequantize()
+        data = np.frombuffer(self._model.payloads(self, reference)["data"], numpy_dtype(self.dtype))
+        if data.size != reference.row_count * self.columns:
+            raise ValidationError(f"{self.name!r} in {self.file!r}: {data.size} elements in {reference.row_count} rows")
+        return data.reshape(reference.row_count, self.columns)
+
     def dequantize(
         self, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
     ) -> NDArray[Any]:

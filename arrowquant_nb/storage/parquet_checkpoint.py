@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# Read and hashed together: as much as a tile dequantizes to.
+HASHED_NBYTES = 1 << 25
+
 
 @dataclass(frozen=True, eq=False)
 class ParquetCheckpoint(Checkpoint):
@@ -39,23 +42,23 @@ class ParquetCheckpoint(Checkpoint):
     ) -> NDArray[np.generic]:
         """Return rows of the matrix view, in the stored dtype; float32 for a tensor that was quantized."""
         entry = self._entry(name)
-        rows = self._matrix(name)[row_start : row_start + row_count]
+        rows = self.model[name].read_rows(row_start, row_count)
         if out is None:
             return rows
         view: NDArray[np.generic] = out[: rows.nbytes].view(rows.dtype).reshape(row_count, entry.columns)
         view[...] = rows
         return view
 
-    def _matrix(self, name: str) -> NDArray[Any]:
-        entry = self.entries[name]
-        return np.asarray(self.model[name].dequantize()).reshape(entry.rows, entry.columns)
-
     def read_bytes(
         self, name: str, start: int = 0, count: int | None = None, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """Return the bytes of a tensor, or a range of them."""
-        raw = np.ascontiguousarray(self._matrix(name)).view(np.uint8).reshape(-1)
-        part = raw[start : None if count is None else start + count]
+        entry = self._entry(name)
+        row_nbytes = max(1, entry.columns * numpy_dtype(entry.dtype).itemsize)
+        end = entry.nbytes if count is None else start + count
+        first = start // row_nbytes
+        rows = np.ascontiguousarray(self.model[name].read_rows(first, -(-end // row_nbytes) - first))
+        part = rows.reshape(-1).view(np.uint8)[start - first * row_nbytes : end - first * row_nbytes]
         if out is None:
             return part
         out[: part.nbytes] = part
@@ -63,7 +66,11 @@ class ParquetCheckpoint(Checkpoint):
 
     def hash_tensor(self, name: str) -> str:
         """Return the xxh3-128 of a tensor's bytes as they are read."""
-        return xxhash.xxh3_128_hexdigest(self.read_bytes(name).data)
+        digest = xxhash.xxh3_128()
+        nbytes = self._entry(name).nbytes
+        for start in range(0, nbytes, HASHED_NBYTES):
+            digest.update(self.read_bytes(name, start, min(HASHED_NBYTES, nbytes - start)).data)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Unmap the files."""

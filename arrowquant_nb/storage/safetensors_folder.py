@@ -62,6 +62,9 @@ def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], content: Cal
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise as_output_error(error, path) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     publish(temporary, path)
 
 

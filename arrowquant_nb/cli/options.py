@@ -13,8 +13,8 @@ import click
 from tqdm import tqdm
 
 from arrowquant_nb.config import DiffusionQuantConfig, available_fields, field_facts
-from arrowquant_nb.config_profiles import PROFILES
-from arrowquant_nb.config_sources import from_text
+from arrowquant_nb.config.profiles import PROFILES
+from arrowquant_nb.config.sources import from_text
 
 __all__ = ["config_options", "load_config", "progress_bar"]
 

@@ -19,8 +19,8 @@ from pydantic import PrivateAttr
 from pydantic import ValidationError as PydanticError
 
 from arrowquant_nb import tables
-from arrowquant_nb.config_fields import ConfigFields, available_fields, field_facts
-from arrowquant_nb.config_profiles import (
+from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
+from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
     PROFILE_ONLY,
     PROFILES,
@@ -30,7 +30,7 @@ from arrowquant_nb.config_profiles import (
     Rotation,
     ScaleFormat,
 )
-from arrowquant_nb.config_sources import ENVIRONMENT_PREFIX, did_you_mean, from_environment, read_yaml, shown, yaml_text
+from arrowquant_nb.config.sources import ENVIRONMENT_PREFIX, did_you_mean, from_environment, read_yaml, shown, yaml_text
 from arrowquant_nb.errors import ConfigurationError, OutputError
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
-from arrowquant_nb.config_profiles import (
+from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
     PROFILE_ONLY,
     PROFILES,

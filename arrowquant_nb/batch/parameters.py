@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from arrowquant_nb.config_sources import did_you_mean, from_text, shown
+from arrowquant_nb.config.sources import did_you_mean, from_text, shown
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
 from arrowquant_nb.tables import text_table
 

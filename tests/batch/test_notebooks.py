@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from arrowquant_nb import batch
 from arrowquant_nb.cli import main
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
-from arrowquant_nb.notebook_parameters import parse_parameters, read_parameters
+from arrowquant_nb.batch.parameters import parse_parameters, read_parameters
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -151,10 +151,9 @@ def finished(tmp_path_factory):
 
 
 def outputs_of(path):
-    document = nbformat.read(path, as_version=4)
-    return {
-        cell.id: [output.get("data", {}) for output in cell.outputs] for cell in document.cells if "outputs" in cell
-    }
+    """Return the data of each cell's outputs by the cell's source."""
+    cells = nbformat.read(path, as_version=4).cells
+    return {cell.source: [output.get("data", {}) for output in cell.get("outputs", [])] for cell in cells}
 
 
 def test_the_quantize_notebook_runs_from_the_command_line(finished):
@@ -164,14 +163,14 @@ def test_the_quantize_notebook_runs_from_the_command_line(finished):
     }  # fmt: skip
     assert (folder / "model" / "manifest.json").is_file()
     shown = outputs_of(folder / "out.ipynb")
-    assert "application/vnd.plotly.v1+json" in shown["layers"][0]
-    assert "application/vnd.plotly.v1+json" in shown["grid"][0]
-    assert "image/svg+xml" in shown["grid"][0]
-    assert "100 %" in shown["run"][0]["text/html"]
-    table = shown["table"][0]["text/html"]
-    assert all(
-        row in table for row in ("original", "INT8 (cloud)", "INT4 (local)", "INT2 (edge)", "INT2 (every layer)")
-    )
+    grid = next(data for source, data in shown.items() if source.startswith("sample_grid("))
+    for (data,) in (shown["layer_quality(result)"], grid):
+        assert {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"} == set(data)
+    run = next(data for source, data in shown.items() if source.startswith("result ="))
+    assert "100 %" in run[0]["text/html"]
+    table = shown["comparison"][0]["text/html"]
+    for row in ("original", "INT8 (cloud)", "INT4 (local)", "INT2 (edge)", "INT2 (every layer)", "INT8 (this run)"):
+        assert row in table
 
 
 def test_the_notebook_tells_what_it_was_made_from(finished):

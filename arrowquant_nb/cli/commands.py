@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from arrowquant_nb import api, batch, notebook_parameters
-from arrowquant_nb.cli_options import config_options, load_config, progress_bar
+from arrowquant_nb import api, batch
+from arrowquant_nb.batch import parameters
+from arrowquant_nb.cli.options import config_options, load_config, progress_bar
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
-from arrowquant_nb.inspection import inspect_model
+from arrowquant_nb.runs.inspection import inspect_model
 
 __all__ = ["main"]
 
@@ -172,11 +173,11 @@ def run(
         raise click.UsageError(f"at most two notebooks, NOTEBOOK and OUTPUT.ipynb, but {len(paths)} paths were given")
     notebook = Path(paths[0]) if len(paths) == 2 else batch.packaged_notebook()
     if list_parameters:
-        known = notebook_parameters.read_parameters(notebook)
+        known = parameters.read_parameters(notebook)
         listed = {name: parameter.to_dict() for name, parameter in known.items()}
-        _print(listed if as_json else notebook_parameters.parameter_table(known), as_json)
+        _print(listed if as_json else parameters.parameter_table(known), as_json)
         return
-    values = notebook_parameters.parse_parameters(notebook, given)
+    values = parameters.parse_parameters(notebook, given)
     draw = not (quiet or as_json) and sys.stderr.isatty()
     finished = batch.run_notebook(notebook, Path(paths[-1]), values, html=html, progress_bar=draw)
     _print(finished, as_json)

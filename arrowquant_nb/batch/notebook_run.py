@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from arrowquant_nb.batch.parameters import check_parameters, read_notebook
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
-from arrowquant_nb.notebook_parameters import check_parameters, read_notebook
 
 __all__ = ["FinishedNotebook", "packaged_notebook", "run_notebook"]
 
@@ -46,7 +46,7 @@ def packaged_notebook(name: str = "02_quantize") -> Path:
     try:
         folder = Path(str(resources.files("arrowquant_nb._notebooks")))
     except ModuleNotFoundError:  # a source tree on the path: there the package is the folder notebooks/
-        folder = Path(__file__).resolve().parent.parent / "notebooks"
+        folder = Path(__file__).resolve().parents[2] / "notebooks"
     path = folder / f"{name}.ipynb"
     if not path.is_file():
         there = sorted(p.stem for p in folder.glob("*.ipynb"))

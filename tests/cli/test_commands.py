@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from arrowquant_nb.cli import _Commands, main
+from arrowquant_nb.cli.commands import _Commands, main
 from arrowquant_nb.config import DiffusionQuantConfig, available_fields
 
 
@@ -191,7 +191,6 @@ def test_run_without_output_or_with_too_many_paths_is_a_usage_error():
 
 
 def test_python_dash_m_is_the_same_command():
-    root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-m", "arrowquant_nb", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("arrowquant_nb ")

@@ -1,0 +1,5 @@
+"""The `arrowquant` command: `commands.py` has the subcommands, `options.py` one option per field of the settings."""
+
+from arrowquant_nb.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,21 @@
+"""The settings of a run: one immutable type, its profiles, and where each value came from.
+
+settings.py  DiffusionQuantConfig
+fields.py    every field with title, unit, range and description
+profiles.py  edge, local, cloud, base_mode; what is not available yet
+sources.py   YAML, environment, and the words for what is wrong with them
+"""
+
+from arrowquant_nb.config.profiles import DeploymentProfile, Modality, QuantMethod, Rotation, ScaleFormat
+from arrowquant_nb.config.settings import DiffusionQuantConfig, available_fields, field_facts
+
+__all__ = [
+    "DeploymentProfile",
+    "DiffusionQuantConfig",
+    "Modality",
+    "QuantMethod",
+    "Rotation",
+    "ScaleFormat",
+    "available_fields",
+    "field_facts",
+]
