@@ -6,6 +6,8 @@ PURE_VENV := .venv-pure
 BIN := $(VENV)/bin
 PIP := -m pip install -q --disable-pip-version-check -c constraints.txt
 OUT ?= demo-output
+# setuptools would pack what an older tree left in its staging folders.
+FRESH := rm -rf build/lib* build/bdist*
 SOURCES := $(shell find arrowquant_nb kernels notebooks -type f -not -name '*.so' -not -path '*/__pycache__/*') setup.py pyproject.toml constraints.txt
 # What must not depend on the compiled parts runs on both builds.
 BOTH_BUILDS := tests/core tests/kernels tests/quantizers tests/storage
@@ -29,14 +31,17 @@ $(PURE_VENV)/bin/python:
 
 # A requirement that is there already is not touched; the package itself is always built from this tree.
 $(VENV)/.notebook: $(SOURCES) | $(VENV)/bin/python
+	$(FRESH)
 	$(BIN)/python $(PIP) ".[notebook]"
 	touch $@
 
 $(VENV)/.test: $(SOURCES) | $(VENV)/bin/python
+	$(FRESH)
 	$(BIN)/python $(PIP) ".[test]"
 	touch $@ $(VENV)/.notebook
 
 $(PURE_VENV)/.test: $(SOURCES) | $(PURE_VENV)/bin/python
+	$(FRESH)
 	ARROWQUANT_NB_PURE=1 $(PURE_VENV)/bin/python $(PIP) ".[test-pure]"
 	touch $@
 

@@ -135,7 +135,7 @@ def event_from_dict(data: dict[str, Any]) -> Event:
     """Rebuild an event from `Event.to_dict`; an unknown kind or field raises `MetadataError`."""
     values = dict(data)
     kind = values.pop("event", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise MetadataError(f"unknown event {kind!r}; this version reads {sorted(_KINDS)}")
     try:
         return _KINDS[kind](**values)

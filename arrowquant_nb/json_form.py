@@ -20,11 +20,12 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-def _from_json(value: Any) -> Any:
-    if isinstance(value, str) and value in ("inf", "-inf", "nan"):
+def _from_json(value: Any, of_floats: bool) -> Any:
+    """Undo `_to_json`; only a field of floats holds the words for infinity, a tensor may be named "inf"."""
+    if of_floats and isinstance(value, str) and value in ("inf", "-inf", "nan"):
         return float(value)
     if isinstance(value, list):
-        return tuple(_from_json(v) for v in value)
+        return tuple(_from_json(v, of_floats) for v in value)
     return value
 
 
@@ -57,5 +58,5 @@ class JsonForm:
                     else kind.from_dict(value)
                 )
             else:
-                values[item.name] = value if isinstance(value, dict) else _from_json(value)
+                values[item.name] = value if isinstance(value, dict) else _from_json(value, "float" in str(item.type))
         return cls(**values)

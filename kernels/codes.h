@@ -57,24 +57,24 @@ INLINE void ISA(load_one)(const uint8_t *from, int wide, float *to) {
     *to = half_to_float(half);
 }
 
-/* n <= 16 stored scales or minima. */
-INLINE void ISA(load_stored)(const uint8_t *from, int n, int wide, float to[BATCH]) {
+/* n <= STEP stored scales or minima. */
+INLINE void ISA(load_stored)(const uint8_t *from, int n, int wide, float to[STEP]) {
     if (wide) { memcpy(to, from, (size_t)n * 4); return; }
-    uint16_t half[BATCH] = {0};
+    uint16_t half[STEP] = {0};
     memcpy(half, from, (size_t)n * 2);
-    ISA(widen)((const uint8_t *)half, KIND_FLOAT16, BATCH, to);
+    ISA(widen)((const uint8_t *)half, KIND_FLOAT16, STEP, to);
 }
 
 INLINE void ISA(to_halves)(const float from[BATCH], uint16_t to[BATCH]) {
-    EACH_PIECE {
+    EACH_TILE {
         vh h = ISA(v_to_half)(ISA(v_load)(from + p * LANES));
         memcpy(to + p * LANES, &h, sizeof h);
     }
 }
 
-/* n <= 16 packed zero-point codes. */
-INLINE void ISA(load_codes)(const uint8_t *packed, int n, const int bits, float to[BATCH]) {
-    uint8_t bytes[BATCH] = {0};
+/* n <= STEP packed zero-point codes. */
+INLINE void ISA(load_codes)(const uint8_t *packed, int n, const int bits, float to[STEP]) {
+    uint8_t bytes[STEP] = {0};
     vi codes[PIECES];
     memcpy(bytes, packed, (size_t)(n * bits + 7) / 8);
     ISA(unpack_sixteen)(bytes, bits, codes);

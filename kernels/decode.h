@@ -41,7 +41,7 @@ INLINE vh ISA(v_to_bfloat16)(vf x) {
 INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, float scale, float zero, int minimum,
                               const int kind, uint8_t *to) {
     const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
-    for (int k = 0; k < length; k += BATCH) {
+    for (int k = 0; k < length; k += STEP) {
         vi codes[PIECES];
         ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
         EACH_PIECE {
@@ -59,17 +59,17 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
 
 INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind) {
     const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2;
-    float scale[BATCH], zero[BATCH];
+    float scale[STEP], zero[STEP];
     uint8_t codes[MAX_GROUP] = {0};
     ISA(stream) out = {.to = job->out + start * job->columns * item, .held = 0, .streaming = job->streaming};
     for (int64_t row = start; row < stop; row++)
         for (int64_t group = 0; group < job->n_groups; group++) {
-            const int g = (int)(group % BATCH);
+            const int g = (int)(group % STEP);
             const int64_t left = job->columns - group * job->group_size;
             const int length = left < job->group_size ? (int)left : job->group_size;
             const uint8_t *from = job->packed + row * job->packed_stride + group * (job->group_size * bits / 8);
             if (g == 0) { /* the parameters of the next sixteen groups */
-                const int n = job->n_groups - group < BATCH ? (int)(job->n_groups - group) : BATCH;
+                const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
                 ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
                 if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
                 else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);

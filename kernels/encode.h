@@ -1,7 +1,7 @@
 /* Codes and error sums of groups, elements in lanes. Part of the rows.h template.
- * Element k of a group adds to partial sum k % 16; `zero` is the zero-point code or the minimum. */
+ * `zero` is the zero-point code or the minimum. */
 
-typedef float ISA(partials)[BATCH][BATCH]; /* [group][lane] */
+typedef float ISA(partials)[BATCH][STEP];
 
 typedef struct { vf ww[PIECES], wq[PIECES], ee[PIECES]; } ISA(sums);
 
@@ -12,64 +12,91 @@ INLINE vf ISA(within)(vf x, int k, int length) {
     return (vf)((vi)x & (lane < length - k - (vi){0}));
 }
 
-typedef struct { vf s, m, low, high, reciprocal, doubt; vi to_code; int minimum; } ISA(grid);
+/* How the groups of a batch turn weights into codes. */
+typedef struct {
+    float s[BATCH], m[BATCH];       /* scale and minimum */
+    float low[BATCH], high[BATCH];  /* clip to these before rounding */
+    float reciprocal[BATCH];
+    int32_t to_code[BATCH];         /* from the bits of the rounded quotient + MAGIC to the code */
+} ISA(grids);
 
-INLINE ISA(grid) ISA(make_grid)(float scale, float zero, int n, const int minimum) {
-    return (ISA(grid)){
-        .s = ISA(v_splat)(scale), .m = ISA(v_splat)(zero),
-        .low = ISA(v_splat)(minimum ? 0.0f : -zero), .high = ISA(v_splat)(minimum ? (float)n : (float)n - zero),
-        .reciprocal = ISA(v_splat)(1.0f / scale), .doubt = ISA(v_splat)(0.5f - (float)n * 0x1p-22f),
-        .to_code = (minimum ? 0 : (int32_t)zero) - MAGIC_BITS - (vi){0}, .minimum = minimum};
+INLINE void ISA(make_grids)(const float *scale, const float *zero, int n, const int minimum, ISA(grids) *grids) {
+    EACH_TILE {
+        const vf s = ISA(v_load)(scale + p * LANES), z = ISA(v_load)(zero + p * LANES), levels = ISA(v_splat)((float)n);
+        const vi to_code = minimum ? (vi){0} - MAGIC_BITS : (vi)(z + ISA(v_splat)(MAGIC)) - MAGIC_BITS - MAGIC_BITS;
+        ISA(v_store)(grids->s + p * LANES, s);
+        ISA(v_store)(grids->m + p * LANES, z);
+        ISA(v_store)(grids->low + p * LANES, minimum ? (vf){0} : -z);
+        ISA(v_store)(grids->high + p * LANES, minimum ? levels : levels - z);
+        ISA(v_store)(grids->reciprocal + p * LANES, ISA(v_splat)(1.0f) / s);
+        memcpy(grids->to_code + p * LANES, &to_code, sizeof to_code);
+    }
 }
 
-/* Dequantized value of x; its code goes to *code. */
-INLINE vf ISA(encode_lanes)(vf x, const ISA(grid) *grid, vi *code) {
-    vf t = v_min(v_max((grid->minimum ? x - grid->m : x) / grid->s, grid->low), grid->high) + ISA(v_splat)(MAGIC);
-    *code = (vi)t + grid->to_code;
+/* Dequantized value of x in group g; its code goes to *code. */
+INLINE vf ISA(encode_lanes)(vf x, const ISA(grids) *grids, int g, const int minimum, vi *code) {
+    const vf s = ISA(v_splat)(grids->s[g]), m = ISA(v_splat)(grids->m[g]);
+    vf t = v_max((minimum ? x - m : x) / s, ISA(v_splat)(grids->low[g]));
+    t = v_min(t, ISA(v_splat)(grids->high[g])) + ISA(v_splat)(MAGIC);
+    *code = (vi)t + grids->to_code[g];
     t -= ISA(v_splat)(MAGIC);
-    return grid->minimum ? t * grid->s + grid->m : t * grid->s;
+    return minimum ? t * s + m : t * s;
 }
 
-/* Four vectors at a time, straight from registers to packed bytes; length is a multiple of 4 * LANES.
+#define EACH_VECTOR for (int j = 0; j < 4; j++)
+
+/* Group g, four vectors at a time, straight from registers to packed bytes; length is a multiple of 4 * LANES.
  *
  * The quotient is taken as x * (1 / s). It differs from x / s by less than n * 2^-22 steps, so both round to the same code
- * unless it lies that close to the middle between two codes; then all four vectors are divided instead. */
-INLINE void ISA(encode_whole)(const float *w, int length, const int bits, const ISA(grid) *grid, int divide, uint8_t *packed,
-                              ISA(sums) *sums) {
+ * unless it lies about that close to the middle between two codes; then the four vectors are divided instead. With `within`
+ * the weights span the grid, as in rtn: then clipping can only matter in the middle too, and the error e tells the distance. */
+INLINE void ISA(encode_whole)(const float *w, int length, const int bits, const int minimum, const int within,
+                              const ISA(grids) *grids, int g, int divide, uint8_t *packed, float *ww, float *wq, float *ee) {
+    const vf magic = ISA(v_splat)(MAGIC), s = ISA(v_splat)(grids->s[g]), m = ISA(v_splat)(grids->m[g]);
+    const vf near_middle = ISA(v_splat)((0.5f - (float)((1 << bits) - 1) * 0x1p-21f) * (within ? grids->s[g] : 1.0f));
+    vf sum_ww[PIECES], sum_wq[PIECES], sum_ee[PIECES];
+    EACH_PIECE sum_ww[p] = sum_wq[p] = sum_ee[p] = (vf){0};
     for (int k = 0; k < length; k += 4 * LANES) {
-        vf x[4], q[4], t[4], furthest = (vf){0};
+        vf x[4], q[4], t[4], e[4];
         vi code[4];
-        for (int j = 0; j < 4; j++) {
-            x[j] = ISA(v_load)(w + k + j * LANES);
-            t[j] = (grid->minimum ? x[j] - grid->m : x[j]) * grid->reciprocal;
+        EACH_VECTOR x[j] = ISA(v_load)(w + k + j * LANES);
+        EACH_VECTOR t[j] = (minimum ? x[j] - m : x[j]) * ISA(v_splat)(grids->reciprocal[g]);
+        if (!within) {
+            EACH_VECTOR t[j] = v_max(t[j], ISA(v_splat)(grids->low[g]));
+            EACH_VECTOR t[j] = v_min(t[j], ISA(v_splat)(grids->high[g]));
         }
-        for (int j = 0; j < 4; j++) t[j] = v_min(v_max(t[j], grid->low), grid->high);
-        for (int j = 0; j < 4; j++) {
-            q[j] = t[j] + ISA(v_splat)(MAGIC);
-            code[j] = (vi)q[j] + grid->to_code;
-            q[j] -= ISA(v_splat)(MAGIC);
-            furthest = v_max_abs(furthest, t[j] - q[j]);
-            q[j] = grid->minimum ? q[j] * grid->s + grid->m : q[j] * grid->s;
+        EACH_VECTOR q[j] = t[j] + magic;
+        EACH_VECTOR code[j] = (vi)q[j] + grids->to_code[g];
+        EACH_VECTOR q[j] -= magic;
+        EACH_VECTOR t[j] -= q[j];
+        EACH_VECTOR q[j] = minimum ? q[j] * s + m : q[j] * s;
+        EACH_VECTOR e[j] = q[j] - x[j];
+        const vf *distance = within ? e : t;
+        const vf furthest = v_max_abs(v_max_abs(distance[0], distance[1]), v_max_abs(distance[2], distance[3]));
+        if (__builtin_expect(divide || ISA(v_any)(furthest > near_middle), 0)) EACH_VECTOR {
+            q[j] = ISA(encode_lanes)(x[j], grids, g, minimum, &code[j]);
+            e[j] = q[j] - x[j];
         }
-        if (__builtin_expect(divide || ISA(v_any)(furthest > grid->doubt), 0))
-            for (int j = 0; j < 4; j++) q[j] = ISA(encode_lanes)(x[j], grid, &code[j]);
         ISA(store_codes)(code, bits, packed + k * bits / 8);
-        for (int j = 0; j < 4; j++) {
-            const vf e = q[j] - x[j];
-            sums->ww[j % PIECES] += x[j] * x[j];
-            sums->wq[j % PIECES] += x[j] * q[j];
-            sums->ee[j % PIECES] += e * e;
-        }
+        EACH_VECTOR sum_ww[j % PIECES] += x[j] * x[j];
+        EACH_VECTOR sum_wq[j % PIECES] += x[j] * q[j];
+        EACH_VECTOR sum_ee[j % PIECES] += e[j] * e[j];
+    }
+    EACH_PIECE {
+        ISA(v_store)(ww + p * LANES, sum_ww[p]);
+        ISA(v_store)(wq + p * LANES, sum_wq[p]);
+        ISA(v_store)(ee + p * LANES, sum_ee[p]);
     }
 }
 
 /* Any length: one code a byte, packed later. */
-INLINE void ISA(encode_any)(const float *w, int length, const ISA(grid) *grid, uint8_t *codes, ISA(sums) *sums) {
-    for (int k = 0; k < length; k += BATCH) EACH_PIECE {
+INLINE void ISA(encode_any)(const float *w, int length, const int minimum, const ISA(grids) *grids, int g, uint8_t *codes,
+                            ISA(sums) *sums) {
+    for (int k = 0; k < length; k += STEP) EACH_PIECE {
         vi code;
-        vf x = ISA(v_load)(w + k + p * LANES), q = ISA(encode_lanes)(x, grid, &code), e = q - x;
+        vf x = ISA(v_load)(w + k + p * LANES), q = ISA(encode_lanes)(x, grids, g, minimum, &code), e = q - x;
         ISA(v_to_bytes)(code, codes + k + p * LANES);
-        if (k + BATCH > length) e = ISA(within)(e, k + p * LANES, length);
+        if (k + STEP > length) e = ISA(within)(e, k + p * LANES, length);
         sums->ww[p] += x * x;
         sums->wq[p] += x * q;
         sums->ee[p] += e * e;
@@ -78,14 +105,16 @@ INLINE void ISA(encode_any)(const float *w, int length, const ISA(grid) *grid, u
 }
 
 /* Error sums from codes that stay, after the gain correction. */
-INLINE void ISA(score)(const float *w, const uint8_t *packed, int length, const int bits, const ISA(grid) *grid, ISA(sums) *sums) {
-    for (int k = 0; k < length; k += BATCH) {
+INLINE void ISA(score)(const float *w, const uint8_t *packed, int length, const int bits, const int minimum, float scale,
+                       float zero, ISA(sums) *sums) {
+    const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
+    for (int k = 0; k < length; k += STEP) {
         vi codes[PIECES];
         ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
         EACH_PIECE {
             vf x = ISA(v_load)(w + k + p * LANES), c = __builtin_convertvector(codes[p], vf);
-            vf q = grid->minimum ? c * grid->s + grid->m : (c - grid->m) * grid->s, e = q - x;
-            if (k + BATCH > length) e = ISA(within)(e, k + p * LANES, length);
+            vf q = minimum ? c * s + m : (c - m) * s, e = q - x;
+            if (k + STEP > length) e = ISA(within)(e, k + p * LANES, length);
             sums->wq[p] += x * q;
             sums->ee[p] += e * e;
         }

@@ -10,7 +10,11 @@
 enum { KIND_FLOAT32 = 0, KIND_FLOAT16 = 1, KIND_BFLOAT16 = 2 };
 enum { METHOD_RTN = 0, METHOD_MSE = 1, METHOD_ULS = 2 };
 enum { STATUS_NOT_USABLE = 1, STATUS_NEEDS_FLOAT32 = 2 };
-enum { BATCH = 16, MAX_GROUP = 256 };
+enum {
+    STEP = 16,      /* elements a step: element k of a group adds to partial sum k % STEP */
+    BATCH = 32,     /* groups in flight */
+    MAX_GROUP = 256
+};
 
 typedef struct {
     const uint8_t *weight;   /* IN rows x columns of `kind`, any alignment */

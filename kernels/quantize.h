@@ -1,11 +1,53 @@
-/* Quantization of a block of rows: groups are collected into batches of sixteen, across rows. Part of the rows.h template. */
+/* Quantization of a block of rows: groups are collected into batches, across rows. Part of the rows.h template. */
+
+static __attribute__((noinline)) void ISA(quantize_batch)(const ISA(batch) *b, const quantize_job *job) {
+    ISA(results) r;
+    if (b->n < BATCH) memset(&r, 0, sizeof r);
+    if (job->method == METHOD_RTN) ISA(search_range)(b, job, &r);
+    else ISA(search_tiles)(b, job, &r);
+    ISA(encode_batch)(b, job, &r);
+    ISA(store_values)(b, job, r.scale, job->scales);
+    if (job->method == METHOD_ULS) ISA(store_values)(b, job, r.zero, job->zeros);
+    else ISA(store_zero_codes)(b, job, &r);
+    ISA(add_sums)(b, job, &r, 0);
+    ISA(add_largest)(b, job, &r);
+    ISA(add_misfits)(b, job, &r);
+}
+
+/* Multiply the stored parameters of a batch by the gain of its rows and take the error sums again. */
+static __attribute__((noinline)) void ISA(rescale_batch)(const ISA(batch) *b, const quantize_job *job, const float *gain, int64_t first_row) {
+    ISA(results) r;
+    float factor[BATCH];
+    const int wide = job->wide, item = wide ? 4 : 2;
+    memset(&r, 0, sizeof r);
+    memset(factor, 0, sizeof factor);
+    for (int g = 0; g < b->n; g++) {
+        const int64_t row = b->row[g], at = row * job->n_groups + b->group[g], bit = b->group[g] * job->bits;
+        factor[g] = gain[row - first_row];
+        ISA(load_one)(job->scales + at * item, wide, r.scale + g);
+        if (job->method == METHOD_ULS) ISA(load_one)(job->zeros + at * item, wide, r.zero + g);
+        else r.zero[g] = (float)(job->zeros[row * job->zeros_stride + (bit >> 3)] >> (bit & 7) & ((1 << job->bits) - 1));
+    }
+    EACH_TILE {
+        const vf c = ISA(v_load)(factor + p * LANES), floor = ISA(v_splat)(wide ? FLOAT32_TINY : FLOAT16_TINY);
+        vf s = v_max(ISA(v_stored)(ISA(v_load)(r.scale + p * LANES) * c, wide), floor), m = ISA(v_load)(r.zero + p * LANES);
+        if (job->method == METHOD_ULS) m = ISA(v_stored)(m * c, wide);
+        vi misfit = (((vi)s & 0x7F800000) == 0x7F800000 - (vi){0}) | (((vi)m & 0x7F800000) == 0x7F800000 - (vi){0});
+        ISA(put_found)(&r, p, (ISA(found)){s, m, misfit});
+    }
+    ISA(store_values)(b, job, r.scale, job->scales);
+    if (job->method == METHOD_ULS) ISA(store_values)(b, job, r.zero, job->zeros);
+    if (!wide) ISA(score_batch)(b, job, &r);
+    ISA(add_sums)(b, job, &r, 1);
+    ISA(add_misfits)(b, job, &r);
+}
 
 /* Walk over the groups [first, first + count) of every row; with `gain`, correct what the first walk stored. */
 static void ISA(walk)(const quantize_job *job, int64_t start, int64_t stop, int64_t first, int64_t count, int length,
                       const float *gain) {
     float tile[BATCH * MAX_GROUP] __attribute__((aligned(64)));
     const int item = job->kind == KIND_FLOAT32 ? 4 : 2;
-    const int direct = job->kind == KIND_FLOAT32 && length % BATCH == 0 && ((uintptr_t)job->weight & 3) == 0;
+    const int direct = job->kind == KIND_FLOAT32 && length % STEP == 0 && ((uintptr_t)job->weight & 3) == 0;
     const int64_t group_bytes = job->group_size * job->bits / 8;
     ISA(batch) b;
     b.n = 0;

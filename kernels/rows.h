@@ -8,8 +8,9 @@
 #define v_min ISA(v_min)
 #define v_max ISA(v_max)
 #define v_max_abs ISA(v_max_abs)
-#define PIECES (BATCH / LANES) /* vectors that make up sixteen lanes */
+#define PIECES (STEP / LANES) /* vectors that make up a step */
 #define EACH_PIECE for (int p = 0; p < PIECES; p++)
+#define EACH_TILE for (int p = 0; p < BATCH / LANES; p++) /* the groups of a batch, LANES at a time */
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -32,12 +33,12 @@ INLINE vf ISA(v_round_half)(vf x) { return ISA(v_from_half)(ISA(v_to_half)(x)); 
             for (int i = 0; i < half; i++) x[i] = OP(x[i], x[i + half]);                           \
         return x[0];                                                                               \
     }                                                                                              \
-    /* out[g] = fold of the sixteen partial results in[g], for sixteen groups at once */           \
-    INLINE void ISA(name)(float in[BATCH][BATCH], float out[BATCH]) {                              \
-        for (int block = 0; block < PIECES; block++) {                                             \
+    /* out[g] = fold of the partial results in[g], for all groups of a batch */                    \
+    INLINE void ISA(name)(float in[BATCH][STEP], float out[BATCH]) {                               \
+        EACH_TILE {                                                                                \
             vf x[LANES];                                                                           \
-            for (int g = 0; g < LANES; g++) x[g] = ISA(name##_pieces)(in[block * LANES + g]);      \
-            ISA(v_store)(out + block * LANES, FOLD_TREE(x, OP));                                   \
+            for (int g = 0; g < LANES; g++) x[g] = ISA(name##_pieces)(in[p * LANES + g]);          \
+            ISA(v_store)(out + p * LANES, FOLD_TREE(x, OP));                                       \
         }                                                                                          \
     }
 #define ADD(a, b) ((a) + (b))
@@ -85,6 +86,8 @@ FOLD(fold_max, v_max)
 #include "search.h"
 #include "encode.h"
 #include "batch.h"
+#include "score.h"
+#include "store.h"
 #include "quantize.h"
 #include "decode.h"
 
@@ -98,6 +101,7 @@ FOLD(fold_max, v_max)
 #undef SHUFFLE
 #undef INLINE
 #undef EACH_PIECE
+#undef EACH_TILE
 #undef PIECES
 #undef v_max_abs
 #undef v_max

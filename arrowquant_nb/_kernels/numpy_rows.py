@@ -115,10 +115,11 @@ def _row_sums(
 ) -> NDArray[np.float64]:
     """Sum ww, wq, ee and take max abs(w) of each row: groups in float32 (float64 when wide), rows in float64."""
     pieces: list[NDArray[np.float64]] = []
+    dtype = np.dtype(np.float64 if wide else F32)
     for columns, _ in _spans(weight.shape[1], group_size):
         length = min(group_size, columns.stop - columns.start)
-        w = weight[:, columns].reshape(weight.shape[0], -1, length).astype(np.float64 if wide else F32)
-        q = decoded[:, columns].reshape(w.shape).astype(w.dtype)
+        w: NDArray[Any] = weight[:, columns].reshape(weight.shape[0], -1, length).astype(dtype)
+        q: NDArray[Any] = decoded[:, columns].reshape(w.shape).astype(dtype)
         e = q - w
         pieces.append(np.stack([group_sums(p).astype(np.float64) for p in (w * w, w * q, e * e)]))
     total = np.concatenate(pieces, axis=2).cumsum(axis=2)[:, :, -1]
@@ -168,5 +169,5 @@ def _correct_gain(
     scales[...] = numpy_search.stored_scale(scales * gain, wide)
     if minima is not None:
         minima[...] = numpy_search.stored(minima * gain, wide)
-    misfit = ~np.isfinite(scales).all(axis=1)
-    return misfit if minima is None else misfit | ~np.isfinite(minima).all(axis=1)
+    finite = np.isfinite(scales if minima is None else scales + minima)
+    return np.asarray(~finite.all(axis=1))

@@ -75,7 +75,8 @@ def _misfit(lo: Floats, hi: Floats, grid: Grid) -> NDArray[np.bool_]:
 
 def _sum(values: Floats) -> Floats:
     """Sum over the elements of each group, one after the other, in float32."""
-    return np.add.accumulate(values, axis=0)[-1] + F32(0)  # a sum that starts at +0 is never -0
+    total: Floats = np.add.accumulate(values, axis=0)[-1] + F32(0)  # a sum that starts at +0 is never -0
+    return total
 
 
 def _normalise(w: Floats) -> tuple[Floats, NDArray[Any]]:
@@ -154,7 +155,8 @@ def uls(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
         trial_s, trial_m = np.maximum(stored(s, wide), floor), stored(m + centre, wide)
         sse = judge(trial_s, trial_m)
         better = sse < best
-        best, best_s, best_m = (np.where(better, *p) for p in ((sse, best), (trial_s, best_s), (trial_m, best_m)))
+        best = np.where(better, sse, best)
+        best_s, best_m = np.where(better, trial_s, best_s), np.where(better, trial_m, best_m)
     if wide:
         back = np.ldexp(1.0, exponent)
         best_s = np.maximum((best_s.astype(np.float64) * back).astype(F32), FLOAT32_TINY)

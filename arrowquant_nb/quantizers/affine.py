@@ -4,10 +4,8 @@ Every input is checked here, so that the kernels may trust their buffers. Knows 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,96 +13,18 @@ from arrowquant_nb import _kernels
 from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, check_out_array, dtype_named
+from arrowquant_nb.quantizers.matrix_job import MatrixJob, named_layout
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 
 __all__ = ["MatrixJob", "quantize_array", "quantize_matrices"]
 
 
-@dataclass(frozen=True, eq=False)
-class MatrixJob:
-    """One weight matrix and how to quantize it."""
-
-    weight: NDArray[Any]
-    """(rows, columns) float32, float16 or ml_dtypes.bfloat16, C-contiguous; may be read-only. Never written."""
-    name: str
-    """For messages."""
-    shape: tuple[int, ...]
-    """Shape of the original; its matrix view is the shape of `weight`."""
-    bit_width: int
-    """2, 4 or 8."""
-    group_size: int
-    """A multiple of 16 from 16 to 256."""
-    method: str
-    """rtn, mse or uls."""
-    gain_correction: bool = True
-    """Rescale each row so that <w, w'> = <w, w>; rtn ignores it."""
-    importance: NDArray[np.float32] | None = None
-    """Weight of each column's squared error, float32 (columns,), not negative; mse and uls only."""
-    row_start: int = 0
-    """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no kernel can take."""
-        if self.method not in METHODS:
-            raise ConfigurationError(f"{self.name}: method {self.method!r} is not one of {', '.join(METHODS)}")
-        if not isinstance(self.weight, np.ndarray):
-            raise TypeError(f"{self.name}: weight must be a NumPy array, got {type(self.weight).__name__}")
-        if self.weight.dtype not in map(dtype_named, WEIGHT_DTYPES):
-            raise TypeError(f"{self.name}: weight dtype {self.weight.dtype} is not float32, float16 or bfloat16")
-        layout = self.layout
-        if self.weight.shape != (layout.rows, layout.columns):
-            raise ShapeMismatchError(
-                f"{self.name}: weight {self.weight.shape} is not the matrix view {(layout.rows, layout.columns)} "
-                f"of shape {self.shape}"
-            )
-        if not self.weight.flags.c_contiguous:
-            raise ShapeMismatchError(f"{self.name}: weight must be C-contiguous: pass numpy.ascontiguousarray(weight)")
-        if self.importance is not None:
-            _check_importance(self.name, self.importance, self.method, layout.columns)
-
-    @property
-    def layout(self) -> Layout:
-        """Sizes of the result; raises for an empty tensor or a group size that does not exist."""
-        return _named_layout(self.name, self.shape, self.bit_width, self.group_size, METHODS[self.method])
-
-
-def _named_layout(name: str, shape: tuple[int, ...], bit_width: int, group_size: int, grid: str) -> Layout:
-    try:
-        return Layout.of_shape(shape, bit_width, group_size, grid)
-    except ShapeMismatchError as error:
-        raise ShapeMismatchError(f"{name}: {error}") from None
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name}: {error}") from None
-
-
-def _check_importance(name: str, importance: NDArray[np.float32], method: str, columns: int) -> None:
-    if method == "rtn":
-        raise ConfigurationError(f"{name}: importance needs a search: use method mse or uls, rtn has none")
-    if not isinstance(importance, np.ndarray) or importance.dtype != np.float32:
-        raise TypeError(f"{name}: importance must be a float32 array with one value per column")
-    if importance.shape != (columns,):
-        raise ShapeMismatchError(f"{name}: importance has shape {importance.shape}, the matrix {columns} columns")
-    if not (np.isfinite(importance).all() and (importance >= 0).all()):
-        raise ConfigurationError(f"{name}: importance must be finite and not negative")
-
-
-def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[QuantizedTensor]:
-    """Quantize all jobs in one parallel region; the bytes do not depend on `n_threads`.
-
-    Raises
-    ------
-    CheckpointError
-        NaN, infinity or a weight beyond 2**125, naming tensor, count and first index.
-
-    """
-    return _run(jobs, [_fresh_buffers(job, np.dtype(np.float16)) for job in jobs], n_threads, [False] * len(jobs))
-
-
 Buffers = tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+TILE_WEIGHTS = 1 << 22  # converted at a time when the input is strided, big-endian or float64
 
 
-def _fresh_buffers(job: MatrixJob, scale_dtype: np.dtype[Any]) -> Buffers:
-    layout = job.layout
+def _fresh_buffers(layout: Layout, scale_dtype: np.dtype[Any]) -> Buffers:
     zero_dtype = scale_dtype if layout.grid == "minimum" else np.dtype(np.uint8)
     return (
         np.empty(layout.packed_shape, np.uint8),
@@ -126,23 +46,36 @@ def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
     )  # fmt: skip
 
 
-def _run(jobs: Sequence[MatrixJob], buffers: list[Buffers], n_threads: int, given: list[bool]) -> list[QuantizedTensor]:
-    """Run the kernels; tensors whose scales float16 cannot hold run again with float32 scales."""
+def _run(jobs: Sequence[MatrixJob], buffers: Sequence[Buffers], n_threads: int) -> list[RowsJob]:
+    """Run the kernels over all jobs and refuse weights that are no numbers."""
     orders = [_rows_job(job, b) for job, b in zip(jobs, buffers, strict=True)]
     _kernels.quantize_rows(orders, n_threads)
     for job, order in zip(jobs, orders, strict=True):
         if (order.status & STATUS_NOT_USABLE).any():
             raise CheckpointError(_unusable_message(job))
-    again = [k for k, order in enumerate(orders) if (order.status & STATUS_NEEDS_FLOAT32).any()]
-    for k in again:
-        if given[k]:
-            raise ShapeMismatchError(
-                f"{jobs[k].name}: scales of this tensor do not fit float16, but the scales of out are float16: "
-                "leave out away, or pass one with float32 scales"
-            )
-        orders[k] = _rows_job(jobs[k], _fresh_buffers(jobs[k], np.dtype(np.float32)))
+    return orders
+
+
+def _needs_float32(order: RowsJob) -> bool:
+    """Whether float16 cannot hold a scale or minimum; then the whole tensor gets float32 ones."""
+    return bool((order.status & STATUS_NEEDS_FLOAT32).any())
+
+
+def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[QuantizedTensor]:
+    """Quantize all jobs in one parallel region; the bytes do not depend on `n_threads`.
+
+    Raises
+    ------
+    CheckpointError
+        NaN, infinity or a weight beyond 2**125, naming tensor, count and first index.
+
+    """
+    orders = _run(jobs, [_fresh_buffers(job.layout, FLOAT16) for job in jobs], n_threads)
+    again = [k for k, order in enumerate(orders) if _needs_float32(order)]
     if again:
-        _kernels.quantize_rows([orders[k] for k in again], n_threads)
+        wide = _run([jobs[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
+        for k, order in zip(again, wide, strict=True):
+            orders[k] = order
     return [_tensor(job, order) for job, order in zip(jobs, orders, strict=True)]
 
 
@@ -236,39 +169,69 @@ def quantize_array(
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ShapeMismatchError(f"{name}: a 0-D array has no row to group: pass array.reshape(1)")
-    shape = array.shape
     if method not in METHODS:
         raise ConfigurationError(f"{name}: method {method!r} is not one of {', '.join(METHODS)}")
-    layout = _named_layout(name, shape, bit_width, group_size, METHODS[method])
-    matrix = _as_matrix(array, name, layout)
-    job = MatrixJob(matrix, name, shape, bit_width, group_size, method, gain_correction, importance)
-    if out is None:
-        return quantize_matrices([job], n_threads)[0]
-    return _run([job], [_given_buffers(out, job)], n_threads, [True])[0]
+    layout = named_layout(name, array.shape, bit_width, group_size, METHODS[method])
+    target = _kernel_dtype(array, name)
+    buffers = _fresh_buffers(layout, FLOAT16) if out is None else _given_buffers(out, layout, array, name)
+    settings = (bit_width, group_size, method, gain_correction, importance)
+    orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
+    if any(map(_needs_float32, orders)):
+        if out is not None:
+            raise ShapeMismatchError(
+                f"{name}: scales of this tensor do not fit float16, but those of out are float16: "
+                "leave out away, or pass one with float32 scales"
+            )
+        buffers = _fresh_buffers(layout, FLOAT32)
+        orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
+    sums = np.concatenate([order.sums for order in orders])
+    statistics = LayerStatistics.from_rows(sums, layout.columns)
+    return QuantizedTensor(*buffers, array.shape, bit_width, group_size, method, layout.grid, target.name, statistics)
 
 
-def _as_matrix(array: NDArray[Any], name: str, layout: Layout) -> NDArray[Any]:
-    """Return the matrix view in a dtype and memory order the kernels read."""
+def _kernel_dtype(array: NDArray[Any], name: str) -> np.dtype[Any]:
+    """Return the dtype in which the kernels read this input."""
     native = array.dtype.newbyteorder("=")
     if native == np.float64:
-        target = np.dtype(np.float32)
-    elif native in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)):
-        target = native
-    else:
-        raise TypeError(f"{name}: dtype {array.dtype} cannot be quantized: pass float32, float16, bfloat16 or float64")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is reported as such
-        return np.ascontiguousarray(array, target).reshape(layout.rows, layout.columns)
+        return FLOAT32
+    if native in map(dtype_named, WEIGHT_DTYPES):
+        return native
+    raise TypeError(f"{name}: dtype {array.dtype} cannot be quantized: pass float32, float16, bfloat16 or float64")
 
 
-def _given_buffers(out: QuantizedTensor, job: MatrixJob) -> Buffers:
+def _run_tiles(
+    array: NDArray[Any],
+    target: np.dtype[Any],
+    layout: Layout,
+    name: str,
+    settings: tuple[int, int, str, bool, NDArray[np.float32] | None],
+    buffers: Buffers,
+    n_threads: int,
+) -> list[RowsJob]:
+    """Run over tiles of rows; one tile without a copy where the kernels can read the array as it is."""
+    matrix = array[None] if array.ndim == 1 else array
+    direct = array.flags.c_contiguous and array.dtype == target
+    step = layout.rows if direct else max(1, TILE_WEIGHTS // layout.columns)
+    orders: list[RowsJob] = []
+    for start in range(0, layout.rows, step):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is reported as such
+            tile = np.ascontiguousarray(matrix[start : start + step], target)
+        shape = array.shape if array.ndim == 1 else tile.shape
+        job = MatrixJob(tile.reshape(-1, layout.columns), name, shape, *settings, row_start=start)
+        packed, scales, zero_points = (b[start : start + step] for b in buffers)
+        orders += _run([job], [(packed, scales, zero_points)], n_threads)
+    return orders
+
+
+def _given_buffers(out: QuantizedTensor, layout: Layout, array: NDArray[Any], name: str) -> Buffers:
     """Return the buffers of `out` after checking that the result fits."""
     if not isinstance(out, QuantizedTensor):
-        raise TypeError(f"{job.name}: out must be a QuantizedTensor, got {type(out).__name__}")
-    if out.layout != job.layout:
-        raise ShapeMismatchError(f"{job.name}: out has the layout {out.layout}, the result {job.layout}")
+        raise TypeError(f"{name}: out must be a QuantizedTensor, got {type(out).__name__}")
+    if out.layout != layout:
+        raise ShapeMismatchError(f"{name}: out has the layout {out.layout}, the result {layout}")
     for field in ("packed", "scales", "zero_points"):
-        array = getattr(out, field)
-        check_out_array(f"{job.name}: out.{field}", array, array.shape, array.dtype)
-        if np.may_share_memory(array, job.weight):
-            raise ShapeMismatchError(f"{job.name}: out.{field} shares memory with the input")
+        buffer = getattr(out, field)
+        check_out_array(f"{name}: out.{field}", buffer, buffer.shape, buffer.dtype)
+        if np.may_share_memory(buffer, array):
+            raise ShapeMismatchError(f"{name}: out.{field} shares memory with the input")
     return out.packed, out.scales, out.zero_points

@@ -126,7 +126,7 @@ class QuantizedTensor:
     """Codes and scales of one tensor, in the layout that is stored."""
 
     packed: NDArray[np.uint8]
-    """Codes, uint8 (rows, ceil(columns * bit_width / 8)); code i of a byte in bits [i * bit_width, (i + 1) * bit_width)."""
+    """Codes, uint8 (rows, ceil(columns * bit_width / 8)); code i of a byte lies in bits [i, i + 1) * bit_width."""
     scales: NDArray[np.float16] | NDArray[np.float32]
     """One scale per group, float16 or float32 (rows, n_groups)."""
     zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]

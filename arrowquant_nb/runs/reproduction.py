@@ -67,7 +67,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
         found = {k: record[k] for k in ("model", "component", "variant", "config", "versions")}
         for key, kinds in _RECORD_TYPES.items():
             if not isinstance(found[key], kinds):
-                raise TypeError(f"{key!r} is {type(found[key]).__name__}")
+                raise TypeError(  # noqa: TRY301 - one message for all damage
+                    f"{key!r} is {type(found[key]).__name__}"
+                )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MetadataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     return found

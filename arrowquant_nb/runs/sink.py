@@ -137,18 +137,19 @@ class ModelSink:
         for number, task in enumerate(tasks):
             raw = self._checkpoint.read_bytes(task.name)
             report = kept_report(task, absolute_maximum(raw, task.dtype))
-            reports[task.name] = report.to_dict()
+            reports[task.name] = report
             file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
         hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
             return {
-                t.name: self._entry(KEPT_NAME, t, LayerReport.from_dict(reports[t.name]), hashes_by_name[t.name], [r])
+                t.name: self._entry(KEPT_NAME, t, reports[t.name], hashes_by_name[t.name], [r])
                 for t, r in zip(tasks, references, strict=True)
             }
 
         metadata = {**self._facts, "tensors": {t.name: {"shape": list(t.shape), "dtype": t.dtype} for t in tasks}}
-        file.commit(key, metadata, describe, reports)
+        # No reports go to the journal: those of kept tensors are made anew by every run.
+        file.commit(key, metadata, describe, {})
 
     # -- shared ------------------------------------------------------------------------------------------------------
 

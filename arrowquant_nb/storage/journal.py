@@ -28,7 +28,7 @@ class Commit:
     file : name inside the model folder; nbytes and xxh3 say what it must hold.
     key : identity of the work: source tensor, effective settings, algorithm version.
     tensors : manifest entries of the tensors inside, by name.
-    reports : layer reports of those tensors, by name.
+    reports : layer reports of those tensors that a later run takes over, by name.
     """
 
     file: str

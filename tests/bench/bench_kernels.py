@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +37,12 @@ def parallel_copy(source: np.ndarray, target: np.ndarray, threads: int) -> Calla
     bounds = [len(source) * i // threads for i in range(threads + 1)]
 
     def run() -> None:
-        list(pool.map(lambda i: np.copyto(target[bounds[i] : bounds[i + 1]], source[bounds[i] : bounds[i + 1]]), range(threads)))
+        list(
+            pool.map(
+                lambda i: np.copyto(target[bounds[i] : bounds[i + 1]], source[bounds[i] : bounds[i + 1]]),
+                range(threads),
+            )
+        )
 
     return run
 
@@ -108,7 +114,7 @@ def measure(rows: int, columns: int, threads: int, rounds: int) -> dict[str, obj
 
 def _cpu() -> str:
     try:
-        with open("/proc/cpuinfo") as info:
+        with Path("/proc/cpuinfo").open() as info:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown processor"

@@ -14,10 +14,22 @@ from arrowquant_nb.results import LayerReport
 
 def task(index, rows, columns, bit_width=4, min_accuracy=0.5, **changes):
     values = {
-        "index": index, "name": f"layers.{index}.weight", "shape": (rows, columns), "dtype": "float32", "rows": rows, "columns": columns,
-        "source_nbytes": 4 * rows * columns, "bit_width": bit_width, "group_size": 64, "method": "rtn", "gain_correction": True,
-        "min_accuracy": min_accuracy, "role": "linear", "reason": "A reason.", "rule": "bit_width",
-    }  # fmt: skip
+        "index": index,
+        "name": f"layers.{index}.weight",
+        "shape": (rows, columns),
+        "dtype": "float32",
+        "rows": rows,
+        "columns": columns,
+        "source_nbytes": 4 * rows * columns,
+        "bit_width": bit_width,
+        "group_size": 64,
+        "method": "rtn",
+        "gain_correction": True,
+        "min_accuracy": min_accuracy,
+        "role": "linear",
+        "reason": "A reason.",
+        "rule": "bit_width",
+    }
     return LayerTask(**(values | changes))
 
 
@@ -73,10 +85,27 @@ class Writer:
 
 def kept(task):
     return LayerReport(
-        name=task.name, shape=task.shape, dtype=task.dtype, action="kept", role=task.role, reason=task.reason, rule=task.rule,
-        requested_bit_width=16, bit_width=16, method="", grid="", group_size=0, n_weights=task.n_weights, source_nbytes=task.source_nbytes,
-        nbytes=task.source_nbytes, sqnr_db=float("inf"), cosine=1.0, mse=0.0, gain=1.0, w_absmax=1.0,
-    )  # fmt: skip
+        name=task.name,
+        shape=task.shape,
+        dtype=task.dtype,
+        action="kept",
+        role=task.role,
+        reason=task.reason,
+        rule=task.rule,
+        requested_bit_width=16,
+        bit_width=16,
+        method="",
+        grid="",
+        group_size=0,
+        n_weights=task.n_weights,
+        source_nbytes=task.source_nbytes,
+        nbytes=task.source_nbytes,
+        sqnr_db=float("inf"),
+        cosine=1.0,
+        mse=0.0,
+        gain=1.0,
+        w_absmax=1.0,
+    )
 
 
 def gaussian(*shape, seed=0):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from arrowquant_nb import ArrowQuantV2, CheckpointError, DiffusionQuantConfig, QuantizationError, open_quantized
-
 from tests.conftest import dit_tensors, tree, write_checkpoint
 
 Q = "transformer_blocks.0.attn1.to_q.weight"
@@ -48,7 +47,9 @@ def test_each_layer_stops_at_the_first_width_that_passes(ladder, tmp_path):
             assert f"INT{attempt.bit_width}" in attempt.sentence
             assert f"{attempt.cosine:.5f}" in attempt.sentence
     assert result.fallback_rate == pytest.approx(2 / 3)
-    assert [(n, a.bit_width) for n, a in result.fallback_history] == [(n, a.bit_width) for n in reports for a in reports[n].attempts if not a.passed]
+    assert [(n, a.bit_width) for n, a in result.fallback_history] == [
+        (n, a.bit_width) for n in reports for a in reports[n].attempts if not a.passed
+    ]
     with open_quantized(tmp_path / "model", "full") as model:
         assert {n: model[n].bit_width for n in LAYERS.values()} == {n: b for b, n in LAYERS.items()}
         stats = {r["layer_name"]: r for r in model.stats().to_pylist()}
@@ -68,14 +69,18 @@ def test_every_attempt_is_logged_and_stands_in_the_events(ladder, tmp_path, capl
     for name, attempt in attempts:
         level = logging.INFO if attempt.passed else logging.WARNING
         assert any(lv == level and name in text and attempt.sentence in text for lv, text in logged)
-        assert any(e["event"] == "attempt_finished" and e["name"] == name and e["sentence"] == attempt.sentence for e in events)
+        assert any(
+            e["event"] == "attempt_finished" and e["name"] == name and e["sentence"] == attempt.sentence for e in events
+        )
     gates = [g for e in events if e["event"] == "attempt_finished" for g in e["gates"]]
     assert {g["threshold"] for g in gates if g["gate"] == "weight_cosine"} == {0.999}
 
 
 def test_layers_that_fail_at_eight_bits_end_in_one_error_and_the_rest_is_committed(ladder, tmp_path):
     with pytest.raises(QuantizationError) as caught:
-        ArrowQuantV2(config(min_accuracy=ALMOST_ONE, layer_bit_widths={K: 8})).quantize_diffusion_model(ladder, tmp_path / "model")
+        ArrowQuantV2(config(min_accuracy=ALMOST_ONE, layer_bit_widths={K: 8})).quantize_diffusion_model(
+            ladder, tmp_path / "model"
+        )
     message = str(caught.value)
     assert "1 layer" in message
     assert message.count(V) == 2
@@ -102,7 +107,9 @@ def test_the_lines_of_the_error_accept_the_layers_and_reuse_the_rest(ladder, tmp
 
 def test_all_failed_layers_are_listed(models, tmp_path):
     with pytest.raises(QuantizationError) as caught:
-        ArrowQuantV2(DiffusionQuantConfig(bit_width=8, min_accuracy=1.0)).quantize_diffusion_model(models.dit, tmp_path / "model")
+        ArrowQuantV2(DiffusionQuantConfig(bit_width=8, min_accuracy=1.0)).quantize_diffusion_model(
+            models.dit, tmp_path / "model"
+        )
     assert str(caught.value).startswith("18 layers")
     assert str(caught.value).count(": 16") == 18
 

@@ -1,6 +1,7 @@
 """Tensors of more than one tile: the same values, the same checks, bounded memory."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from arrowquant_nb import ArrowQuantV2, CheckpointError, DiffusionQuantConfig, open_quantized, quantize_tensor
-
 from tests.conftest import tree, write_checkpoint
 
 BIG = "transformer_blocks.0.attn1.to_q.weight"
@@ -141,4 +141,5 @@ def test_memory_does_not_grow_with_the_size_of_a_tensor(tmp_path, kept):
     settings = {"method": "rtn", "num_threads": 2} | ({"layer_bit_widths": {"*": 16}} if kept else {})
     arguments = [sys.executable, "-c", MEASURE, str(tmp_path), str(tmp_path / "out"), json.dumps(settings)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=300)
+    shutil.rmtree(tmp_path / "out")
     assert int(done.stdout) < 170e6

@@ -1,6 +1,7 @@
 """Progress, events and every way to stop a run from outside."""
 
 import asyncio
+import itertools
 import json
 import threading
 
@@ -8,7 +9,6 @@ import pytest
 
 from arrowquant_nb import ArrowQuantV2, QuantizationError
 from arrowquant_nb.events import event_from_dict
-
 from tests.conftest import dit_tensors, tree, write_checkpoint
 
 
@@ -23,7 +23,9 @@ def events_of(folder):
 
 def test_progress_rises_from_zero_to_exactly_one_with_a_call_for_every_layer(models, tmp_path):
     seen = []
-    result = ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model", progress_callback=lambda m, f: seen.append((m, f)))
+    result = ArrowQuantV2().quantize_diffusion_model(
+        models.dit, tmp_path / "model", progress_callback=lambda m, f: seen.append((m, f))
+    )
     fractions = [f for _, f in seen]
     assert fractions[0] == 0.0
     assert fractions[-1] == 1.0
@@ -33,12 +35,14 @@ def test_progress_rises_from_zero_to_exactly_one_with_a_call_for_every_layer(mod
     for report in result.layers:
         assert any(report.name in m for m, _ in seen)
     again = []
-    ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model", progress_callback=lambda m, f: again.append(f))
+    ArrowQuantV2().quantize_diffusion_model(
+        models.dit, tmp_path / "model", progress_callback=lambda m, f: again.append(f)
+    )
     assert (again[0], again[-1]) == (0.0, 1.0)
     assert len(again) >= len(result.layers)
 
 
-class Enough(Exception):  # noqa: N818 - a caller's own
+class Enough(Exception):
     """Raised by a callback."""
 
 
@@ -66,7 +70,7 @@ def test_events_are_numbered_timed_and_read_back(models, tmp_path):
     assert [e.to_dict() for e in heard] == written
     assert [event_from_dict(e) for e in written] == heard
     assert [e.seq for e in heard] == list(range(len(heard)))
-    assert all(a.t_s <= b.t_s for a, b in zip(heard, heard[1:], strict=False))
+    assert all(a.t_s <= b.t_s for a, b in itertools.pairwise(heard))
     assert {e.v for e in heard} == {1}
     assert heard[0].kind == "run_started"
     assert heard[-1].kind == "run_finished"
@@ -129,7 +133,9 @@ def test_cancelling_the_task_stops_the_run_and_waits_for_it(models, expected, tm
                 loop.call_soon_threadsafe(begun.set)
                 release.wait(60)
 
-        task = asyncio.ensure_future(ArrowQuantV2().quantize_diffusion_model_async(models.dit, tmp_path / "model", on_event=hold))
+        task = asyncio.ensure_future(
+            ArrowQuantV2().quantize_diffusion_model_async(models.dit, tmp_path / "model", on_event=hold)
+        )
         await asyncio.wait_for(begun.wait(), 60)
         task.cancel()
         await asyncio.sleep(0)

@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig, MetadataError, ModelNotFoundError, reproduce
-
 from tests.conftest import NOT_COMPARED, tree
 
-RUN = "import sys; from arrowquant_nb import ArrowQuantV2; ArrowQuantV2().quantize_diffusion_model(sys.argv[1], sys.argv[2])"
+RUN = """
+import sys
+from arrowquant_nb import ArrowQuantV2
+ArrowQuantV2().quantize_diffusion_model(sys.argv[1], sys.argv[2])
+"""
 
 
 def test_a_recorded_run_is_reproduced_file_by_file(models):
@@ -68,7 +72,9 @@ def test_a_record_that_is_missing_or_damaged_is_an_error(models, tmp_path, conte
         reproduce(folder)
 
 
-@pytest.mark.parametrize("change", [{"model": 5}, {"config": []}, {"config": {"bit_width": 3}}, {"versions": []}, {"component": 7}])
+@pytest.mark.parametrize(
+    "change", [{"model": 5}, {"config": []}, {"config": {"bit_width": 3}}, {"versions": []}, {"component": 7}]
+)
 def test_a_record_with_fields_of_the_wrong_type_is_a_typed_error(models, tmp_path, change):
     from arrowquant_nb import ArrowQuantError
 
@@ -94,7 +100,12 @@ def test_place_time_locale_hash_seed_and_threads_change_no_byte(models, tmp_path
     shutil.copytree(models.dit, source)
     for path in source.iterdir():
         os.utime(path, (1, 1))
-    for k, environment in enumerate(({"LC_ALL": "C", "PYTHONHASHSEED": "1", "TZ": "UTC"}, {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "2", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "1"})):
+    for k, environment in enumerate(
+        (
+            {"LC_ALL": "C", "PYTHONHASHSEED": "1", "TZ": "UTC"},
+            {"LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "2", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "1"},
+        )
+    ):
         output = tmp_path / "deep" / str(k) / "model"
         subprocess.run([sys.executable, "-c", RUN, str(source), str(output)], check=True, env=os.environ | environment)
         assert tree(output) == tree(models.quantized("dit"))
@@ -108,8 +119,16 @@ def test_compared_files_hold_no_place_host_time_or_machine(models, tmp_path):
     began = time.time()
     ArrowQuantV2().quantize_diffusion_model(models.dit, output)
     record = json.loads((output / "run.json").read_text())
-    forbidden = [str(tmp_path), str(models.dit), os.getcwd(), time.strftime("%Y-%m-%d", time.gmtime(began)), str(int(began))[:7]]
-    forbidden += [name for name in (platform.node(), record["machine"]["isa"]) if len(name) > 5]  # "vm" stands in any payload
+    forbidden = [
+        str(tmp_path),
+        str(models.dit),
+        str(Path.cwd()),
+        time.strftime("%Y-%m-%d", time.gmtime(began)),
+        str(int(began))[:7],
+    ]
+    forbidden += [
+        name for name in (platform.node(), record["machine"]["isa"]) if len(name) > 5
+    ]  # "vm" stands in any payload
     for path in output.rglob("*"):
         if path.is_file() and path.name not in NOT_COMPARED:
             raw = path.read_bytes()

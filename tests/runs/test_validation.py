@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from arrowquant_nb import ArrowQuantV2, ModelNotFoundError
-
 from tests.conftest import dit_tensors, write_checkpoint
 
 Q = "transformer_blocks.0.attn1.to_q.weight"
@@ -47,7 +46,10 @@ def failures(report):
 def test_a_missing_and_an_extra_tensor_are_failures(models, tmp_path):
     tensors = dit_tensors()
     tensors["proj_out_3.weight"] = tensors.pop("proj_out_2.weight")
-    assert failures(validate(tensors, tmp_path, models.quantized("dit"))) == {"proj_out_3.weight": "missing", "proj_out_2.weight": "extra"}
+    assert failures(validate(tensors, tmp_path, models.quantized("dit"))) == {
+        "proj_out_3.weight": "missing",
+        "proj_out_2.weight": "extra",
+    }
 
 
 @pytest.mark.parametrize("name", ["proj_out_2.weight", "position_ids", "step", "transformer_blocks.0.attn1.to_q.bias"])

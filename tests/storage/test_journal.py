@@ -40,7 +40,9 @@ def test_a_torn_last_line_is_ignored_at_every_cut_and_the_next_line_is_whole(tmp
         assert list(Journal(tmp_path).commits) == ["00000-a.parquet", "00002-c.parquet"]
 
 
-@pytest.mark.parametrize("line", [b"{}", b"[]", b"nonsense", b'{"file": "a"}', b"\xff\xff", b"null", b"", b"[" * 50_000])
+@pytest.mark.parametrize(
+    "line", [b"{}", b"[]", b"nonsense", b'{"file": "a"}', b"\xff\xff", b"null", b"", b"[" * 50_000]
+)
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, line):
     Journal(tmp_path).append(commit())
     whole = (tmp_path / "journal.jsonl").read_bytes()
@@ -49,7 +51,9 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, line):
         Journal(tmp_path)
 
 
-@pytest.mark.parametrize("field, value", [("file", 5), ("nbytes", "x"), ("tensors", []), ("reports", None), ("key", 1), ("xxh3", [])])
+@pytest.mark.parametrize(
+    ("field", "value"), [("file", 5), ("nbytes", "x"), ("tensors", []), ("reports", None), ("key", 1), ("xxh3", [])]
+)
 def test_a_line_with_fields_of_the_wrong_type_is_an_error(tmp_path, field, value):
     Journal(tmp_path).append(commit())
     line = json.loads((tmp_path / "journal.jsonl").read_text()) | {field: value}

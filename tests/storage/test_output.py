@@ -13,11 +13,28 @@ import pytest
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig, OutputError, open_quantized
 from arrowquant_nb.events import LayerFinished, RunStarted
 from arrowquant_nb.storage.output import data_file_name
-
 from tests.conftest import dit_tensors, tree, write_checkpoint
 
-LOOK_ALIKES = ["a.b.weight", "a_b.weight", "A.b.weight", "a/b.weight", "a b.weight", "а.b.weight", "../../a.weight", "a\0.weight",
-               "a\n.weight", "...", "", "é.weight", "e\u0301.weight", "x" * 10_000 + ".weight", "x" * 10_000 + "_weight", "con", "-rf", "~"]  # fmt: skip
+LOOK_ALIKES = [
+    "a.b.weight",
+    "a_b.weight",
+    "A.b.weight",
+    "a/b.weight",
+    "a b.weight",
+    "\u0430.b.weight",
+    "../../a.weight",
+    "a\0.weight",
+    "a\n.weight",
+    "...",
+    "",
+    "é.weight",
+    "e\u0301.weight",
+    "x" * 10_000 + ".weight",
+    "x" * 10_000 + "_weight",
+    "con",
+    "-rf",
+    "~",
+]
 
 
 def quantize(source, output, **arguments):
@@ -178,7 +195,9 @@ def small_disk(tmp_path):
     mount, umount = shutil.which("mount"), shutil.which("umount")
     if os.geteuid() or not mount or not umount:
         pytest.skip("mounting a small tmpfs needs root")
-    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=1400k", "tmpfs", folder], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=1400k", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
     if made.returncode:
         pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
     yield folder
@@ -248,7 +267,7 @@ def test_a_file_size_limit_is_an_output_error_and_the_next_run_finishes(models, 
 
 
 def test_a_read_only_file_system_is_an_output_error(models, small_disk):
-    remount = subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False)  # noqa: S607
+    remount = subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True, check=False)
     if remount.returncode:
         pytest.skip("remounting read-only is not allowed here")
     with pytest.raises(OutputError, match="read-only"):
@@ -266,9 +285,11 @@ def test_a_folder_without_write_permission_is_an_output_error(models, tmp_path):
 # -- what stands inside ----------------------------------------------------------------------------------------------
 
 
-def test_container_overhead_is_at_most_six_kilobytes_per_tensor(models):
-    folder = models.quantized("dit")
+@pytest.mark.parametrize("name", ["dit", "sharded"])
+def test_container_overhead_is_at_most_six_kilobytes_per_tensor(models, name):
+    """All files of the folder but the tensor data: Parquet framing, statistics, manifest, card, journal, events."""
+    folder = models.quantized(name)
     with open_quantized(folder) as model:
         payload = sum(t.nbytes for t in model.values())
-        stored = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name not in ("run.json", "events.jsonl", "journal.jsonl"))
+        stored = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
         assert stored - payload <= 6_000 * len(model)

@@ -5,8 +5,14 @@ import shutil
 import numpy as np
 import pytest
 
-from arrowquant_nb import ArrowQuantV2, CheckpointError, DiffusionQuantConfig, ValidationError, open_checkpoint, open_quantized
-
+from arrowquant_nb import (
+    ArrowQuantV2,
+    CheckpointError,
+    DiffusionQuantConfig,
+    ValidationError,
+    open_checkpoint,
+    open_quantized,
+)
 from tests.conftest import tree
 
 LAYER = "transformer_blocks.0.attn1.to_q.weight"

@@ -15,13 +15,28 @@ from arrowquant_nb.storage.parquet_v2 import SCHEMA, Tile, TileFileWriter
 
 # The contract, column by column: name, type, required.
 COLUMNS = [
-    ("layer_name", pa.string(), True), ("tile", pa.int32(), True), ("row_start", pa.int64(), True), ("row_count", pa.int64(), True),
-    ("bit_width", pa.int8(), True), ("group_size", pa.int32(), True), ("quant_type", pa.string(), True), ("method", pa.string(), True),
-    ("grid", pa.string(), True), ("data", pa.binary(), True), ("scales", pa.binary(), False), ("zero_points", pa.binary(), False),
-    ("rotation_seed", pa.int64(), False), ("low_rank_a", pa.binary(), False), ("low_rank_b", pa.binary(), False),
-    ("equalization", pa.binary(), False), ("row_xxh3", pa.binary(8), True), ("sqnr_db", pa.float64(), True), ("cosine", pa.float64(), True),
-    ("mse", pa.float64(), True), ("w_absmax", pa.float64(), True),
-]  # fmt: skip
+    ("layer_name", pa.string(), True),
+    ("tile", pa.int32(), True),
+    ("row_start", pa.int64(), True),
+    ("row_count", pa.int64(), True),
+    ("bit_width", pa.int8(), True),
+    ("group_size", pa.int32(), True),
+    ("quant_type", pa.string(), True),
+    ("method", pa.string(), True),
+    ("grid", pa.string(), True),
+    ("data", pa.binary(), True),
+    ("scales", pa.binary(), False),
+    ("zero_points", pa.binary(), False),
+    ("rotation_seed", pa.int64(), False),
+    ("low_rank_a", pa.binary(), False),
+    ("low_rank_b", pa.binary(), False),
+    ("equalization", pa.binary(), False),
+    ("row_xxh3", pa.binary(8), True),
+    ("sqnr_db", pa.float64(), True),
+    ("cosine", pa.float64(), True),
+    ("mse", pa.float64(), True),
+    ("w_absmax", pa.float64(), True),
+]
 BINARY = ["data", "scales", "zero_points", "low_rank_a", "low_rank_b", "equalization"]
 
 
@@ -38,10 +53,23 @@ def data_files(folder):
 def tile(number=0, row_start=0, rows=4, data=None, **changes):
     packed = np.arange(rows * 8, dtype=np.uint8).reshape(rows, 8) if data is None else data
     values = {
-        "layer_name": "a.weight", "tile": number, "row_start": row_start, "row_count": rows, "bit_width": 4, "group_size": 16,
-        "quant_type": "int4", "method": "uls", "grid": "minimum", "data": packed, "scales": np.ones((rows, 1), np.float16),
-        "zero_points": np.zeros((rows, 1), np.float16), "sqnr_db": 20.0, "cosine": 0.99, "mse": 1e-3, "w_absmax": 1.0,
-    }  # fmt: skip
+        "layer_name": "a.weight",
+        "tile": number,
+        "row_start": row_start,
+        "row_count": rows,
+        "bit_width": 4,
+        "group_size": 16,
+        "quant_type": "int4",
+        "method": "uls",
+        "grid": "minimum",
+        "data": packed,
+        "scales": np.ones((rows, 1), np.float16),
+        "zero_points": np.zeros((rows, 1), np.float16),
+        "sqnr_db": 20.0,
+        "cosine": 0.99,
+        "mse": 1e-3,
+        "w_absmax": 1.0,
+    }
     return Tile(**(values | changes))
 
 
@@ -94,7 +122,8 @@ def test_the_key_value_metadata_says_what_the_tensor_is(folder, data_files):
 def test_duckdb_reads_a_glob_of_files_and_their_metadata(folder):
     names = open_quantized(folder)
     rows = duckdb.sql(
-        f"select layer_name, avg(sqnr_db), min(cosine), sum(octet_length(data)) from read_parquet('{folder}/0*.parquet') group by 1"
+        "select layer_name, avg(sqnr_db), min(cosine), sum(octet_length(data)) "
+        f"from read_parquet('{folder}/0*.parquet') group by 1"
     ).fetchall()
     assert {r[0] for r in rows} == {n for n in names if not names[n].kept}
     assert all(15 < sqnr < 60 and cosine > 0.98 and nbytes > 0 for _, sqnr, cosine, nbytes in rows)
@@ -152,7 +181,7 @@ def test_a_data_flip_fails_the_page_checksum(tmp_path):
     raw = bytearray((tmp_path / "a.parquet").read_bytes())
     raw[reference.ranges["data"][0] + 3] ^= 1
     (tmp_path / "a.parquet").write_bytes(raw)
-    with pytest.raises(ValidationError, match="a.parquet"):
+    with pytest.raises(ValidationError, match=r"a\.parquet"):
         list(ParquetV2Extended(tmp_path / "a.parquet").rows())
 
 
@@ -181,21 +210,21 @@ def test_a_newer_minor_version_is_read(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 100 + b"PAR1", b"\0" * 64])
 def test_what_is_not_parquet_is_refused(tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(ValidationError, match="a.parquet"):
+    with pytest.raises(ValidationError, match=r"a\.parquet"):
         ParquetV2Extended(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("metadata", [{}, {"arrowquant": "{"}, {"arrowquant": "[]"}, {"arrowquant": "[" * 100_000}])
 def test_parquet_without_our_metadata_is_refused(tmp_path, metadata):
     pq.write_table(pa.table({"layer_name": ["a"]}).replace_schema_metadata(metadata), tmp_path / "a.parquet")
-    with pytest.raises(ValidationError, match="a.parquet"):
+    with pytest.raises(ValidationError, match=r"a\.parquet"):
         ParquetV2Extended(tmp_path / "a.parquet")
 
 
 def test_foreign_columns_under_our_metadata_are_refused(tmp_path):
     table = pa.table({"layer_name": ["a"]}).replace_schema_metadata({"arrowquant": '{"schema_version": "2.0"}'})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValidationError, match="a.parquet"):
+    with pytest.raises(ValidationError, match=r"a\.parquet"):
         list(ParquetV2Extended(tmp_path / "a.parquet").rows())
 
 

@@ -103,7 +103,12 @@ def test_kept_tensors_come_back_bit_for_bit(models, model):
 
 def test_payload_bytes_are_exactly_what_bits_per_weight_says(model):
     for tensor in model.values():
-        payload = sum(len(r[c]) for r in ParquetV2Extended(model.path / tensor.file).rows(tensor.name) for c in ("data", "scales", "zero_points") if r[c])
+        payload = sum(
+            len(r[c])
+            for r in ParquetV2Extended(model.path / tensor.file).rows(tensor.name)
+            for c in ("data", "scales", "zero_points")
+            if r[c]
+        )
         assert payload == tensor.nbytes
         assert tensor.bits_per_weight == (8 * payload / tensor.n_weights if tensor.n_weights else 0)
     # By hand: 128 columns at 4 bits are 64 bytes a row; two groups of 64 with a float16 scale and minimum are 8 more.
@@ -129,7 +134,8 @@ def test_arrays_are_made_on_request_and_by_numpy_itself(model):
 
 
 @pytest.mark.parametrize(
-    "out", [np.empty((128, 127), np.float32), np.empty((128, 128), np.float16), np.empty((128, 256), np.float32)[:, ::2]]
+    "out",
+    [np.empty((128, 127), np.float32), np.empty((128, 128), np.float16), np.empty((128, 256), np.float32)[:, ::2]],
 )
 @pytest.mark.parametrize("name", [LAYER])
 def test_a_buffer_that_does_not_fit_is_refused(model, name, out):
@@ -232,7 +238,11 @@ def test_random_damage_anywhere_is_an_error_or_changes_no_number(models, copy):
     """150 seeded bit flips, overwritten runs and cuts over all files: a typed error, or the very same values."""
     good = values(copy)
     rng = random.Random(20)
-    files = sorted(p for p in copy.rglob("*") if p.is_file() and p.name not in (".lock", "events.jsonl", "run.json", "journal.jsonl"))
+    files = sorted(
+        p
+        for p in copy.rglob("*")
+        if p.is_file() and p.name not in (".lock", "events.jsonl", "run.json", "journal.jsonl")
+    )
     n_errors = 0
     for _ in range(150):
         path = rng.choice(files)
@@ -271,7 +281,9 @@ def test_footer_mutations_end_in_a_typed_error_or_in_the_same_rows(models, tmp_p
     for _ in range(150):
         mutated = bytearray(raw)
         for _ in range(rng.randrange(1, 4)):
-            mutated[len(raw) - 8 - rng.randrange(length) - 1 if rng.random() < 0.9 else len(raw) - rng.randrange(1, 9)] = rng.randrange(256)
+            mutated[
+                len(raw) - 8 - rng.randrange(length) - 1 if rng.random() < 0.9 else len(raw) - rng.randrange(1, 9)
+            ] = rng.randrange(256)
         path.write_bytes(mutated)
         try:
             rows = list(ParquetV2Extended(path).rows())

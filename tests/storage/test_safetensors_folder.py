@@ -1,6 +1,7 @@
 """The way back: float safetensors in the layout of the source, read by the safetensors library."""
 
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from arrowquant_nb import OutputError, dequantize_model, open_checkpoint, open_quantized
+from arrowquant_nb import ArrowQuantV2, OutputError, ValidationError, dequantize_model, open_checkpoint, open_quantized
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite, index_name, write_safetensors
 
 
@@ -75,11 +76,17 @@ def test_progress_rises_to_one(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "shard, index",
+    ("shard", "index"),
     [
         ("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
-        ("diffusion_pytorch_model.fp16-00001-of-00003.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"),
-        ("diffusion_pytorch_model-00001-of-00003.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"),
+        (
+            "diffusion_pytorch_model.fp16-00001-of-00003.safetensors",
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+        ),
+        (
+            "diffusion_pytorch_model-00001-of-00003.fp16.safetensors",
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+        ),
     ],
 )
 def test_an_index_is_named_as_the_libraries_name_it(shard, index):
@@ -89,15 +96,26 @@ def test_an_index_is_named_as_the_libraries_name_it(shard, index):
 def test_hostile_names_and_all_dtypes_survive(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
-        'a"\\\n\0é': rng.standard_normal((3, 5)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float16),
-        "c": rng.standard_normal((2, 2, 2)).astype(ml_dtypes.bfloat16), "d": np.arange(3, dtype=np.int64), "e": np.array([True, False]),
-        "f": np.zeros((0, 4), np.float32), "g": np.array(1.5, np.float32), "h": np.arange(5, dtype=np.uint8),
-    }  # fmt: skip
+        'a"\\\n\0é': rng.standard_normal((3, 5)).astype(np.float32),
+        "b": rng.standard_normal(7).astype(np.float16),
+        "c": rng.standard_normal((2, 2, 2)).astype(ml_dtypes.bfloat16),
+        "d": np.arange(3, dtype=np.int64),
+        "e": np.array([True, False]),
+        "f": np.zeros((0, 4), np.float32),
+        "g": np.array(1.5, np.float32),
+        "h": np.arange(5, dtype=np.uint8),
+    }
     tensors = [TensorToWrite(n, a.shape, str(a.dtype)) for n, a in arrays.items()]
     path = tmp_path / "x.safetensors"
-    write_safetensors(path, tensors, lambda n: memoryview(np.atleast_1d(arrays[n]).view(np.uint8)).cast("B") if arrays[n].size else memoryview(b""))
+    write_safetensors(
+        path,
+        tensors,
+        lambda n: memoryview(np.atleast_1d(arrays[n]).view(np.uint8)).cast("B") if arrays[n].size else memoryview(b""),
+    )
     back = load_file(path)
-    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in back.items()} == {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in back.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()
+    }
 
 
 def test_a_write_that_breaks_leaves_nothing_under_the_name(tmp_path):
@@ -116,3 +134,36 @@ def test_any_other_failure_leaves_nothing_either(tmp_path):
     with pytest.raises(ValueError, match="a"):
         write_safetensors(tmp_path / "x.safetensors", [TensorToWrite("a", (4,), "float32")], content)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_float8_source_comes_back_as_bfloat16_with_its_scale_multiplied_in(write, write_json, tmp_path):
+    rng = np.random.default_rng(0)
+    q, k = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn1.to_k"
+    codes = rng.standard_normal((2, 128, 128)).astype(ml_dtypes.float8_e4m3fn)
+    scale = np.array(0.25, np.float32)
+    tensors = {
+        f"{q}.weight": codes[0],
+        f"{q}.weight_scale": scale,
+        f"{k}.weight": codes[1],
+        "b": np.ones(3, np.float16),
+    }
+    write(tmp_path / "source" / "diffusion_pytorch_model.safetensors", tensors)
+    write_json(tmp_path / "source" / "config.json", {"_class_name": "DiTTransformer2DModel"})
+    ArrowQuantV2().quantize_diffusion_model(tmp_path / "source", tmp_path / "model")
+    assert ArrowQuantV2().validate_quality(tmp_path / "source", tmp_path / "model").passed
+    back = loaded(dequantize_model(tmp_path / "model", tmp_path / "out"))
+    assert set(back) == {f"{q}.weight", f"{k}.weight", "b"}
+    for name, expected in ((q, codes[0].astype(np.float32) * scale), (k, codes[1].astype(np.float32))):
+        assert str(back[f"{name}.weight"].dtype) == "bfloat16"
+        error = back[f"{name}.weight"].astype(np.float32) - expected
+        assert np.square(error).sum() < 0.03 * np.square(expected).sum()
+
+
+def test_a_damaged_model_leaves_no_half_written_file(models, tmp_path):
+    shutil.copytree(models.quantized("mixed"), tmp_path / "model")
+    raw = bytearray((tmp_path / "model" / "kept.parquet").read_bytes())
+    raw[1000] ^= 1
+    (tmp_path / "model" / "kept.parquet").write_bytes(raw)
+    with pytest.raises(ValidationError, match=r"kept\.parquet"):
+        dequantize_model(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []

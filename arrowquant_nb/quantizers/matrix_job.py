@@ -1,0 +1,84 @@
+"""One weight matrix and how to quantize it: the checks that stand before every kernel.
+
+Knows arrays and settings; nothing of files, models or of how codes are chosen.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
+from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, dtype_named
+
+__all__ = ["MatrixJob", "named_layout"]
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixJob:
+    """One weight matrix and how to quantize it."""
+
+    weight: NDArray[Any]
+    """(rows, columns) float32, float16 or ml_dtypes.bfloat16, C-contiguous; may be read-only. Never written."""
+    name: str
+    """For messages."""
+    shape: tuple[int, ...]
+    """Shape of the original; its matrix view is the shape of `weight`."""
+    bit_width: int
+    """2, 4 or 8."""
+    group_size: int
+    """A multiple of 16 from 16 to 256."""
+    method: str
+    """rtn, mse or uls."""
+    gain_correction: bool = True
+    """Rescale each row so that <w, w'> = <w, w>; rtn ignores it."""
+    importance: NDArray[np.float32] | None = None
+    """Weight of each column's squared error, float32 (columns,), not negative; mse and uls only."""
+    row_start: int = 0
+    """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no kernel can take."""
+        if self.method not in METHODS:
+            raise ConfigurationError(f"{self.name}: method {self.method!r} is not one of {', '.join(METHODS)}")
+        if not isinstance(self.weight, np.ndarray):
+            raise TypeError(f"{self.name}: weight must be a NumPy array, got {type(self.weight).__name__}")
+        if self.weight.dtype not in map(dtype_named, WEIGHT_DTYPES):
+            raise TypeError(f"{self.name}: weight dtype {self.weight.dtype} is not float32, float16 or bfloat16")
+        layout = self.layout
+        if self.weight.shape != (layout.rows, layout.columns):
+            raise ShapeMismatchError(
+                f"{self.name}: weight {self.weight.shape} is not the matrix view {(layout.rows, layout.columns)} "
+                f"of shape {self.shape}"
+            )
+        if not self.weight.flags.c_contiguous:
+            raise ShapeMismatchError(f"{self.name}: weight must be C-contiguous: pass numpy.ascontiguousarray(weight)")
+        if self.importance is not None:
+            _check_importance(self.name, self.importance, self.method, layout.columns)
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes of the result; raises for an empty tensor or a group size that does not exist."""
+        return named_layout(self.name, self.shape, self.bit_width, self.group_size, METHODS[self.method])
+
+
+def named_layout(name: str, shape: tuple[int, ...], bit_width: int, group_size: int, grid: str) -> Layout:
+    """Layout of a tensor; errors begin with its name."""
+    try:
+        return Layout.of_shape(shape, bit_width, group_size, grid)
+    except ShapeMismatchError as error:
+        raise ShapeMismatchError(f"{name}: {error}") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
+
+
+def _check_importance(name: str, importance: NDArray[np.float32], method: str, columns: int) -> None:
+    if method == "rtn":
+        raise ConfigurationError(f"{name}: importance needs a search: use method mse or uls, rtn has none")
+    if not isinstance(importance, np.ndarray) or importance.dtype != np.float32:
+        raise TypeError(f"{name}: importance must be a float32 array with one value per column")
+    if importance.shape != (columns,):
+        raise ShapeMismatchError(f"{name}: importance has shape {importance.shape}, the matrix {columns} columns")
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        raise ConfigurationError(f"{name}: importance must be finite and not negative")

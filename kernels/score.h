@@ -1,0 +1,76 @@
+/* Codes and error sums of a batch, specialised by width and grid. Part of the rows.h template. */
+
+INLINE void ISA(encode_batch_with)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r, const int bits,
+                                   const int minimum, const int within) {
+    ISA(partials) ww, wq, ee;
+    ISA(grids) grids;
+    uint8_t codes[BATCH][MAX_GROUP];
+    const int whole = b->length % (4 * LANES) == 0;
+    int g = 0;
+    ISA(make_grids)(r->scale, r->zero, (1 << bits) - 1, minimum, &grids);
+    for (; whole && g < b->n; g++)
+        ISA(encode_whole)(b->w[g], b->length, bits, minimum, within, &grids, g, job->wide, b->packed[g], ww[g], wq[g], ee[g]);
+    for (; g < b->n; g++) {
+        ISA(sums) sums = {{(vf){0}}, {(vf){0}}, {(vf){0}}};
+        ISA(encode_any)(b->w[g], b->length, minimum, &grids, g, codes[g], &sums);
+        memcpy(ww[g], sums.ww, sizeof ww[g]);
+        memcpy(wq[g], sums.wq, sizeof wq[g]);
+        memcpy(ee[g], sums.ee, sizeof ee[g]);
+    }
+    if (!whole)
+        for (g = 0; g < b->n; g++) pack_codes(codes[g], b->length, bits, b->packed[g]);
+    memset(ww[b->n], 0, sizeof ww[0] * (size_t)(BATCH - b->n));
+    memset(wq[b->n], 0, sizeof wq[0] * (size_t)(BATCH - b->n));
+    memset(ee[b->n], 0, sizeof ee[0] * (size_t)(BATCH - b->n));
+    ISA(fold_sum)(ww, r->ww);
+    ISA(fold_sum)(wq, r->wq);
+    ISA(fold_sum)(ee, r->ee);
+}
+
+/* Scores of the codes as packed; only wq and ee are taken. */
+INLINE void ISA(score_batch_with)(const ISA(batch) *b, ISA(results) *r, const int bits, const int minimum) {
+    ISA(partials) wq, ee;
+    for (int g = 0; g < b->n; g++) {
+        ISA(sums) sums = {{(vf){0}}, {(vf){0}}, {(vf){0}}};
+        const uint8_t *packed = b->packed[g];
+        uint8_t tail[MAX_GROUP];
+        if (b->length & 15) { /* whole steps of sixteen would read past the end of the row */
+            memset(tail, 0, sizeof tail);
+            packed = memcpy(tail, packed, (size_t)(b->length * bits + 7) / 8);
+        }
+        ISA(score)(b->w[g], packed, b->length, bits, minimum, r->scale[g], r->zero[g], &sums);
+        memcpy(wq[g], sums.wq, sizeof wq[g]);
+        memcpy(ee[g], sums.ee, sizeof ee[g]);
+    }
+    memset(wq[b->n], 0, sizeof wq[0] * (size_t)(BATCH - b->n));
+    memset(ee[b->n], 0, sizeof ee[0] * (size_t)(BATCH - b->n));
+    ISA(fold_sum)(wq, r->wq);
+    ISA(fold_sum)(ee, r->ee);
+}
+
+#define BY_BITS(call)          \
+    if (job->bits == 4) call(4) \
+    else if (job->bits == 2) call(2) \
+    else call(8)
+
+static __attribute__((noinline)) void ISA(encode_batch)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r) {
+#define ULS(bits) ISA(encode_batch_with)(b, job, r, bits, 1, 0);
+#define MSE(bits) ISA(encode_batch_with)(b, job, r, bits, 0, 0);
+#define RTN(bits) ISA(encode_batch_with)(b, job, r, bits, 0, 1);
+    if (job->method == METHOD_ULS) { BY_BITS(ULS) }
+    else if (job->method == METHOD_MSE) { BY_BITS(MSE) }
+    else { BY_BITS(RTN) }
+#undef ULS
+#undef MSE
+#undef RTN
+}
+
+static __attribute__((noinline)) void ISA(score_batch)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r) {
+#define ULS(bits) ISA(score_batch_with)(b, r, bits, 1);
+#define MSE(bits) ISA(score_batch_with)(b, r, bits, 0);
+    if (job->method == METHOD_ULS) { BY_BITS(ULS) }
+    else { BY_BITS(MSE) }
+#undef ULS
+#undef MSE
+}
+#undef BY_BITS
