@@ -6,6 +6,8 @@ Everything here is interpreted, so that `?`, tab completion and pickling work; t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +15,16 @@ from arrowquant_nb import _kernels, samples
 from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod, ScaleFormat
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
+from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
-from arrowquant_nb.runs import planning, record, validation
+from arrowquant_nb.runs import record, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -63,11 +65,21 @@ class ArrowQuantV2:
 
     def __init__(self, config: DiffusionQuantConfig | None = None) -> None:
         self.config = config if config is not None else DiffusionQuantConfig()
-        self._stop = threading.Event()
+        self._running: set[threading.Event] = set()
 
     def cancel(self) -> None:
-        """Ask the running call to stop, from any thread; its output stays resumable."""
-        self._stop.set()
+        """Ask every running call of this object to stop, from any thread; their outputs stay resumable."""
+        for stop in list(self._running):
+            stop.set()
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[threading.Event]:
+        stop = threading.Event()
+        self._running.add(stop)
+        try:
+            yield stop
+        finally:
+            self._running.discard(stop)
 
     def quantize_diffusion_model(
         self,
@@ -80,6 +92,7 @@ class ArrowQuantV2:
         requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
+        overwrite: bool = False,
     ) -> QuantizationResult:
         """Quantize a model, layer by layer, into a Parquet model folder.
 
@@ -87,14 +100,15 @@ class ArrowQuantV2:
         ----------
         model_path : a diffusers pipeline or component folder, a transformers LM folder, one safetensors file, a float
             model folder of ours, or the name of a bundled sample.
-        output_path : folder for the model: new, empty, or of an earlier run, which is resumed; layers whose weights and
-            settings are unchanged are taken over.
+        output_path : folder for the model: new, empty, or of an earlier run over the same model, which is resumed:
+            layers whose weights and settings are unchanged are taken over, the others are done again in place.
         config : settings for this call.
         progress_callback : called with (message, fraction), fraction rising from 0.0 to exactly 1.0; an exception in
             it stops the run cleanly and is re-raised.
         on_event : called with every event of `arrowquant_nb.events` on this thread.
         requantize : allow a source that is quantized already.
         component, variant : which part of a pipeline, and which variant of its files; default the denoiser, plain.
+        overwrite : replace a finished model of another source that stands in `output_path`.
 
         Returns
         -------
@@ -108,60 +122,62 @@ class ArrowQuantV2:
         ConfigurationError, ModelNotFoundError, MetadataError, CheckpointError, OutputError
             Settings, model, its JSON files, its weights, or the output folder cannot be used.
         """
-        self._stop.clear()
-        return DiffusionOrchestrator(config or self.config).quantize_model(
-            model_path, output_path, progress_callback, on_event=on_event, stop=self._stop, requantize=requantize,
-            component=component, variant=variant,
-        )  # fmt: skip
+        with self._stoppable() as stop:
+            return DiffusionOrchestrator(config or self.config).quantize_model(
+                model_path, output_path, progress_callback, on_event=on_event, stop=stop, requantize=requantize,
+                component=component, variant=variant, overwrite=overwrite,
+            )  # fmt: skip
 
     def plan(
         self,
         model_path: str | Path,
         config: DiffusionQuantConfig | None = None,
         *,
+        requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
     ) -> Plan:
         """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size."""
-        settings = config or self.config
-        located = planning.locate_model(model_path)
-        with open_checkpoint(located.path, component=component, variant=variant, requantize=True) as checkpoint:
-            decisions = planning.decide(checkpoint, located.name, settings)
-            return planning.make_plan(decisions, planning.make_tasks(checkpoint, decisions, settings), settings)
+        return DiffusionOrchestrator(config or self.config).plan(
+            model_path, requantize=requantize, component=component, variant=variant
+        )
 
-    def validate_quality(self, original: str | Path, quantized: str | Path) -> ValidationReport:
+    def validate_quality(
+        self,
+        original: str | Path,
+        quantized: str | Path,
+        progress_callback: Callable[[str, float], None] | None = None,
+    ) -> ValidationReport:
         """Compare every tensor of a quantized model with its original; a missing or extra one is a failure.
 
-        Kept tensors must be bit-exact; quantized ones must have the error that the model records of them.
+        Kept tensors must be bit-exact; quantized ones must be of the very weights of the original (by hash) and have
+        the error that the model records of them.
         """
-        return validation.validate_quality(original, quantized)
+        return validation.validate_quality(original, quantized, progress_callback)
 
     async def quantize_diffusion_model_async(
         self, model_path: str | Path, output_path: str | Path, config: DiffusionQuantConfig | None = None,
         progress_callback: Callable[[str, float], None] | None = None, **options: Any,
     ) -> QuantizationResult:  # fmt: skip
         """Do as `quantize_diffusion_model` in a worker thread; cancelling the task stops the run, resumably."""
-        stop = threading.Event()
         orchestrator = DiffusionOrchestrator(config or self.config)
-        work = asyncio.ensure_future(
-            asyncio.to_thread(
-                orchestrator.quantize_model, model_path, output_path, progress_callback, stop=stop, **options
-            )
-        )
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # retrieved: the caller asked for the cancellation
-            raise
+        with self._stoppable() as stop:
+            run = functools.partial(orchestrator.quantize_model, stop=stop, **options)
+            work = asyncio.ensure_future(asyncio.to_thread(run, model_path, output_path, progress_callback))
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                stop.set()
+                await asyncio.wait([work])
+                if not work.cancelled():
+                    work.exception()  # retrieved: the caller asked for the cancellation
+                raise
 
     async def plan_async(
         self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
     ) -> Plan:
         """Do as `plan` in a worker thread."""
-        return await asyncio.to_thread(self.plan, model_path, config, **options)
+        return await asyncio.to_thread(functools.partial(self.plan, **options), model_path, config)
 
     async def validate_quality_async(self, original: str | Path, quantized: str | Path) -> ValidationReport:
         """Do as `validate_quality` in a worker thread."""
@@ -196,7 +212,7 @@ def quantize_tensor(
     gain_correction : rescale each row of uls and mse grids so that <w, w'> = <w, w>.
     importance : float32 (columns,), optional
         Weight of each column's squared error; uls and mse only.
-    out : a result of the same layout whose buffers are filled.
+    out : a result of the same layout whose buffers are filled; what is returned views them with its own statistics.
     n_threads : 0 = all cores this process may use.
 
     Returns
@@ -248,7 +264,10 @@ def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, 
     if name not in samples.names():
         raise ModelNotFoundError(f"there is no bundled sample {name!r}; there are: {', '.join(samples.names())}")
     opened = model if isinstance(model, QuantizedModel) else open_quantized(model)
-    return dict(evaluate(name, opened.weights(), n, seed))
+    try:
+        return dict(evaluate(name, opened.weights(), n, seed))
+    except ValueError as error:
+        raise ShapeMismatchError(f"{opened.path} is not a quantized {name!r}: {error}") from error
 
 
 def build_info() -> dict[str, Any]:

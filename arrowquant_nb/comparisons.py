@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from arrowquant_nb import tables
 from arrowquant_nb.json_form import JsonForm
@@ -29,7 +29,12 @@ class TensorComparison(JsonForm):
 
 @dataclass(frozen=True, repr=False)
 class ValidationReport(JsonForm):
-    """Every tensor compared; `passed` is false when one is missing, extra, or not what the manifest promises."""
+    """Every tensor compared; `passed` is false when one is missing, extra, or not what the manifest promises.
+
+    `cosine_similarity` and `sqnr_db` are of the quantized tensors, as in `QuantizationResult`.
+    """
+
+    _headline: ClassVar[tuple[str, ...]] = ("passed",)
 
     original: str
     quantized: str
@@ -67,6 +72,8 @@ class ValidationReport(JsonForm):
 @dataclass(frozen=True, repr=False)
 class ReproductionReport(JsonForm):
     """Files of a model against a fresh run of its `run.json`; byte identity is promised for `compared` files."""
+
+    _headline: ClassVar[tuple[str, ...]] = ("passed",)
 
     folder: str
     identical: tuple[str, ...]

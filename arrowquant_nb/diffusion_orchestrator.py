@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb.config import DiffusionQuantConfig, Modality
 from arrowquant_nb.core import gates
 from arrowquant_nb.core import orchestrator as core_orchestrator
-from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.errors import ConfigurationError, QuantizationError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.runs import planning, quantization
 from arrowquant_nb.runs.control import Progress
-from arrowquant_nb.storage.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     import threading
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.core.task import Control, LayerTask, Sink, Source
     from arrowquant_nb.events import Event
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
-    from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult, Strategy
+    from arrowquant_nb.results import AttemptReport, LayerReport, Plan, QuantizationResult, Strategy
 
 
 class DiffusionOrchestrator:
@@ -39,24 +38,35 @@ class DiffusionOrchestrator:
     """
 
     def __init__(self, config: DiffusionQuantConfig | None = None) -> None:
-        self.config = config if config is not None else DiffusionQuantConfig()
+        self.config = DiffusionQuantConfig() if config is None else config
+        if not isinstance(self.config, DiffusionQuantConfig):
+            raise ConfigurationError(
+                f"config must be a DiffusionQuantConfig, not {type(config).__name__}: "
+                "make one with DiffusionQuantConfig.from_profile('edge') or DiffusionQuantConfig(bit_width=2)"
+            )
 
-    def detect_modality(self, model_path: str | Path) -> tuple[Modality, str]:
+    def detect_modality(self, model_path: str | Path, **options: Any) -> tuple[Modality, str]:
         """Return the modality of a model and the reason, from the config or the model's files; never a silent guess.
+
+        Options are `component` and `variant`, as in `plan`.
 
         Raises
         ------
         MetadataError
             Nothing says what it is; the message lists what was looked at and the override to use.
         """
-        located = planning.locate_model(model_path)
-        with open_checkpoint(located.path, requantize=True) as checkpoint:
-            decisions = planning.decide(checkpoint, located.name, self.config)
-        return Modality(decisions.modality), decisions.modality_reason
+        plan = self.plan(model_path, requantize=True, **options)
+        return Modality(plan.modality), plan.modality_reason
+
+    def plan(self, model_path: str | Path, **options: Any) -> Plan:
+        """Say what a run would do; see `ArrowQuantV2.plan`."""
+        return planning.plan_model(model_path, self.config, **options)
 
     def select_strategy(self, modality: Modality | str) -> Strategy:
         """Return preferred and used method for a modality under this config, with the reason."""
-        return planning.select_strategy(str(Modality(modality)), self.config)
+        if str(modality) not in list(Modality):
+            raise ConfigurationError(f"modality {str(modality)!r} is not one of {', '.join(Modality)}")
+        return planning.select_strategy(str(modality), self.config)
 
     def quantize_layers(
         self, tasks: list[LayerTask], source: Source, sink: Sink, control: Control
@@ -86,6 +96,8 @@ class DiffusionOrchestrator:
             No width passes; the message holds the figures of each.
         """
         requested = self.config.bit_width if bit_width is None else bit_width
+        if requested not in gates.BIT_WIDTHS:
+            raise ConfigurationError(f"bit_width {requested!r} is not one of {', '.join(map(str, gates.BIT_WIDTHS))}")
         method = self.select_strategy(self.config.modality or Modality.IMAGE).used_method
         chain = gates.fallback_chain(requested)
         attempts: list[AttemptReport] = []
@@ -112,6 +124,7 @@ class DiffusionOrchestrator:
         requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
+        overwrite: bool = False,
     ) -> QuantizationResult:
         """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`."""
         listeners: list[Callable[[Event], None]] = []
@@ -121,5 +134,5 @@ class DiffusionOrchestrator:
             listeners.append(Progress(progress_callback))
         return quantization.quantize_model(
             model_path, output_path, self.config, listeners=listeners, stop=stop, requantize=requantize,
-            component=component, variant=variant,
+            component=component, variant=variant, overwrite=overwrite,
         )  # fmt: skip

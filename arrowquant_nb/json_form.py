@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 
 def _to_json(value: Any) -> Any:
@@ -32,13 +32,17 @@ def _from_json(value: Any, of_floats: bool) -> Any:
 class JsonForm:
     """`to_dict` and `from_dict` for frozen dataclasses whose nested classes are named in `_nested`."""
 
+    # Properties that `to_dict` adds for whoever reads the JSON; `from_dict` leaves them out.
+    _headline: ClassVar[tuple[str, ...]] = ()
+
     @classmethod
     def _nested(cls) -> dict[str, Any]:
         return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary that `from_dict` reads back to an equal value."""
-        result: dict[str, Any] = _to_json(asdict(self))  # type: ignore[call-overload]
+        values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        result: dict[str, Any] = _to_json({name: getattr(self, name) for name in self._headline} | values)
         return result
 
     @classmethod

@@ -7,7 +7,7 @@ times are seconds. An infinite SQNR (bit-exact tensor) is written as the string 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arrowquant_nb import tables
 from arrowquant_nb.json_form import JsonForm
@@ -142,6 +142,8 @@ class PlanRow(JsonForm):
 class Plan(JsonForm):
     """What a run would do, from headers alone: no weight is read."""
 
+    _headline: ClassVar[tuple[str, ...]] = ("source_size_mb", "size_mb", "bits_per_weight")
+
     model: str
     modality: str
     modality_reason: str
@@ -199,6 +201,8 @@ class QuantizationResult(JsonForm):
     reused : layers taken over from an earlier run of the same output.
     layers : one report per tensor, in model order.
     """
+
+    _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
 
     quantized_path: str
     model: str

@@ -54,8 +54,8 @@ class DrawnModel:
     def label(self) -> str:
         """Two lines for the margin of a grid."""
         if math.isinf(self.network_sqnr_db):
-            return f"{self.name}\n{self.bits_per_weight:.4g} bits per weight"
-        return f"{self.name}\n{self.network_sqnr_db:.1f} dB, {self.bits_per_weight:.3g} bits per weight"
+            return f"{self.name}\n{self.bits_per_weight:.4g} bits/weight"
+        return f"{self.name}\nSQNR {self.network_sqnr_db:.1f} dB, {self.bits_per_weight:.3g} bits/weight"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +83,10 @@ class WidthComparison:
         return tables.html_table(_HEADER, self._rows(), self._caption())
 
     def _caption(self) -> str:
-        return f"{self.sample}, {self.n} samples, seed {self.seed}; network SQNR and sample PSNR against the original"
+        return (
+            f"{self.sample}, {self.n} samples, seed {self.seed}; network SQNR and sample PSNR against the original, "
+            "bits per weight of the quantized tensors"
+        )
 
     def _rows(self) -> list[list[str]]:
         return [

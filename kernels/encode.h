@@ -23,7 +23,7 @@ typedef struct {
 INLINE void ISA(make_grids)(const float *scale, const float *zero, int n, const int minimum, ISA(grids) *grids) {
     EACH_TILE {
         const vf s = ISA(v_load)(scale + p * LANES), z = ISA(v_load)(zero + p * LANES), levels = ISA(v_splat)((float)n);
-        const vi to_code = minimum ? (vi){0} - MAGIC_BITS : (vi)(z + ISA(v_splat)(MAGIC)) - MAGIC_BITS - MAGIC_BITS;
+        const vi to_code = (minimum ? (vi){0} : __builtin_convertvector(z, vi)) - MAGIC_BITS;
         ISA(v_store)(grids->s + p * LANES, s);
         ISA(v_store)(grids->m + p * LANES, z);
         ISA(v_store)(grids->low + p * LANES, minimum ? (vf){0} : -z);

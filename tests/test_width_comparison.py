@@ -60,7 +60,10 @@ def test_the_table_and_the_labels_carry_the_figures(compared):
     four = comparison.models[2]
     assert f"{four.network_sqnr_db:.1f} dB" in str(comparison)
     assert f"{four.network_sqnr_db:.1f} dB" in comparison._repr_html_()
-    assert list(comparison.images)[2].startswith("INT4 (local)\n")
+    assert list(comparison.images)[2] == (
+        f"INT4 (local)\nSQNR {four.network_sqnr_db:.1f} dB, {four.bits_per_weight:.3g} bits/weight"
+    )
+    assert "bits per weight of the quantized tensors" in str(comparison)
 
 
 def test_an_unknown_sample_is_named():

@@ -1,10 +1,12 @@
 """Running a notebook with parameters, unattended: check first, execute, write down what it was made from.
 
-papermill executes; this module refuses what papermill lets through (unknown names, wrong types), turns a failed cell
-into one message, and adds the run record to the notebook's metadata. Knows nothing of what the notebooks do.
+papermill executes; this module refuses what papermill lets through (unknown names, wrong types, a user's own notebook
+as output), turns a failed cell into one message, and adds the run record to the notebook's metadata. Knows nothing of
+what the notebooks do.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from arrowquant_nb.batch.parameters import check_parameters, read_notebook
-from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
+from arrowquant_nb.config.sources import shown
+from arrowquant_nb.errors import (
+    ArrowQuantError,
+    ConfigurationError,
+    ModelNotFoundError,
+    OutputError,
+    QuantizationError,
+)
 
 __all__ = ["FinishedNotebook", "packaged_notebook", "run_notebook"]
 
@@ -69,11 +78,12 @@ def run_notebook(
     notebook : Path
         With a cell tagged `parameters`.
     output : Path
-        The executed notebook; its folder is made when missing. After a failure it shows how far the run came.
+        The executed notebook; its folder is made when missing. After a failure it shows how far the run came. One of
+        an earlier run is replaced, any other file is not.
     parameters : Mapping, optional
         Values by name; checked before anything starts.
     html : bool
-        Also write one self-contained HTML file beside `output`.
+        Also write one self-contained HTML file beside `output`, replacing only that of an earlier run.
     progress_bar : bool
         Draw papermill's bar over the cells on stderr.
 
@@ -84,20 +94,56 @@ def run_notebook(
     QuantizationError
         A cell failed; the message names it and repeats its error.
     OutputError
-        `output` cannot be written.
+        `output` cannot be written, or something that no run made lies there or at the place of the HTML file.
     """
     values = dict(parameters or {})
     known = check_parameters(notebook, values)
     if output.suffix != ".ipynb":
         raise ConfigurationError(f"{output}: an executed notebook is named *.ipynb; add the ending")
-    if output.exists() and output.samefile(notebook):
-        raise OutputError(f"{output}: is the notebook itself; choose another name for the executed one")
+    _refuse_to_overwrite(notebook, output, html=html)
     _execute(notebook, output, values, progress_bar=progress_bar)
-    folder = values.get("output", known["output"].default if "output" in known else None)
-    model = str(folder) if isinstance(folder, str) and Path(folder, "run.json").is_file() else None
+    model = _finished_model(values.get("output", known["output"].default if "output" in known else None))
     _write_record(output, Path(model, "run.json") if model else None)
     page = _write_html(output) if html else None
     return FinishedNotebook(str(output), str(page) if page else None, model)
+
+
+def _refuse_to_overwrite(notebook: Path, output: Path, *, html: bool) -> None:
+    """Raise unless everything that would be written is new or of an earlier run."""
+    if "\0" in str(output):
+        raise OutputError(f"{shown(str(output))}: no file can have this name: it holds a NUL; choose another one")
+    there = os.path.lexists(output)
+    try:
+        if there and output.exists() and output.samefile(notebook):
+            raise OutputError(f"{output}: is the notebook itself; choose another name for the executed one")
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    page = output.with_suffix(".html")
+    if there and not _made_by_a_run(output):
+        raise OutputError(
+            f"{output}: exists and was not made by a run, so it is not overwritten; choose another name for the "
+            "executed notebook (two names execute the first one into the second)"
+        )
+    if html and os.path.lexists(page) and not there:
+        raise OutputError(
+            f"{page}: exists without a notebook of a run beside it, so it is not overwritten; choose another name"
+        )
+
+
+def _made_by_a_run(path: Path) -> bool:
+    try:
+        about = read_notebook(path).get("metadata")
+    except ArrowQuantError:
+        return False
+    return isinstance(about, dict) and ("papermill" in about or "arrowquant" in about)
+
+
+def _finished_model(folder: object) -> str | None:
+    """Return the notebook's output folder if a run was finished in it."""
+    try:
+        return folder if isinstance(folder, str) and Path(folder, "run.json").is_file() else None
+    except OSError:  # such as a name that is too long: no run was finished there
+        return None
 
 
 def _execute(notebook: Path, output: Path, values: dict[str, object], *, progress_bar: bool) -> None:
@@ -116,6 +162,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, object], *, progres
             parameters=values,
             progress_bar=progress_bar,
             kernel_name="python3",
+            language="python",
             extra_arguments=["--log-level=40"],
         )
     except papermill.PapermillExecutionError as error:
@@ -126,7 +173,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, object], *, progres
     except (DeadKernelError, CellControlSignal) as error:
         raise QuantizationError(f"{output}: the notebook's kernel stopped ({type(error).__name__}): {error}") from error
     except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+        raise _unwritable(output, error) from error
 
 
 def _write_record(output: Path, run_record: Path | None) -> None:
@@ -165,4 +212,8 @@ def _replace(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}")

@@ -46,7 +46,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         No notebook there, not a notebook, no such cell, or a line in it that is not `name: type = literal  # help`.
     """
     for cell in read_notebook(notebook)["cells"]:
-        if cell["cell_type"] == "code" and "parameters" in cell.get("metadata", {}).get("tags", []):
+        if cell.get("cell_type") == "code" and "parameters" in (cell["metadata"].get("tags") or ()):
             return _parameters_of(cell["source"], notebook)
     raise ConfigurationError(f"{notebook}: no cell is tagged `parameters`, so nothing can be set in it")
 
@@ -100,13 +100,17 @@ def read_notebook(notebook: Path) -> dict[str, Any]:
         document = json.loads(notebook.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"{notebook}: there is no notebook here") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigurationError(f"{notebook}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{notebook}: not a notebook: {shown(str(error))}") from error
     if not isinstance(document, dict) or not isinstance(document.get("cells"), list):
         raise ConfigurationError(f"{notebook}: not a notebook: it has no list of cells")
-    for cell in document["cells"]:
-        if isinstance(cell, dict) and isinstance(cell.get("source"), list):
-            cell["source"] = "".join(map(str, cell["source"]))
+    for number, cell in enumerate(document["cells"]):
+        if not isinstance(cell, dict) or not isinstance(cell.setdefault("metadata", {}), dict):
+            raise ConfigurationError(f"{notebook}: not a notebook: cell {number} is not a cell")
+        source = cell.get("source", "")
+        cell["source"] = "".join(map(str, source)) if isinstance(source, list) else str(source)
     return document
 
 

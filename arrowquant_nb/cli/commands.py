@@ -2,8 +2,11 @@
 
 Results go to stdout, as text or with `--json` as JSON and nothing else; progress and errors go to stderr.
 Exit codes: 0 done, 1 failed (with a message that names what to change), 2 wrong usage, 130 interrupted.
+
+The package loads its parts on first use, inside a subcommand: what fails while they load ends in a message too.
 """
 
+import errno
 import functools
 import json
 import sys
@@ -13,12 +16,12 @@ from typing import Any
 
 import click
 
-from arrowquant_nb import api, batch
+import arrowquant_nb as aq
+from arrowquant_nb import batch
 from arrowquant_nb.batch import parameters
-from arrowquant_nb.cli.options import config_options, load_config, progress_bar
+from arrowquant_nb.cli.options import config_options, load_config, progress_bar, source_options
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
-from arrowquant_nb.runs.inspection import inspect_model
 
 __all__ = ["main"]
 
@@ -40,6 +43,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except ArrowQuantError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None or error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
         except KeyboardInterrupt as interrupt:
             message = "interrupted; what is committed stays: run the same command again to resume"
             raise _Interrupted(message) from interrupt
@@ -72,12 +79,13 @@ def _shows_config(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else.")
-_quiet = click.option("--quiet", is_flag=True, help="Draw no progress bar.")
+_quiet = click.option("--quiet", is_flag=True, help="Write nothing to stderr but errors: no progress bar, no remarks.")
+_requantize = click.option("--requantize", is_flag=True, help="Take a MODEL that is quantized already; errors add up.")
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        click.echo(f"arrowquant_nb {api.build_info()['version']}")
+        click.echo(f"arrowquant_nb {aq.__version__}")
         context.exit()
 
 
@@ -96,42 +104,85 @@ def main() -> None:
 @click.argument("model")
 @click.argument("output")
 @config_options
+@source_options
+@_requantize
+@click.option("--overwrite", is_flag=True, help="Replace a finished model of another source that OUTPUT holds.")
 @_json
 @_quiet
 @_shows_config
-def quantize(model: str, output: str, config: DiffusionQuantConfig, as_json: bool, quiet: bool) -> None:
+def quantize(
+    *,
+    model: str,
+    output: str,
+    config: DiffusionQuantConfig,
+    component: str | None,
+    variant: str | None,
+    requantize: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Quantize MODEL into the folder OUTPUT; an interrupted run is taken up where it stopped."""
-    with progress_bar(quiet=quiet or as_json) as progress:
-        result = api.ArrowQuantV2(config).quantize_diffusion_model(model, output, progress_callback=progress)
+    silent = quiet or as_json
+    with progress_bar(quiet=silent) as progress:
+        result = aq.ArrowQuantV2(config).quantize_diffusion_model(
+            model,
+            output,
+            progress_callback=progress,
+            requantize=requantize,
+            overwrite=overwrite,
+            component=component,
+            variant=variant,
+        )
+    fell_back = sum(report.fell_back for report in result.layers)
+    if fell_back and not silent:
+        layers = "1 layer" if fell_back == 1 else f"{fell_back} layers"
+        click.echo(f"{layers} missed the quality gate and fell back to more bits", err=True)
     _print(result, as_json)
 
 
 @main.command(short_help="Say what a run would do; reads no weight.")
 @click.argument("model")
 @config_options
+@source_options
+@_requantize
 @_json
 @_shows_config
-def plan(model: str, config: DiffusionQuantConfig, as_json: bool) -> None:
+def plan(
+    *,
+    model: str,
+    config: DiffusionQuantConfig,
+    component: str | None,
+    variant: str | None,
+    requantize: bool,
+    as_json: bool,
+) -> None:
     """Say what would become of each tensor of MODEL and how large the result will be; no weight is read."""
-    _print(api.ArrowQuantV2(config).plan(model), as_json)
+    quantizer = aq.ArrowQuantV2(config)
+    _print(quantizer.plan(model, component=component, variant=variant, requantize=requantize), as_json)
 
 
 @main.command(short_help="List the tensors of a model, quantized or not.")
 @click.argument("model")
+@source_options
 @_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(*, model: str, as_json: bool, component: str | None, variant: str | None) -> None:
     """List the tensors of MODEL, quantized or not, without reading the weights."""
-    _print(inspect_model(model), as_json)
+    from arrowquant_nb.runs.inspection import inspect_model  # noqa: PLC0415 - may fail to load: see `_Commands`
+
+    _print(inspect_model(model, component, variant), as_json)
 
 
 @main.command(short_help="Compare a quantized model with its original.")
 @click.argument("original")
 @click.argument("quantized")
 @_json
+@_quiet
 @click.pass_context
-def validate(context: click.Context, original: str, quantized: str, as_json: bool) -> None:
+def validate(context: click.Context, original: str, quantized: str, as_json: bool, quiet: bool) -> None:
     """Compare every tensor of QUANTIZED with ORIGINAL; exit code 1 when one is missing, extra or off."""
-    report = api.ArrowQuantV2().validate_quality(original, quantized)
+    with progress_bar(quiet=quiet or as_json) as progress:
+        report = aq.ArrowQuantV2().validate_quality(original, quantized, progress_callback=progress)
     _print(report, as_json)
     context.exit(0 if report.passed else 1)
 
@@ -140,9 +191,11 @@ def validate(context: click.Context, original: str, quantized: str, as_json: boo
 @click.argument("quantized")
 @click.argument("output")
 @_json
-def dequantize(quantized: str, output: str, as_json: bool) -> None:
+@_quiet
+def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
     """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read."""
-    folder = str(api.dequantize_model(quantized, output))
+    with progress_bar(quiet=quiet or as_json) as progress:
+        folder = str(aq.dequantize_model(quantized, output, progress))
     _print({"path": folder} if as_json else folder, as_json)
 
 
@@ -187,10 +240,12 @@ def run(
 @click.argument("folder")
 @click.option("--output", metavar="FOLDER", help="Keep the second run here instead of throwing it away.")
 @_json
+@_quiet
 @click.pass_context
-def reproduce(context: click.Context, folder: str, output: str | None, as_json: bool) -> None:
+def reproduce(context: click.Context, folder: str, output: str | None, as_json: bool, quiet: bool) -> None:
     """Run FOLDER's run.json again and print which files come out byte-identical; exit code 1 when one differs."""
-    report = api.reproduce(folder, output)
+    with progress_bar(quiet=quiet or as_json) as progress:
+        report = aq.reproduce(folder, output, progress_callback=progress)
     _print(report, as_json)
     context.exit(0 if report.passed else 1)
 
@@ -199,6 +254,6 @@ def reproduce(context: click.Context, folder: str, output: str | None, as_json: 
 @_json
 def info(as_json: bool) -> None:
     """Say what is installed: versions, compiled or not, instruction set, threads."""
-    facts: Mapping[str, Any] = api.build_info()
+    facts: Mapping[str, Any] = aq.build_info()
     width = max(len(name) for name in facts)
     _print(facts if as_json else "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()), as_json)

@@ -16,7 +16,7 @@ from arrowquant_nb.config import DiffusionQuantConfig, available_fields, field_f
 from arrowquant_nb.config.profiles import PROFILES
 from arrowquant_nb.config.sources import from_text
 
-__all__ = ["config_options", "load_config", "progress_bar"]
+__all__ = ["config_options", "load_config", "progress_bar", "source_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,9 +38,20 @@ def config_options(command: _Command) -> _Command:
     command = click.option(
         "--show-config", is_flag=True, help="Print every setting and where its value came from, then stop."
     )(command)
-    return click.option(
-        "--config", "yaml", metavar="FILE", type=click.Path(), help="YAML file of settings; options go before it."
-    )(command)
+    return click.option("--config", "yaml", metavar="FILE", help="YAML file of settings; options go before it.")(
+        command
+    )
+
+
+def source_options(command: _Command) -> _Command:
+    """Give a command `--component` and `--variant`, which part of a source it takes."""
+    variant = click.option(
+        "--variant", metavar="NAME", help="Variant of the files, such as fp16. [default: none, else the only one]"
+    )
+    component = click.option(
+        "--component", metavar="NAME", help="Component of a pipeline, such as unet. [default: the denoiser]"
+    )
+    return component(variant(command))
 
 
 def load_config(yaml: str | None, settings: Mapping[str, Any]) -> DiffusionQuantConfig:

@@ -1,7 +1,7 @@
 """The fields of a configuration: type, default, title, description, unit and range of each, one after the other.
 
-Declarations only. How values from several sources are joined, checked and worded is in `config.py`; what the words
-and profiles are is in `config_profiles.py`.
+Declarations only. How values from several sources are joined, checked and worded is in `settings.py` and `sources.py`;
+what the words and profiles are is in `profiles.py`.
 """
 
 import operator
@@ -153,11 +153,13 @@ class ConfigFields(BaseModel):
         kind="word", valid="text, code, image, audio or none",
     )  # fmt: skip
     enable_time_aware: FlagField = _setting(
-        "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps, not only on average.",
+        "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps; needs calibration data, so "
+        "nothing is applied yet.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
-        "enable_spatial", "Spatial", "Let image and audio models use spatial equalization.",
+        "enable_spatial", "Spatial", "Spatial equalization of image and audio models; needs calibration data, so "
+        "nothing is applied yet.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
@@ -196,7 +198,9 @@ class ConfigFields(BaseModel):
         kind="integer", valid="0 to 1024", unit="threads", ge=0, le=1024,
     )  # fmt: skip
     seed: IntegerField = _setting(
-        "seed", "Seed", "Start of every random choice.", kind="integer", valid="0 to 2^63 - 1", ge=0, le=2**63 - 1,
+        "seed", "Seed", "Starting noise of sample pictures and of their evaluation; quantization itself draws nothing "
+        "yet.",
+        kind="integer", valid="0 to 2^63 - 1", ge=0, le=2**63 - 1,
     )  # fmt: skip
 
 

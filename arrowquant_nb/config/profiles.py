@@ -11,6 +11,7 @@ from typing import Final
 __all__ = [
     "AVAILABLE_VALUES",
     "BASE_MODE",
+    "NEEDS_CALIBRATION",
     "PROFILES",
     "PROFILE_ONLY",
     "DeploymentProfile",
@@ -106,3 +107,6 @@ AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
 })  # fmt: skip
 # Nothing reads these yet, so they stay at the profile's value.
 PROFILE_ONLY: Final = ("num_time_groups", "calibration_samples")
+# Flags of features that need calibration data, which nothing takes yet: off is always true to what happens, and on is
+# accepted only as what the profile fills in, a wish without effect so far.
+NEEDS_CALIBRATION: Final = ("enable_time_aware", "enable_spatial")

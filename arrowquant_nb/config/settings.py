@@ -22,6 +22,7 @@ from arrowquant_nb import tables
 from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
+    NEEDS_CALIBRATION,
     PROFILE_ONLY,
     PROFILES,
     DeploymentProfile,
@@ -86,12 +87,17 @@ class DiffusionQuantConfig(ConfigFields):
             super().__init__(**filled)
         except PydanticError as error:
             raise ConfigurationError("; ".join(_complaints(error, origin))) from None
-        self._refuse_unavailable(origin)
+        self._refuse_unavailable(str(chosen), origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
 
-    def _refuse_unavailable(self, origin: Mapping[str, str]) -> None:
+    def _refuse_unavailable(self, chosen: str, origin: Mapping[str, str]) -> None:
         """Raise for a setting that names a feature which is not built yet."""
+        for name in NEEDS_CALIBRATION:
+            if getattr(self, name) and not PROFILES[chosen][name]:
+                raise ConfigurationError(
+                    f"{origin[name]}: {name} = True is not available yet; available: False, as profile {chosen} sets it"
+                )
         profile = PROFILES[self.deployment_profile]
         for name in _FIELDS:
             value = getattr(self, name)
@@ -177,8 +183,11 @@ class DiffusionQuantConfig(ConfigFields):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed; a new profile also refills what the old one had filled in."""
         values = {name: getattr(self, name) for name in _FIELDS}
+        profile = next((_FILLED_BY[source] for source in self.sources.values() if source in _FILLED_BY), None)
         if "deployment_profile" in changes:
-            values = {name: value for name, value in values.items() if not self.sources[name].startswith("profile ")}
+            values = {name: value for name, value in values.items() if self.sources[name] not in _FILLED_BY}
+        elif profile is not None:  # base_mode reads "local" in the field, but still says what may be changed
+            values["deployment_profile"] = profile
         sources = {name: self.sources[name] for name in values} | dict.fromkeys(changes, _ARGUMENT)
         return self._built(values | changes, sources)
 
@@ -197,8 +206,9 @@ class DiffusionQuantConfig(ConfigFields):
         if path is not None:
             try:
                 Path(path).write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise OutputError(f"{os.fspath(path)}: cannot write the settings: {error.strerror}") from error
+            except (OSError, ValueError) as error:  # ValueError: the path holds a NUL
+                why = getattr(error, "strerror", None) or error
+                raise OutputError(f"{os.fspath(path)}: cannot write the settings: {why}") from error
         return text
 
     def content_hash(self) -> str:
@@ -252,6 +262,7 @@ class DiffusionQuantConfig(ConfigFields):
 
 _FACTS: Final = field_facts()
 _FIELDS: Final = tuple(_FACTS)
+_FILLED_BY: Final = {f"profile {name}": name for name in PROFILES}
 
 
 def _plain(value: object) -> object:

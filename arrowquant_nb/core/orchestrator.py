@@ -87,6 +87,9 @@ class LayerLoop:
         decided: dict[int, LayerReport] = {}
         pending: list[Pending] = []
         for task in batch:
+            if self.control.cancelled():
+                self.stopped = True
+                break
             found = self.sink.reuse(task)
             if found is not None:
                 decided[task.index] = found
@@ -102,6 +105,9 @@ class LayerLoop:
             else:
                 pending.append(Pending(task))
         while pending and not self.stopped:
+            if self.control.cancelled():
+                self.stopped = True
+                break
             self._attempt(pending)
             still: list[Pending] = []
             for item in pending:
@@ -247,6 +253,7 @@ def _job(item: Pending, weight: NDArray[Any], row_start: int) -> MatrixJob:
         gain_correction=task.gain_correction,
         importance=None,
         row_start=row_start,
+        file=task.file,
     )
 
 

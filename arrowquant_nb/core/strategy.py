@@ -61,7 +61,8 @@ def select(
         time_aware, spatial = enable_time_aware, False
     elif modality in _SIGNAL:
         preferred = "gptq"
-        time_aware, spatial = enable_time_aware and activation_bit_width is not None, enable_spatial
+        time_aware = enable_time_aware and activation_bit_width is not None
+        spatial = enable_spatial and has_calibration
     else:
         raise ConfigurationError(f"modality {modality!r} is unknown; use one of {', '.join(_SEQUENCE + _SIGNAL)}")
     if method != "auto":
@@ -79,6 +80,6 @@ def select(
     )
     called = f"{modality} at {bit_width} bits calls for {preferred}"
     reason = f"{called}, but {why}: {DIRECT_GRID}, the best data-free grid, is used"
-    if spatial and not has_calibration:
+    if enable_spatial and modality in _SIGNAL and not has_calibration:
         reason += "; spatial equalization is skipped for the same reason"
-    return StrategyChoice(preferred, DIRECT_GRID, time_aware, spatial and has_calibration, reason)
+    return StrategyChoice(preferred, DIRECT_GRID, time_aware, spatial, reason)

@@ -37,8 +37,10 @@ class LayerTask:
         role: str,
         reason: str,
         rule: str,
+        file: str = "",
     ) -> None:
         self.index = index
+        self.file = file
         self.name = name
         self.shape = shape
         self.dtype = dtype

@@ -107,7 +107,8 @@ def _unusable_message(job: MatrixJob) -> str:
     first_of_tile, *rest = (int(i) for i in np.unravel_index(first, job.shape or (1,)))
     index = (job.row_start + first_of_tile, *rest)
     return (
-        f"{job.name}: {count} of {job.weight.size} weights are NaN, infinite or beyond 2**125; the first is {value} "
+        f"{job.file + ': ' if job.file else ''}{job.name}: {count} of {job.weight.size} weights are NaN, infinite "
+        f"or beyond 2**125; the first is {value} "
         f"at index {index}. The source is damaged or the training diverged: repair it, or keep this tensor as it is "
         f"with layer_bit_widths={{{job.name!r}: 16}}."
     )

@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 BIT_WIDTHS = (2, 4, 8)
+KEPT_BIT_WIDTH = 16
+"""Stands for "carried over in the source format" wherever a bit width is asked for."""
 GRIDS = ("zero_point", "minimum")
 METHODS = {"rtn": "zero_point", "mse": "zero_point", "uls": "minimum"}
 """Method -> grid."""

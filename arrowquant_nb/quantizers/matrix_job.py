@@ -37,6 +37,8 @@ class MatrixJob:
     """Weight of each column's squared error, float32 (columns,), not negative; mse and uls only."""
     row_start: int = 0
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
+    file: str = ""
+    """File that the weights come from, for messages."""
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can take."""

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Self
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import Event, LayerFinished, LayerProgress, RunFinished, RunStarted
 from arrowquant_nb.storage.durable import as_output_error
+from arrowquant_nb.storage.output import EVENTS_NAME
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
     from io import TextIOWrapper
-
-EVENTS_NAME = "events.jsonl"
 
 
 class RunCancelledError(QuantizationError):
@@ -47,6 +46,7 @@ class RunControl:
         self._stop = stop
         self._began = time.perf_counter()
         self._seq = 0
+        self.finished = False
         self._log: TextIOWrapper | None = None
         self._log_path = Path(EVENTS_NAME)
 
@@ -70,6 +70,7 @@ class RunControl:
                 with contextlib.suppress(OSError):  # what is buffered cannot be written either
                     log.close()
                 raise as_output_error(error, self._log_path) from error
+        self.finished = self.finished or isinstance(event, RunFinished)
         for listener in self._listeners:
             listener(stamped)
 
@@ -105,6 +106,7 @@ class Progress:
         self._callback = callback
         self._n_layers = 1
         self._done = 0
+        self._last = 0.0
 
     def __call__(self, event: Event) -> None:
         """Translate one event."""
@@ -122,4 +124,6 @@ class Progress:
             self._callback("finished", 1.0)
 
     def _fraction(self, part: float) -> float:
-        return self._LAYERS_SHARE * (self._done + part) / self._n_layers
+        # A layer that falls back begins again; the bar waits for it.
+        self._last = max(self._last, self._LAYERS_SHARE * (self._done + part) / self._n_layers)
+        return self._last

@@ -23,14 +23,38 @@ _DTYPE_BACK = {"float8_e4m3fn": "bfloat16", "float8_e5m2": "bfloat16"}
 def dequantize_model(
     quantized: str | Path, output: str | Path, progress_callback: Callable[[str, float], None] | None = None
 ) -> Path:
-    """Write a quantized model as safetensors; see `arrowquant_nb.dequantize_model`."""
+    """Write a quantized model as a safetensors folder: the file names, tensor names, shapes and dtypes of its source.
+
+    Parameters
+    ----------
+    quantized : a finished model folder.
+    output : empty or new folder. Of a pipeline it gets the quantized component and the files beside it, not the other
+        components.
+    progress_callback : called with (message, fraction).
+
+    Returns
+    -------
+    Path
+        The folder. A float8 source comes back as bfloat16.
+
+    Raises
+    ------
+    ModelNotFoundError, ValidationError, OutputError
+        No such model, damaged, or an output that cannot be written.
+    """
     folder = Path(output)
+    if "\0" in str(folder) or len(folder.name.encode()) > 255:
+        raise OutputError(f"{str(folder)[:200]!r} is no name for a folder: choose another one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")
     if folder.resolve().is_relative_to(Path(quantized).resolve()):
         raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
     with open_quantized(quantized) as model:
         files = _tensors_by_file(model)
+        facts = model.facts
+        # In a pipeline the weights and what describes them lie in the component's folder.
+        weights_folder = folder / str(facts["component"]) if facts.get("component") else folder
+        header = {"format": "pt", **facts.get("header", {})}
         done = 0
         for name, tensors in files.items():
 
@@ -41,13 +65,14 @@ def dequantize_model(
                 done += 1
                 return _bytes_back(model, tensor)
 
-            write_safetensors(folder / name, tensors, content)
+            write_safetensors(weights_folder / name, tensors, content, header)
         if len(files) > 1:
             weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
             total = sum(t.nbytes for tensors in files.values() for t in tensors)
-            write_index(folder / index_name(next(iter(files))), weight_map, total)
-        for target in model.facts.get("metadata_files", []):
-            write_file(folder / target, model.file_bytes(target))
+            write_index(weights_folder / index_name(next(iter(files))), weight_map, total)
+        for target in facts.get("metadata_files", []):
+            place = weights_folder if target in facts.get("component_files", []) else folder
+            write_file(place / target, model.file_path(target).read_bytes())
     if progress_callback is not None:
         progress_callback("finished", 1.0)
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from arrowquant_nb import tables
+from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.runs.planning import locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import open_quantized
@@ -79,18 +80,31 @@ class Listing:
         ]
 
 
-def inspect_model(model: str | Path) -> Listing:
+def inspect_model(model: str | Path, component: str | None = None, variant: str | None = None) -> Listing:
     """List a quantized model, a float checkpoint or a bundled sample.
+
+    Parameters
+    ----------
+    model : as `quantize_diffusion_model` takes it, or a quantized folder.
+    component, variant : which part of a pipeline, and which variant of its files; default the denoiser, plain.
 
     Raises
     ------
     ModelNotFoundError, CheckpointError, MetadataError, ValidationError
         There is nothing there, or what is there cannot be opened; the message names the file.
+    ConfigurationError
+        There is no such component or variant.
     """
     located = locate_model(model)
     if (located.path / "manifest.json").is_file():
+        for option, value in (("component", component), ("variant", variant)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"{located.path}: a model folder of ours has one component and no variants; leave out "
+                    f"{option}={value!r}"
+                )
         return _quantized(located.path)
-    with open_checkpoint(located.path) as checkpoint:
+    with open_checkpoint(located.path, component, variant) as checkpoint:
         tensors = tuple(
             ListedTensor(entry.name, entry.shape, entry.dtype, entry.nbytes, _bits(entry.nbytes, entry.shape))
             for entry in checkpoint.entries.values()

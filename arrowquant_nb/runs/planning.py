@@ -14,17 +14,17 @@ from arrowquant_nb.core import modality as core_modality
 from arrowquant_nb.core import strategy as core_strategy
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ModelNotFoundError
-from arrowquant_nb.quantizers.layout import METHODS, Layout
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, METHODS, Layout
 from arrowquant_nb.results import Plan, PlanRow, Strategy
+from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.policy import assign_bit_widths
 
 if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
-    from arrowquant_nb.storage.checkpoint import Checkpoint, TensorEntry
+    from arrowquant_nb.storage.checkpoint_reader import Checkpoint
     from arrowquant_nb.storage.policy import Assignment
-
-KEPT_BIT_WIDTH = 16
+    from arrowquant_nb.storage.safetensors_file import TensorEntry
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,29 @@ class LocatedModel:
     argument: str
 
 
+SAMPLE_PREFIX = "sample:"
+
+
 def locate_model(model: str | Path) -> LocatedModel:
-    """Find a model: a path wins, a bare word that is no path is the name of a bundled sample.
+    """Find a model: the bare name of a bundled sample is that sample, anything else a path.
+
+    A folder that is called like a sample is written with its path, such as `./digits-dit`.
 
     Raises
     ------
     ModelNotFoundError
         Neither a path nor a bundled sample.
     """
+    name = str(model).removeprefix(SAMPLE_PREFIX)
+    if name in samples.names() and not isinstance(model, Path):
+        return LocatedModel(samples.load(name), name, SAMPLE_PREFIX + name)
     path = Path(model)
-    if path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"{str(model)[:200]!r} cannot be looked at: {error}") from error
+    if there:
         return LocatedModel(path, path.resolve().name, str(path.resolve()))
-    if str(model) in samples.names():
-        return LocatedModel(samples.load(str(model)), str(model), str(model))
     raise ModelNotFoundError(
         f"there is no model at {str(model)!r}, and no bundled sample of that name; "
         f"the samples are: {', '.join(samples.names())}"
@@ -110,6 +120,7 @@ def _task(
     kept = assignment.bit_width == KEPT_BIT_WIDTH
     return LayerTask(
         index=index,
+        file=str(entry.file),
         name=entry.name,
         shape=entry.shape,
         dtype=entry.kept_dtype if kept else entry.dtype,
@@ -160,3 +171,18 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
     return Plan(
         decisions.model, decisions.modality, decisions.modality_reason, decisions.strategy, config.bit_width, rows
     )
+
+
+def plan_model(
+    model: str | Path,
+    config: DiffusionQuantConfig,
+    *,
+    requantize: bool = False,
+    component: str | None = None,
+    variant: str | None = None,
+) -> Plan:
+    """Open a model's headers and plan it; see `ArrowQuantV2.plan`."""
+    located = locate_model(model)
+    with open_checkpoint(located.path, component, variant, requantize=requantize) as checkpoint:
+        decisions = decide(checkpoint, located.name, config)
+        return make_plan(decisions, make_tasks(checkpoint, decisions, config), config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -26,7 +27,6 @@ from arrowquant_nb.runs.planning import (
 )
 from arrowquant_nb.runs.record import (
     CARD_NAME,
-    RUN_NAME,
     STATS_NAME,
     failure_message,
     machine,
@@ -38,7 +38,7 @@ from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.manifest import Manifest
-from arrowquant_nb.storage.output import ModelFolder
+from arrowquant_nb.storage.output import RUN_NAME, ModelFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
 logger = logging.getLogger("arrowquant_nb")
+logger.addHandler(logging.NullHandler())
 
 # Per tensor, what framing, statistics, journal and events may add; used for the free-space estimate only.
 _OVERHEAD_NBYTES = 12_000
@@ -63,6 +64,7 @@ def quantize_model(
     requantize: bool = False,
     component: str | None = None,
     variant: str | None = None,
+    overwrite: bool = False,
 ) -> QuantizationResult:
     """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
     located = locate_model(model)
@@ -78,15 +80,18 @@ def quantize_model(
             ModelFolder(Path(output), located.path, needed) as folder,
             LayerSource(checkpoint, tasks) as source,
         ):
+            if not overwrite:
+                folder.refuse_other_model({t.name: t.shape for t in tasks}, located.name)
             control.open_log(folder.folder)
             run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
             try:
                 return run.execute()
             except (RunCancelledError, KeyboardInterrupt):
-                _emit_quietly(control, RunCancelled(n_committed=folder.n_committed))
+                _emit_quietly(control, RunCancelled(n_committed=run.n_committed()))
                 raise
             except Exception as error:
-                _emit_quietly(control, RunFailed(message=f"{type(error).__name__}: {error}"))
+                if not control.finished:
+                    _emit_quietly(control, RunFailed(message=f"{type(error).__name__}: {error}"))
                 raise
 
 
@@ -143,10 +148,16 @@ class _Run:
             )
         failed = [r for r in reports if not r.passed]
         if failed:
-            raise QuantizationError(failure_message(failed))
+            raise QuantizationError(failure_message(failed, self.folder.sealed))
         self.sink.finish_kept()
         self.folder.drain()
         return self._seal(reports)
+
+    def n_committed(self) -> int:
+        """Layers of this run that are safe on disk, those taken over included."""
+        with contextlib.suppress(Exception):  # on the way out of another error
+            self.folder.drain()
+        return sum(self.folder.find(file) is not None for file in self.sink.files)
 
     def _seal(self, reports: list[LayerReport]) -> QuantizationResult:
         """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
@@ -163,8 +174,9 @@ class _Run:
         files[CARD_NAME] = self.folder.write(CARD_NAME, model_card(self.decisions, self.config, reports, hashes))
         seconds = self.control.elapsed_s
         self.folder.write(RUN_NAME, self._record(seconds, tensors), listed=False)
-        self.folder.seal(Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files))
-        result = self._result(reports, seconds)
+        manifest = Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files)
+        self.folder.seal(manifest)
+        result = self._result(reports, seconds, self.folder.size_nbytes(manifest))
         summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
         self.control.emit(RunFinished(summary=summary))
         return result
@@ -183,6 +195,10 @@ class _Run:
             # A thread count changes no byte of a model, so it does not enter the manifest.
             "config": self.config.to_dict() | {"num_threads": 0},
             "metadata_files": [target for _, target in checkpoint.metadata_files],
+            "component_files": [
+                t for source, t in checkpoint.metadata_files if _belongs_to_component(checkpoint, source)
+            ],
+            "header": _header_facts(checkpoint),
         }
 
     def _record(self, seconds: float, tensors: dict[str, dict[str, Any]]) -> bytes:
@@ -201,11 +217,10 @@ class _Run:
         }
         return (json.dumps(record, indent=1) + "\n").encode()
 
-    def _result(self, reports: list[LayerReport], seconds: float) -> QuantizationResult:
+    def _result(self, reports: list[LayerReport], seconds: float, size: int) -> QuantizationResult:
         done = [r for r in reports if r.action == "quantized"]
         n = sum(r.n_weights for r in done)
         payload = sum(r.nbytes for r in reports)
-        size = self.folder.size_nbytes()
         return QuantizationResult(
             quantized_path=str(self.folder.folder),
             model=self.decisions.model,
@@ -227,6 +242,16 @@ class _Run:
             layers=tuple(reports),
             config=self.config.to_dict(),
         )
+
+
+def _belongs_to_component(checkpoint: Checkpoint, source: Path) -> bool:
+    return checkpoint.component is not None and source.is_relative_to(checkpoint.path / checkpoint.component)
+
+
+def _header_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return what of a safetensors header tells the architecture, for writing it back."""
+    architecture = checkpoint.modality_evidence.header_architecture
+    return {"modelspec.architecture": architecture} if architecture else {}
 
 
 def _ratio(reports: Sequence[LayerReport]) -> float:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport
 
 STATS_NAME = "stats.parquet"
-RUN_NAME = "run.json"
 CARD_NAME = "README.md"
 PACKAGES = ("numpy", "pyarrow", "xxhash", "ml_dtypes", "safetensors", "pydantic")
 
@@ -85,9 +84,13 @@ def overall_sqnr_db(reports: Sequence[LayerReport]) -> float:
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
 
 
-def failure_message(failed: Sequence[LayerReport]) -> str:
-    """List every layer that failed at every width, with the settings that would accept it."""
-    lines = [f"{len(failed)} layers failed at every bit width; the others are committed, no manifest was written:"]
+def failure_message(failed: Sequence[LayerReport], sealed: bool) -> str:
+    """List every layer that failed at every width, with the settings that would accept it.
+
+    `sealed` says that the folder still holds the finished model of an earlier run.
+    """
+    state = "the earlier model in the folder is unchanged" if sealed else "no manifest was written"
+    lines = [f"{len(failed)} layers failed at every bit width; the others are committed, {state}:"]
     lines += [f"  {r.name}: {r.attempts[-1].sentence}" for r in failed]
     lines.append("Lower min_accuracy, or keep these layers in their source format:")
     lines.append("  layer_bit_widths:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -9,21 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.comparisons import ReproductionReport
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.errors import MetadataError, ModelNotFoundError
-from arrowquant_nb.runs.control import EVENTS_NAME
+from arrowquant_nb.errors import MetadataError, ModelNotFoundError, OutputError
+from arrowquant_nb.runs.control import Progress
 from arrowquant_nb.runs.quantization import quantize_model
-from arrowquant_nb.runs.record import RUN_NAME, versions
+from arrowquant_nb.runs.record import versions
 from arrowquant_nb.storage.durable import hash_file
-from arrowquant_nb.storage.journal import JOURNAL_NAME
-from arrowquant_nb.storage.output import LOCK_NAME
+from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
+from arrowquant_nb.storage.output import RUN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arrowquant_nb.events import Event
-
-# Times and hosts live in these three; byte identity is promised for every other file.
-NOT_COMPARED = (RUN_NAME, EVENTS_NAME, JOURNAL_NAME, LOCK_NAME)
 
 _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -31,31 +28,63 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "variant": (str, type(None)),
     "config": (dict,),
     "versions": (dict,),
+    "inputs": (dict,),
 }
 
 
 def reproduce(
-    folder: str | Path, output: str | Path | None = None, listener: Callable[[Event], None] | None = None
+    folder: str | Path,
+    output: str | Path | None = None,
+    progress_callback: Callable[[str, float], None] | None = None,
 ) -> ReproductionReport:
-    """Run a model's `run.json` again and compare; see `arrowquant_nb.reproduce`."""
+    """Make a model again from its `run.json` and compare the two, byte for byte.
+
+    Parameters
+    ----------
+    folder : a finished model.
+    output : empty or new folder that keeps the second run; by default it is thrown away.
+    progress_callback : called with (message, fraction).
+
+    Returns
+    -------
+    ReproductionReport
+        Which files are identical, different, missing or extra, and what has changed since: versions, source tensors.
+
+    Raises
+    ------
+    ModelNotFoundError, MetadataError, OutputError
+        No finished run, a damaged record, or an output that is not empty.
+    """
     first = Path(folder)
     record = _read_record(first)
     config = DiffusionQuantConfig.from_dict(record["config"])
-    changes = tuple(
-        f"{name} was {old}, is {versions().get(name)}"
-        for name, old in record["versions"].items()
-        if versions().get(name) != old
-    )
-    listeners = () if listener is None else (listener,)
-    with tempfile.TemporaryDirectory(
-        prefix="arrowquant-", dir=None if output is None else Path(output).parent
-    ) as scratch:
-        second = Path(scratch) / "model" if output is None else Path(output)
+    listeners = () if progress_callback is None else (Progress(progress_callback),)
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            second = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arrowquant-"))) / "model"
+        else:
+            second = Path(output)
+            if second.exists() and (not second.is_dir() or any(second.iterdir())):
+                raise OutputError(f"the output {second} exists and is not an empty folder: choose another one")
         quantize_model(
             record["model"], second, config, listeners=listeners, component=record["component"],
             variant=record["variant"], requantize=True,
         )  # fmt: skip
-        return _compare(first, second, changes)
+        return _compare(first, second, (*_version_changes(record), *_input_changes(record, second)))
+
+
+def _version_changes(record: dict[str, Any]) -> list[str]:
+    now = versions()
+    return [f"{name} was {old}, is {now.get(name)}" for name, old in record["versions"].items() if now.get(name) != old]
+
+
+def _input_changes(record: dict[str, Any], second: Path) -> list[str]:
+    now = json.loads((second / RUN_NAME).read_bytes())["inputs"]
+    names = [name for name, old in record["inputs"].items() if now.get(name) != old] + sorted(
+        now.keys() - record["inputs"]
+    )
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} source tensors are not what they were: {shown}"] if names else []
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -64,7 +93,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ModelNotFoundError(f"{folder} has no {RUN_NAME}: only a finished run of arrowquant_nb can be reproduced")
     try:
         record = json.loads(path.read_bytes())
-        found = {k: record[k] for k in ("model", "component", "variant", "config", "versions")}
+        found = {k: record[k] for k in _RECORD_TYPES}
         for key, kinds in _RECORD_TYPES.items():
             if not isinstance(found[key], kinds):
                 raise TypeError(  # noqa: TRY301 - one message for all damage
@@ -76,8 +105,9 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {name: path for name, path in sorted(found.items()) if name not in NOT_COMPARED}
+    """Return the files of a model; what else a user keeps in its folder is not compared."""
+    names = [*read_manifest(folder).files, MANIFEST_NAME]
+    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
 
 
 def _compare(first: Path, second: Path, changes: tuple[str, ...]) -> ReproductionReport:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.results import LayerReport
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.output import KEPT_NAME, DataFile, ModelFolder, data_file_name
+from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
 from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.runs.source import LayerSource
     from arrowquant_nb.storage.checkpoint import Checkpoint
+    from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
 ALGORITHM_VERSION = 1
@@ -33,7 +35,6 @@ KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
 # Elements looked at together for the largest one.
 KEPT_CHUNK = 1 << 18
-KEPT_BIT_WIDTH = 16
 
 
 def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> str:
@@ -48,8 +49,9 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> s
         "bit_width": task.bit_width,
         "group_size": task.group_size,
         "method": task.method,
-        "gain_correction": task.gain_correction,
-        "min_accuracy": task.min_accuracy,
+        # What cannot change a byte of this tensor stays out: rtn has no gain, a kept tensor no gate.
+        "gain_correction": task.gain_correction and task.method not in ("", "rtn"),
+        "min_accuracy": None if task.kept else task.min_accuracy,
         "scale_format": "float16",
         "role": task.role,
         "reason": task.reason,

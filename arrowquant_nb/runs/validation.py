@@ -14,6 +14,7 @@ from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from arrowquant_nb.storage.checkpoint import Checkpoint
@@ -67,24 +68,35 @@ class _Sums:
         return 10 * math.log10(self.ww / self.ee) if self.ww else -math.inf
 
 
-def validate_quality(original: str | Path, quantized: str | Path) -> ValidationReport:
+def validate_quality(
+    original: str | Path, quantized: str | Path, progress_callback: Callable[[str, float], None] | None = None
+) -> ValidationReport:
     """Compare two models; see `ArrowQuantV2.validate_quality`."""
     located = locate_model(original)
     total = _Sums()
+    say = progress_callback or (lambda _message, _fraction: None)
     with open_quantized(quantized) as model:
         facts = model.facts
-        component = facts.get("component")
-        variant = facts.get("variant")
-        with open_checkpoint(located.path, component=component, variant=variant, requantize=True) as checkpoint:
+        # A component's own folder may be given in place of the pipeline it was taken from.
+        component = facts.get("component") if (located.path / "model_index.json").is_file() else None
+        with open_checkpoint(
+            located.path, component=component, variant=facts.get("variant"), requantize=True
+        ) as checkpoint:
             recorded = {r["layer_name"]: r for r in model.stats().to_pylist()}
-            tensors = [
-                _compare(checkpoint, model, name, recorded.get(name), total)
-                if name in model
-                else _absent(name, "missing")
-                for name in checkpoint.entries
-            ]
+            tensors: list[TensorComparison] = []
+            for number, name in enumerate(checkpoint.entries):
+                say(name, number / len(checkpoint.entries))
+                tensors.append(
+                    _compare(checkpoint, model, name, recorded.get(name), total)
+                    if name in model
+                    else _absent(name, "missing")
+                )
             tensors += [_absent(name, "extra") for name in model if name not in checkpoint.entries]
-    return ValidationReport(located.name, str(quantized), total.cosine, total.sqnr_db, tuple(tensors))
+            n_weights = {t.name: model[t.name].n_weights for t in tensors if t.status == "close"}
+    say("finished", 1.0)
+    n = sum(n_weights.values())
+    cosine = sum(t.cosine * n_weights[t.name] for t in tensors if t.name in n_weights) / n if n else 1.0
+    return ValidationReport(located.name, str(quantized), cosine, total.sqnr_db, tuple(tensors))
 
 
 def _absent(name: str, status: str) -> TensorComparison:
@@ -104,6 +116,8 @@ def _compare(
         return _different(name, tensor, f"Shape {entry.shape} in the original, {tensor.shape} in the quantized model.")
     if tensor.kept:
         return _compare_kept(checkpoint, tensor)
+    if checkpoint.hash_tensor(name) != tensor.source_hash:
+        return _different(name, tensor, "Its weights are not those it was quantized from (another hash).")
     sums = _Sums()
     for row_start, tile in tensor.tiles():
         values = tile.dequantize()
@@ -117,7 +131,7 @@ def _compare(
     sentence = (
         f"Measured {sums.sqnr_db:.2f} dB, as recorded."
         if holds
-        else f"Measured {sums.sqnr_db:.2f} dB, but {promised:.2f} dB is recorded: not quantized from this original."
+        else f"Measured {sums.sqnr_db:.2f} dB, but {promised:.2f} dB is recorded: the codes were changed."
     )
     status = "close" if holds else "different"
     return TensorComparison(name, status, tensor.bit_width, sums.cosine, sums.sqnr_db, sums.worst, sentence)

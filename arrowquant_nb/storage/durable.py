@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_NAME = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{32}")
 _CHUNK_NBYTES = 1 << 22
 
 
@@ -26,10 +28,16 @@ def temporary_path(folder: Path) -> Path:
     return folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell whether a path is a temporary file of ours, by its exact form of name."""
+    return TEMPORARY_NAME.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
+
+
 def remove_stale(folder: Path) -> None:
     """Delete temporaries that a killed run left; call only while holding the folder's lock."""
     for path in folder.rglob(f"{TEMPORARY_PREFIX}*"):
-        path.unlink(missing_ok=True)
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -79,7 +87,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def as_output_error(error: OSError, path: Path) -> OutputError:
+def as_output_error(error: OSError | ValueError, path: Path) -> OutputError:
     """Turn an operating-system error into one that names the file and the fix."""
     fixes = {
         errno.ENOSPC: "the disk is full: free space and run again to resume",
@@ -87,7 +95,9 @@ def as_output_error(error: OSError, path: Path) -> OutputError:
         errno.EFBIG: "the file-size limit is reached: raise it (ulimit -f) and run again to resume",
         errno.EACCES: "permission denied: choose a folder you may write to",
         errno.EPERM: "permission denied: choose a folder you may write to",
+        errno.ENAMETOOLONG: "choose a shorter path",
         errno.EROFS: "the file system is read-only: choose another output folder",
     }
-    fix = fixes.get(error.errno or 0, "fix the cause and run again to resume")
-    return OutputError(f"cannot write {path.name!r} in {path.parent}: {error.strerror or error} ({fix})")
+    number, words = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    fix = fixes.get(number or 0, "fix the cause and run again to resume")
+    return OutputError(f"cannot write {path.name!r} in {str(path.parent)!r}: {words or error} ({fix})")

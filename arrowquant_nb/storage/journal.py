@@ -49,33 +49,44 @@ class Commit:
             raise TypeError("a field has the wrong type")
 
 
+def read_commits(path: Path) -> tuple[dict[str, Commit], int]:
+    """Read a journal without touching it.
+
+    Returns
+    -------
+    commits, n_torn
+        The commits by file name, later lines winning, and the bytes of a torn last line.
+
+    Raises
+    ------
+    OutputError
+        A whole line is not one of ours.
+    """
+    *lines, torn = path.read_bytes().split(b"\n")
+    commits: dict[str, Commit] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            commit = Commit(**json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OutputError(
+                f"{path}, line {number} is damaged, or not of arrowquant_nb ({error}): choose another output folder"
+            ) from error
+        commits[commit.file] = commit
+    return commits, len(torn)
+
+
 class Journal:
-    """Append-only record beside the data files; later lines for the same file win."""
+    """Append-only record beside the data files; only the holder of the folder's lock may make one."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL_NAME
-        self.commits: dict[str, Commit] = {}
         try:
             self.path.touch()
+            self.commits, n_torn = read_commits(self.path)
+            if n_torn:
+                os.truncate(self.path, self.path.stat().st_size - n_torn)
         except OSError as error:
             raise as_output_error(error, self.path) from error
-        self._load()
-
-    def _load(self) -> None:
-        raw = self.path.read_bytes()
-        lines = raw.split(b"\n")
-        torn = lines.pop()
-        for number, line in enumerate(lines, 1):
-            try:
-                commit = Commit(**json.loads(line))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise OutputError(
-                    f"{self.path}, line {number} is damaged ({error}); delete the output folder to start afresh"
-                ) from error
-            self.commits[commit.file] = commit
-        if torn:
-            with self.path.open("r+b") as stream:
-                stream.truncate(len(raw) - len(torn))
 
     def append(self, commit: Commit) -> None:
         """Add one line and make it durable."""

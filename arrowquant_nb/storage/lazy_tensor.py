@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from arrowquant_nb.errors import ArrowQuantError, ShapeMismatchError, ValidationError
-from arrowquant_nb.quantizers.layout import WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.parquet_v2 import TileReference
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import DTypeLike, NDArray
-
-KEPT_BIT_WIDTH = 16
 
 
 class PayloadSource(Protocol):
@@ -50,7 +48,10 @@ class LazyTensor:
             self.bit_width = int(entry["bit_width"])
             self.method, self.grid, self.group_size = str(entry["method"]), str(entry["grid"]), int(entry["group_size"])
             self.file, self.source_file = str(entry["file"]), str(entry["source_file"])
+            self.source_hash = str(entry["source_xxh3"])
             self.references = [TileReference.from_dict(t) for t in entry["tiles"]]
+            if "/" in self.source_file or "\0" in self.source_file or not self.source_file.endswith(".safetensors"):
+                raise ShapeMismatchError(f"source file {self.source_file!r} is not the name of a safetensors file")
             self._check_sizes()
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, ArrowQuantError) as error:
             raise ValidationError(f"manifest entry of {name!r} is damaged: {type(error).__name__}: {error}") from error
@@ -172,7 +173,7 @@ class LazyTensor:
     def dequantize(
         self, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
     ) -> NDArray[Any]:
-        """Return the tensor in its original shape.
+        """Return the tensor in its original shape; a kept tensor comes as a read-only view of the mapped file.
 
         Parameters
         ----------
@@ -209,8 +210,10 @@ class LazyTensor:
         return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False and not self.kept:
+            raise ValueError(f"{self.name!r} is quantized: an array of it is always a copy")
         array = self.dequantize()
-        return array if dtype is None else array.astype(dtype, copy=bool(copy))
+        return np.array(array, dtype=dtype, copy=True if copy else None)
 
     def __repr__(self) -> str:
         kind = f"kept {self.dtype}" if self.kept else f"INT{self.bit_width} {self.method} g{self.group_size}"

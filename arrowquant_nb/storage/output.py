@@ -6,6 +6,7 @@ Knows nothing of quantization; it stores tiles and the JSON that it is handed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,21 +16,20 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from arrowquant_nb.errors import ArrowQuantError, OutputError
+from arrowquant_nb.storage.data_file import DataFile
 from arrowquant_nb.storage.durable import (
     as_output_error,
     hash_file,
-    publish,
+    is_temporary,
     remove_stale,
     sync_folder,
-    temporary_path,
     write_file,
 )
-from arrowquant_nb.storage.journal import JOURNAL_NAME, Commit, Journal
-from arrowquant_nb.storage.manifest import MANIFEST_NAME, Manifest
-from arrowquant_nb.storage.parquet_v2 import Tile, TileFileWriter, TileReference
+from arrowquant_nb.storage.journal import JOURNAL_NAME, Commit, Journal, read_commits
+from arrowquant_nb.storage.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 LOCK_NAME = ".lock"
@@ -37,6 +37,10 @@ KEPT_NAME = "kept.parquet"
 # Tiles that may wait for the writer thread; bounds memory at a few times the tile size.
 _QUEUE_DEPTH = 2
 _SLUG_LENGTH = 60
+_DATA_FILE = re.compile(r"\d{5,}-\w+-[0-9a-f]{8}\.parquet")
+# Records of a run; times and hosts may stand only here and in the journal.
+EVENTS_NAME = "events.jsonl"
+RUN_NAME = "run.json"
 
 
 def data_file_name(index: int, tensor_name: str) -> str:
@@ -63,10 +67,11 @@ class ModelFolder:
 
     def __init__(self, folder: Path, source: Path, needed_nbytes: int) -> None:
         self.folder = folder
-        self._check_place(source)
+        self._previous: Manifest | None = None
         try:
+            self._check_place(source)
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise as_output_error(error, folder) from error
         self._lock = FileLock(folder / LOCK_NAME, timeout=0)
         self._needed_nbytes = needed_nbytes
@@ -81,12 +86,32 @@ class ModelFolder:
             raise OutputError(f"the source model {source} lies inside the output {self.folder}: choose another folder")
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"the output {self.folder} is a file: choose a folder")
-        if self.folder.is_dir():
-            names = {p.name for p in self.folder.iterdir()}
-            if names - {LOCK_NAME} and not names & {MANIFEST_NAME, JOURNAL_NAME}:
-                raise OutputError(
-                    f"the output {self.folder} is not empty and not a model of ours: choose an empty folder"
-                )
+        if self.folder.is_dir() and not self._is_ours():
+            raise OutputError(f"the output {self.folder} is not empty and not a model of ours: choose an empty folder")
+
+    def _is_ours(self) -> bool:
+        """Tell whether a folder is empty, a run of ours that has just begun, or one that committed something."""
+        names = {p.name for p in self.folder.iterdir() if not is_temporary(p)} - {LOCK_NAME}
+        # A kill may come between the first rename and its line in the journal.
+        foreign = {n for n in names - {JOURNAL_NAME, EVENTS_NAME, KEPT_NAME} if not _DATA_FILE.fullmatch(n)}
+        if not names or (JOURNAL_NAME in names and not foreign):
+            return True
+        with contextlib.suppress(ArrowQuantError):
+            self._previous = read_manifest(self.folder)
+            return True
+        # Without a manifest the journal must have a commit; a damaged journal is an error of its own.
+        return JOURNAL_NAME in names and bool(read_commits(self.folder / JOURNAL_NAME)[0])
+
+    def refuse_other_model(self, tensors: Mapping[str, Sequence[int]], name: str) -> None:
+        """Raise when a finished model stands here that was made from another model (its name or tensors differ)."""
+        if self._previous is None:
+            return
+        there = {n: list(entry.get("shape", ())) for n, entry in self._previous.tensors.items()}
+        if self._previous.model.get("name") != name or there != {n: list(shape) for n, shape in tensors.items()}:
+            raise OutputError(
+                f"the output {self.folder} holds a finished model of {self._previous.model.get('name')!r}: "
+                "choose another folder, or pass overwrite=True (--overwrite) to replace it"
+            )
 
     def __enter__(self) -> Self:
         try:
@@ -112,7 +137,8 @@ class ModelFolder:
             self._lock.release()
 
     def _check_space(self) -> None:
-        committed = sum(c.nbytes for c in self._journal.commits.values())
+        there = (c.nbytes for c in self._journal.commits.values() if (self.folder / c.file).is_file())
+        committed = sum(there)
         free = shutil.disk_usage(self.folder).free
         if free + committed < self._needed_nbytes:
             raise OutputError(
@@ -136,9 +162,9 @@ class ModelFolder:
         return path.is_file() and path.stat().st_size == commit.nbytes and hash_file(path) == commit.xxh3
 
     @property
-    def n_committed(self) -> int:
-        """Files committed so far, earlier runs included."""
-        return len(self._journal.commits)
+    def sealed(self) -> bool:
+        """Whether the folder still holds (or holds again) a finished model."""
+        return (self.folder / MANIFEST_NAME).exists()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -176,6 +202,8 @@ class ModelFolder:
         A file that is not `listed` in the manifest may change under a finished model.
         """
         path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise OutputError(f"{name!r} lies outside the output {self.folder}: the source model names a foreign file")
         if not (path.is_file() and path.read_bytes() == content):
             if listed:
                 self.unseal()
@@ -183,78 +211,15 @@ class ModelFolder:
         return {"nbytes": len(content), "xxh3": xxhash.xxh3_128_hexdigest(content)}
 
     def seal(self, manifest: Manifest) -> None:
-        """Write the manifest and drop data files that are not in it."""
+        """Write the manifest, and drop the files of earlier runs here that it does not name; no others."""
         self.write(MANIFEST_NAME, manifest.encode(), listed=False)
-        for path in self.folder.glob("*.parquet"):
-            if path.name not in manifest.files:
-                path.unlink()
+        earlier = set(self._journal.commits) | set(self._previous.files if self._previous else ())
+        for name in earlier - set(manifest.files):
+            path = self.folder / name
+            if path.resolve().is_relative_to(self.folder.resolve()):
+                path.unlink(missing_ok=True)
 
-    def size_nbytes(self) -> int:
-        """Bytes on disk of every file of the model."""
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file() and p.name != LOCK_NAME)
-
-
-class DataFile:
-    """One data file on its way: tiles are encoded by the writer thread, then committed or discarded."""
-
-    def __init__(self, model: ModelFolder, file: str) -> None:
-        self.file = file
-        self._model = model
-        self._temporary = temporary_path(model.folder)
-        self._writer: TileFileWriter | None = None
-        self._discarded = False
-
-    def append(self, tile: Tile) -> None:
-        """Queue one tile; its arrays must not change afterwards."""
-        self._model.submit(lambda: self._append(tile))
-
-    def _append(self, tile: Tile) -> None:
-        if self._discarded:
-            return
-        if self._writer is None:
-            self._writer = TileFileWriter(self._temporary)
-        self._writer.append(tile)
-
-    def commit(
-        self,
-        key: str,
-        metadata: Mapping[str, Any],
-        describe: Callable[[list[TileReference]], dict[str, dict[str, Any]]],
-        reports: dict[str, dict[str, Any]],
-    ) -> None:
-        """Queue the commit: finish, fsync, rename, journal. `describe` turns tile places into manifest entries."""
-        self._model.submit(lambda: self._commit(key, metadata, describe, reports))
-
-    def _commit(
-        self,
-        key: str,
-        metadata: Mapping[str, Any],
-        describe: Callable[[list[TileReference]], dict[str, dict[str, Any]]],
-        reports: dict[str, dict[str, Any]],
-    ) -> None:
-        if self._writer is None:
-            raise OutputError(f"{self.file} has no tile: an empty tensor cannot be stored as quantized")
-        try:
-            references = self._writer.close(metadata)
-            digest = hash_file(self._temporary)
-            nbytes = self._temporary.stat().st_size
-            self._model.unseal()
-            publish(self._temporary, self._model.folder / self.file)
-        except OSError as error:
-            self._temporary.unlink(missing_ok=True)
-            raise as_output_error(error, self._model.folder / self.file) from error
-        self._model.record(Commit(self.file, nbytes, digest, key, describe(references), reports))
-
-    def discard(self) -> None:
-        """Forget the file; tiles still queued are dropped."""
-        self._discarded = True
-        try:
-            self._model.submit(self._abort)
-        except ArrowQuantError:
-            self._abort()
-            raise
-
-    def _abort(self) -> None:
-        if self._writer is not None:
-            self._writer.abort()
-        self._temporary.unlink(missing_ok=True)
+    def size_nbytes(self, manifest: Manifest) -> int:
+        """Bytes on disk of the files of a model, its manifest and the records of its run."""
+        names = [*manifest.files, MANIFEST_NAME, JOURNAL_NAME, EVENTS_NAME, RUN_NAME]
+        return sum((self.folder / n).stat().st_size for n in names if (self.folder / n).is_file())

@@ -5,7 +5,6 @@ Quantizing twice adds the errors of both, so an already quantized model is refus
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.evidence import collect_evidence
-from arrowquant_nb.storage.manifest import MANIFEST_NAME
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 from arrowquant_nb.storage.safetensors_file import TensorEntry, quoted
 from arrowquant_nb.storage.source_folder import SourceFolder
@@ -94,15 +92,18 @@ def open_parquet_checkpoint(path: Path, requantize: bool = False) -> ParquetChec
         )
     facts = model.facts
     folder = SourceFolder.at(path)
-    listed = [t for t in facts.get("metadata_files", []) if isinstance(t, str) and (path / t).is_file()]
-    config = json.loads((path / "config.json").read_bytes()) if "config.json" in listed else {}
+    # Hash-checked and confined to the folder: the list itself may come from a stranger.
+    listed = {t: model.file_path(t) for t in facts.get("metadata_files", []) if isinstance(t, str)}
+    config = folder.json("config.json") or {} if "config.json" in listed else {}
     entries = {name: _entry(path, model, name) for name in model}
     pipeline = folder if "model_index.json" in listed else None
     evidence = collect_evidence(path, folder, pipeline, config, {}, entries)
     return ParquetCheckpoint(
         path=path, kind="parquet", component=facts.get("component"), variant=facts.get("variant"),
-        config=MappingProxyType(config), class_name=facts.get("class_name"), modality_evidence=evidence,
-        entries=entries, scales={}, stamps={}, metadata_files=tuple((path / t, t) for t in listed), model=model,
+        config=MappingProxyType(config), class_name=facts.get("class_name"),
+        modality_evidence=evidence,
+        entries=entries, scales={}, stamps={}, model=model,
+        metadata_files=tuple((source, t) for t, source in listed.items()),
     )  # fmt: skip
 
 
@@ -110,4 +111,4 @@ def _entry(path: Path, model: QuantizedModel, name: str) -> TensorEntry:
     tensor = model[name]
     dtype = tensor.dtype if tensor.kept else "float32"
     nbytes = tensor.n_weights * numpy_dtype(dtype).itemsize
-    return TensorEntry(name, tensor.shape, dtype, path / MANIFEST_NAME, 0, nbytes)
+    return TensorEntry(name, tensor.shape, dtype, path / tensor.source_file, 0, nbytes)

@@ -13,17 +13,17 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.errors import CheckpointError, ConfigurationError
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.storage.policy_table import FAMILIES, OTHER_PARTS, ROLES, WRAPPERS, Rule, family_of
 from arrowquant_nb.storage.safetensors_file import QUANTIZABLE_DTYPES, TensorEntry, quoted
 
 if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
 
-KEEP = 16
 LEAST_ELEMENTS = 16_384
 LEAST_COLUMNS = 32  # the smallest group
-_WEIGHT = re.compile(r"(?:.+\.)?(?:weight|in_proj_weight|[qkv]_proj_weight|embedding)")
-_EXPERTS = re.compile(r"(?:.+\.)?experts\.(?:gate_up_proj|gate_proj|up_proj|down_proj|w[123])")
+_WEIGHT = re.compile(r"(?:.+\.)?(?:weight|in_proj_weight|[qkv]_proj_weight|embedding)", re.DOTALL)
+_EXPERTS = re.compile(r"(?:.+\.)?experts\.(?:gate_up_proj|gate_proj|up_proj|down_proj|w[123])", re.DOTALL)
 _SPELLED_OUT = 2_000  # names compared when a hint is made, and their longest length
 _LONGEST = 256
 
@@ -82,7 +82,7 @@ def assign_bit_widths(
             assignment = _by_sensitivity(assignment, sensitive[entry.name], keep=keep_sensitive)
         if entry.name in ordered:
             assignment = _by_order(assignment, *ordered[entry.name])
-        if assignment.bit_width != KEEP and entry.dtype not in QUANTIZABLE_DTYPES:
+        if assignment.bit_width != KEPT_BIT_WIDTH and entry.dtype not in QUANTIZABLE_DTYPES:
             raise CheckpointError(
                 f"{entry.file}: the weight {quoted(entry.name)} is stored as {entry.dtype}; save it as float32, "
                 f"float16 or bfloat16, or keep it with layer_bit_widths: {{{entry.name[:120]!r}: 16}}"
@@ -102,7 +102,7 @@ def _role(entry: TensorEntry, rules: tuple[Rule, ...], *, single_file: bool) -> 
     if not _is_weight(entry):
         return "not a weight"
     role = "other part" if single_file and OTHER_PARTS.fullmatch(entry.name) else _special(entry.name, rules)
-    if role is None or ROLES[role].least_bit_width != KEEP:
+    if role is None or ROLES[role].least_bit_width != KEPT_BIT_WIDTH:
         if entry.n_elements < LEAST_ELEMENTS:
             return "small"
         if entry.columns < LEAST_COLUMNS:
@@ -119,24 +119,24 @@ def _special(name: str, rules: tuple[Rule, ...]) -> str | None:
 def _by_policy(entry: TensorEntry, role: str, target: int, family: str) -> Assignment:
     least = ROLES[role].least_bit_width
     if role in ("norm or bias", "not a weight"):
-        return Assignment(entry.name, KEEP, role, ROLES[role].reason, "not a weight")
+        return Assignment(entry.name, KEPT_BIT_WIDTH, role, ROLES[role].reason, "not a weight")
     if least <= target:
         reason = f"An ordinary {role} layer; it takes the requested {target} bits."
         if least:
             reason = f"The requested {target} bits are enough for a {role} layer."
         return Assignment(entry.name, target, role, reason, "bit_width")
-    where = "" if least == KEEP and role in ("small", "short rows") else f" (rule for {family})"
+    where = "" if least == KEPT_BIT_WIDTH and role in ("small", "short rows") else f" (rule for {family})"
     return Assignment(entry.name, least, role, ROLES[role].reason.removesuffix(".") + where + ".", "class policy")
 
 
 def _by_sensitivity(policy: Assignment, cause: str, *, keep: bool) -> Assignment:
-    bit_width = KEEP if keep or policy.bit_width == KEEP else 8
-    action = "is carried over" if bit_width == KEEP else "stays at 8 bits"
+    bit_width = KEPT_BIT_WIDTH if keep or policy.bit_width == KEPT_BIT_WIDTH else 8
+    action = "is carried over" if bit_width == KEPT_BIT_WIDTH else "stays at 8 bits"
     return Assignment(policy.name, bit_width, policy.role, f"Named sensitive by {cause}, so it {action}.", "sensitive")
 
 
 def _by_order(policy: Assignment, bit_width: int, cause: str) -> Assignment:
-    action = "carried over" if bit_width == KEEP else f"quantized to {bit_width} bits"
+    action = "carried over" if bit_width == KEPT_BIT_WIDTH else f"quantized to {bit_width} bits"
     return Assignment(policy.name, bit_width, policy.role, f"Ordered by {cause} to be {action}.", "layer_bit_widths")
 
 
@@ -153,7 +153,7 @@ def _ordered(tensors: list[TensorEntry], orders: Mapping[str, int]) -> dict[str,
         cause = f"layer_bit_widths {quoted(order)}"
         named = by_name.get(order) or by_name.get(f"{order}.weight")
         if named is not None:
-            if bit_width != KEEP and not _is_weight(named):
+            if bit_width != KEPT_BIT_WIDTH and not _is_weight(named):
                 raise ConfigurationError(
                     f"{cause}: {quoted(named.name)} of shape {named.shape} is not the weight of a linear or "
                     "convolution layer and cannot be quantized; remove the line or set it to 16"
@@ -164,7 +164,7 @@ def _ordered(tensors: list[TensorEntry], orders: Mapping[str, int]) -> dict[str,
         if not matched:
             raise _unmatched(cause, order, tensors)
         weights = [entry for entry in matched if _is_weight(entry)]
-        if not weights and bit_width != KEEP:
+        if not weights and bit_width != KEPT_BIT_WIDTH:
             raise ConfigurationError(
                 f"{cause}: matches {len(matched)} tensors and none is a weight, such as {quoted(matched[0].name)}; "
                 "remove the line or set it to 16"

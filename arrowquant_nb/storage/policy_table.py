@@ -49,7 +49,7 @@ ROLES = {
 
 
 def _rules(role: str, *patterns: str) -> tuple[Rule, ...]:
-    return tuple(Rule(re.compile(pattern), role) for pattern in patterns)
+    return tuple(Rule(re.compile(pattern, re.DOTALL), role) for pattern in patterns)
 
 
 WRAPPERS = re.compile(r"^(?:(?:model|diffusion_model|net|_orig_mod|module|backbone)\.)+")

@@ -89,20 +89,20 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         self._check_file("stats.parquet")
         return pq.read_table(self.path / "stats.parquet", page_checksum_verification=True)
 
-    def file_bytes(self, name: str) -> bytes:
-        """Return a copied file of the model (config, tokenizer), its hash checked."""
-        return self._check_file(name).read_bytes()
+    def file_path(self, name: str) -> Path:
+        """Return the path of a copied file of the model (config, tokenizer), its hash checked."""
+        return self._check_file(name)
 
     def verify(self) -> int:
         """Check every file and row hash; return the number of tensors, raise `ValidationError` at a mismatch."""
         for name in self._manifest.files:
-            self._check_file(name)
+            self._check_file(name, hashed=True)
         for name in {t["file"] for t in self._manifest.tensors.values()}:
             for _ in ParquetV2Extended(self.path / name).rows():
                 pass
         return len(self)
 
-    def _check_file(self, name: str) -> Path:
+    def _check_file(self, name: str, hashed: bool | None = None) -> Path:
         recorded = self._manifest.files.get(name)
         path = self.path / name
         if not isinstance(recorded, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -114,7 +114,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
                 f"{path} has {path.stat().st_size} bytes, the manifest says {recorded.get('nbytes')}: "
                 "restore it or run the quantization again"
             )
-        if self._verify != "off" and hash_file(path) != recorded.get("xxh3"):
+        if (self._verify != "off" if hashed is None else hashed) and hash_file(path) != recorded.get("xxh3"):
             raise ValidationError(
                 f"{path} does not match the hash in the manifest: restore it or run the quantization again"
             )

@@ -36,7 +36,12 @@ class TensorToWrite:
         return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], content: Callable[[str], memoryview]) -> None:
+def write_safetensors(
+    path: Path,
+    tensors: Sequence[TensorToWrite],
+    content: Callable[[str], memoryview],
+    header_metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write one file atomically; `content(name)` returns the bytes of a tensor.
 
     Raises
@@ -44,7 +49,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorToWrite], content: Cal
     OutputError
         The file cannot be written; nothing is left under its name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(header_metadata or {"format": "pt"})}
     offset = 0
     for tensor in tensors:
         span = [offset, offset + tensor.nbytes]

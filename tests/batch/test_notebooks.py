@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from arrowquant_nb import batch
+from arrowquant_nb.batch.parameters import parse_parameters, read_parameters
 from arrowquant_nb.cli import main
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError, QuantizationError
-from arrowquant_nb.batch.parameters import parse_parameters, read_parameters
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -120,7 +120,8 @@ def test_a_parameters_cell_of_another_form_is_refused(cell, said, tmp_path):
 def test_what_is_no_notebook_is_named(tmp_path):
     with pytest.raises(ModelNotFoundError, match="there is no notebook here"):
         read_parameters(tmp_path / "absent.ipynb")
-    for text in ("", "{}", "[]", "[" * 100_000, '{"cells": 3}'):
+    damaged = ('{"cells": 3}', '{"cells": [3]}', '{"cells": [{"cell_type": "code", "metadata": 3, "source": ""}]}')
+    for text in ("", "{}", "[]", "[" * 100_000, *damaged):
         (tmp_path / "x.ipynb").write_text(text)
         with pytest.raises(ConfigurationError, match="not a notebook"):
             read_parameters(tmp_path / "x.ipynb")
@@ -138,6 +139,61 @@ def test_a_notebook_is_not_written_over_itself(tmp_path):
     with pytest.raises(ConfigurationError, match="add the ending"):
         batch.run_notebook(copy, tmp_path / "out")
     assert copy.read_bytes() == before
+
+
+@pytest.mark.parametrize("metadata", [{}, {"kernelspec": {"name": "python3", "display_name": "Python 3"}}, None, 3])
+def test_a_users_own_notebook_is_not_overwritten(tmp_path, metadata):
+    mine = tmp_path / "mine.ipynb"
+    mine.write_text(json.dumps({"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
+    before = mine.read_bytes()
+    done = CliRunner().invoke(main, ["run", str(mine)])
+    assert done.exit_code == 1
+    assert "was not made by a run" in done.stderr
+    assert "choose another name" in done.stderr
+    assert mine.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.ipynb"]
+
+
+@pytest.mark.parametrize("content", ["", "notes", "[]", None])
+def test_whatever_else_lies_there_is_not_overwritten(tmp_path, content):
+    place = tmp_path / "out.ipynb"
+    place.mkdir() if content is None else place.write_text(content)
+    with pytest.raises(OutputError, match=r"was not made by a run.*choose another name"):
+        batch.run_notebook(QUANTIZE, place)
+    assert place.is_dir() if content is None else place.read_text() == content
+
+
+def test_a_users_own_page_is_not_overwritten(tmp_path):
+    (tmp_path / "out.html").write_text("mine")
+    notebook = notebook_of(tmp_path / "n.ipynb", "x: int = 1  # help")
+    with pytest.raises(OutputError, match=r"out\.html: exists without.*choose another name"):
+        batch.run_notebook(notebook, tmp_path / "out.ipynb", html=True)
+    assert not (tmp_path / "out.ipynb").exists()
+    batch.run_notebook(notebook, tmp_path / "out.ipynb")  # writes no page, so none is in the way
+    assert (tmp_path / "out.html").read_text() == "mine"
+
+
+def test_what_a_run_made_is_replaced_by_the_next(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", "x: int = 1  # help", "print('x is', x)")
+    for x in (1, 2):
+        batch.run_notebook(notebook, tmp_path / "out.ipynb", {"x": x}, html=True)
+        for name in ("out.ipynb", "out.html"):
+            assert f"x is {x}" in (tmp_path / name).read_text()
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".ipynb", "nul\0.ipynb", "file/below.ipynb"])
+def test_impossible_paths_are_errors_of_ours(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="ipynb"):
+        batch.run_notebook(QUANTIZE, tmp_path / name)
+    with pytest.raises((ConfigurationError, ModelNotFoundError), match="ipynb"):
+        batch.run_notebook(tmp_path / name, tmp_path / "out.ipynb")
+
+
+def test_an_impossible_model_folder_makes_a_notebook_without_a_model(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", 'output: str = "out"  # help')
+    assert batch.run_notebook(notebook, tmp_path / "out.ipynb", {"output": "x" * 300}).model is None
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +233,8 @@ def test_the_notebook_tells_what_it_was_made_from(finished):
     _, folder = finished
     about = json.loads((folder / "out.ipynb").read_text())["metadata"]
     record = json.loads((folder / "model" / "run.json").read_text())
-    assert about["arrowquant"] == record | {"model": "digits-dit"}
+    assert about["arrowquant"] == record
+    assert record["model"].endswith("digits-dit")
     assert record["sources"]["bit_width"] == "argument"
     assert about["papermill"]["input_path"] == "02_quantize.ipynb"
     assert about["papermill"]["output_path"] == "out.ipynb"
@@ -216,6 +273,26 @@ def test_a_failed_run_exits_with_a_message_that_names_it(tmp_path, name, value, 
     assert not (tmp_path / "m").exists()
     # How far it came can be read in the notebook.
     assert said in (tmp_path / "out.ipynb").read_text()
+
+
+def test_another_source_for_the_same_folder_needs_to_be_asked_for(finished, models, tmp_path):
+    values = {"model": str(models.dit), "output": str(tmp_path / "model"), "n_samples": 1}
+    shutil.copytree(finished[1] / "model", tmp_path / "model")
+    with pytest.raises(QuantizationError, match="overwrite"):
+        batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
+    assert json.loads((tmp_path / "model" / "run.json").read_text())["model"].endswith("digits-dit")
+    batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values | {"overwrite": True})
+    assert json.loads((tmp_path / "model" / "run.json").read_text())["model"] == str(models.dit)
+    # The executed notebook is passed on: it names the model, not the folder it lay in.
+    assert json.loads((tmp_path / "out.ipynb").read_text())["metadata"]["arrowquant"]["model"] == models.dit.name
+
+
+def test_pictures_start_from_the_seed_of_the_settings(finished, tmp_path):
+    (tmp_path / "seed.yaml").write_text("seed: 5\nbit_width: 8\n")
+    values = {"config_yaml": str(tmp_path / "seed.yaml"), "output": str(tmp_path / "m"), "n_samples": 1}
+    batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
+    assert "1 samples, seed 5;" in (tmp_path / "out.ipynb").read_text()
+    assert "1 samples, seed 0;" in (finished[1] / "out.ipynb").read_text()
 
 
 def test_a_dying_kernel_is_an_error_not_a_hang(tmp_path):

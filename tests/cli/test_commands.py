@@ -1,14 +1,18 @@
 """The `arrowquant` command: what it prints where, its exit codes, and that every setting is an option."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
-from pathlib import Path
+import termios
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from arrowquant_nb import samples
 from arrowquant_nb.cli.commands import _Commands, main
 from arrowquant_nb.config import DiffusionQuantConfig, available_fields
 
@@ -131,8 +135,6 @@ def test_validate_passes_the_model_and_fails_another(model, tmp_path):
     assert "passed" in run("validate", "digits-dit", model).stdout
     from safetensors.numpy import load_file, save_file
 
-    from arrowquant_nb import samples
-
     other = tmp_path / "other"
     other.mkdir()
     source = samples.load("digits-dit")
@@ -162,6 +164,116 @@ def test_a_damaged_model_is_refused_with_exit_code_one(model, tmp_path):
     assert "manifest.json" in run("inspect", damaged, code=1).stderr
 
 
+def pipeline_of(folder, component, variant):
+    """Make a pipeline of a checkpoint, its weights also under a variant's name with one tensor less."""
+    from safetensors.numpy import load_file, save_file
+
+    place = folder / component
+    place.mkdir(parents=True)
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "DiTPipeline", component: ["diffusers", "DiTTransformer2DModel"]})
+    )
+    (weights,) = samples.load("digits-dit").glob("*.safetensors")
+    arrays = load_file(weights)
+    save_file(arrays, place / "diffusion_pytorch_model.safetensors")
+    arrays.pop("proj_out_2.bias")
+    save_file(arrays, place / f"diffusion_pytorch_model.{variant}.safetensors")
+    (place / "config.json").write_bytes((samples.load("digits-dit") / "config.json").read_bytes())
+    return folder
+
+
+def test_component_and_variant_choose_what_is_read(tmp_path):
+    pipeline = pipeline_of(tmp_path / "pipeline", "transformer", "fp16")
+    choice = ["--component", "transformer", "--variant", "fp16"]
+    for command in (["inspect"], ["plan", "--modality", "image"]):
+        rows = [run(*command, pipeline, "--json", *options).stdout for options in ([], choice)]
+        assert ["proj_out_2.bias" in text for text in rows] == [True, False]
+    done = run("quantize", pipeline, tmp_path / "model", "--modality", "image", "--json", *choice)
+    assert "proj_out_2.bias" not in done.stdout
+    record = json.loads((tmp_path / "model" / "run.json").read_text())
+    assert (record["component"], record["variant"]) == ("transformer", "fp16")
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["plan"], ["quantize", "--overwrite"]])
+@pytest.mark.parametrize(("option", "value"), [("--component", "nosuch"), ("--variant", "fp17")])
+def test_an_absent_component_or_variant_is_named(tmp_path, command, option, value):
+    pipeline = pipeline_of(tmp_path / "pipeline", "transformer", "fp16")
+    output = [tmp_path / "model"] if command[0] == "quantize" else []
+    assert value in run(*command, pipeline, *output, option, value, code=1).stderr
+
+
+def test_a_quantized_folder_has_no_components_to_choose(model):
+    for option in ("--component", "--variant"):
+        assert "leave out" in run("inspect", model, option, "transformer", code=1).stderr
+
+
+def test_a_quantized_model_is_quantized_again_only_when_asked_for(model, tmp_path):
+    for command in (["plan", model], ["quantize", model, tmp_path / "again"]):
+        assert "--requantize" in run(*command, code=1).stderr
+        assert json.loads(run(*command, "--requantize", "--bit-width", 8, "--json").stdout)["bit_width"] == 8
+
+
+def test_a_finished_model_of_another_source_is_replaced_only_when_asked_for(models, tmp_path):
+    run("quantize", "digits-dit", tmp_path / "model", "--quiet")
+    run("quantize", "digits-dit", tmp_path / "model", "--quiet", "--bit-width", 8)  # the same source, other settings
+    before = (tmp_path / "model" / "manifest.json").read_bytes()
+    assert "overwrite" in run("quantize", models.dit, tmp_path / "model", code=1).stderr
+    assert (tmp_path / "model" / "manifest.json").read_bytes() == before
+    run("quantize", models.dit, tmp_path / "model", "--quiet", "--overwrite")
+    assert "transformer_blocks.1.conv.weight" in run("inspect", tmp_path / "model").stdout
+
+
+def test_layers_that_fell_back_are_counted_on_stderr(tmp_path):
+    arguments = ["quantize", "digits-dit", "--profile", "edge", "--min-accuracy", 0.98]
+    done = run(*arguments, tmp_path / "a")
+    said = [line for line in done.stderr.splitlines() if "fell back to more bits" in line]
+    result = json.loads(run(*arguments, tmp_path / "b", "--json").stdout)
+    n_layers = sum(
+        layer["action"] == "quantized" and layer["bit_width"] > layer["requested_bit_width"]
+        for layer in result["layers"]
+    )
+    assert n_layers > 1
+    assert said == [f"{n_layers} layers missed the quality gate and fell back to more bits"]
+    assert run(*arguments, tmp_path / "c", "--quiet").stderr == ""
+    assert "fell back" not in run("quantize", "digits-dit", tmp_path / "d", "--profile", "cloud").stderr
+
+
+def on_terminal(*arguments):
+    """Run the command with stderr on a terminal; return what it drew there."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    command = [sys.executable, "-m", "arrowquant_nb", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=follower) as process:
+        os.close(follower)
+        drawn = b""
+        # Linux ends the stream of a terminal that nobody holds open any more with EIO.
+        with contextlib.suppress(OSError):
+            while part := os.read(leader, 4096):
+                drawn += part
+    os.close(leader)
+    assert process.returncode == 0, drawn.decode()
+    return drawn.decode()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantize", "digits-dit", "OUTPUT"],
+        ["validate", "digits-dit", "MODEL"],
+        ["dequantize", "MODEL", "OUTPUT"],
+        ["reproduce", "MODEL"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_long_command_draws_a_bar_to_its_end_unless_quiet(command, model, tmp_path):
+    places = {"MODEL": model, "OUTPUT": tmp_path / "drawn"}
+    drawn = on_terminal(*(places.get(word, word) for word in command))
+    assert "  0%|" in drawn
+    assert "100%|" in drawn
+    places["OUTPUT"] = tmp_path / "quiet"
+    assert on_terminal(*(places.get(word, word) for word in command), "--quiet") == ""
+
+
 def test_an_interrupt_says_how_to_resume():
     group = _Commands("arrowquant")
 
@@ -183,6 +295,45 @@ def test_other_failures_are_not_hidden():
 
     assert isinstance(CliRunner().invoke(group, ["broken"]).exception, ZeroDivisionError)
     assert isinstance(group, click.Group)
+
+
+@pytest.mark.parametrize("odd", ["x" * 300, "file/below"])
+@pytest.mark.parametrize("command", ["plan", "inspect", "quantize", "validate", "dequantize", "reproduce", "run"])
+def test_impossible_paths_end_in_a_message(command, odd, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / odd
+    calls = {
+        "quantize": [[path, tmp_path / "out"], ["digits-dit", path]],
+        "validate": [[path, model], ["digits-dit", path]],
+        "dequantize": [[path, tmp_path / "out"], [model, path]],
+        "reproduce": [[path], [model, "--output", path]],
+        "run": [[path, tmp_path / "out.ipynb"], [f"{path}.ipynb"]],
+    }
+    for arguments in calls.get(command, [[path]]):
+        done = run(command, *arguments, code=1)
+        assert done.stderr.startswith("Error: ")
+    if command in ("plan", "quantize"):
+        places = ["digits-dit", tmp_path / "out"][: 2 if command == "quantize" else 1]
+        said = run(command, *places, "--config", path, code=1).stderr
+        assert "there is no settings file here" in said or "cannot be read" in said
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["plan", "digits-dit"], ["inspect", "digits-dit"]])
+def test_an_unknown_instruction_set_is_a_message_not_a_traceback(arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "arrowquant_nb", *arguments],
+        capture_output=True, text=True, check=False, env=os.environ | {"ARROWQUANT_NB_ISA": "foo"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ARROWQUANT_NB_ISA='foo' is unknown: use one of ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_and_version_work_whatever_the_environment_says():
+    for option in ("--help", "--version"):
+        command = [sys.executable, "-m", "arrowquant_nb", option]
+        env = os.environ | {"ARROWQUANT_NB_ISA": "foo"}
+        assert subprocess.run(command, capture_output=True, text=True, check=True, env=env).stderr == ""
 
 
 def test_run_without_output_or_with_too_many_paths_is_a_usage_error():

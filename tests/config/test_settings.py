@@ -147,6 +147,37 @@ def test_a_feature_that_is_not_built_is_refused_not_ignored(values):
     assert "is not available yet; available: " in refusal(**values)
 
 
+@pytest.mark.parametrize("flag", ["enable_time_aware", "enable_spatial"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_flag_without_effect_can_be_off_and_is_on_only_where_the_profile_says_so(flag, profile):
+    assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: False}), flag) is False
+    if TABLE[flag][PROFILES.index(profile)]:
+        assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: True}), flag) is True
+        return
+    said = f"argument: {flag} = True is not available yet; available: False, as profile {profile} sets it"
+    assert refusal(deployment_profile=profile, **{flag: True}) == said
+    with pytest.raises(ConfigurationError) as caught:
+        DiffusionQuantConfig.from_profile(profile).replace(**{flag: True})
+    assert str(caught.value) == said
+
+
+def test_descriptions_do_not_promise_what_is_not_done():
+    facts = field_facts()
+    for name in ("enable_time_aware", "enable_spatial"):
+        assert "nothing is applied yet" in facts[name]["description"]
+    assert facts["seed"]["description"].endswith("quantization itself draws nothing yet.")
+
+
+def test_the_rooms_docstrings_name_its_files():
+    import re
+    from importlib import import_module, resources
+
+    there = {entry.name for entry in resources.files("arrowquant_nb.config").iterdir()}
+    for name in ("fields", "profiles", "settings", "sources"):
+        module = import_module(f"arrowquant_nb.config.{name}")
+        assert set(re.findall(r"\w+\.py\b", module.__doc__)) <= there, name
+
+
 def test_the_default_of_an_unbuilt_feature_may_be_spelled_out():
     for profile in PROFILES:
         config = DiffusionQuantConfig.from_profile(profile)
@@ -234,6 +265,11 @@ def test_a_new_profile_refills_what_the_old_one_had_filled_in():
     config = DiffusionQuantConfig(min_accuracy=0.5).replace(deployment_profile="edge")
     assert (config.bit_width, config.num_time_groups, config.min_accuracy) == (2, 5, 0.5)
     assert DiffusionQuantConfig().replace(bit_width=8).sources["group_size"] == "profile local"
+
+
+def test_a_settings_file_named_like_a_profile_is_not_refilled(write):
+    config = DiffusionQuantConfig.from_yaml(write("bit_width: 8\n", "profile mine.yaml"))
+    assert config.replace(deployment_profile="edge").bit_width == 8
 
 
 # --- joining sources ------------------------------------------------------------------------------------------
@@ -452,6 +488,15 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(ConfigurationError, match="there is no settings file here"):
             DiffusionQuantConfig.from_yaml(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "nul\0.yaml", "file/below.yaml"])
+def test_impossible_paths_are_errors_of_ours(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"yaml|xxx"):
+        DiffusionQuantConfig.from_yaml(tmp_path / name)
+    with pytest.raises(OutputError, match="cannot write the settings"):
+        DiffusionQuantConfig().to_yaml(tmp_path / name)
 
 
 def test_an_unwritable_file_is_an_output_error(tmp_path):

@@ -224,7 +224,7 @@ def test_a_kept_tensor_goes_to_the_sink_without_kernels():
 @pytest.mark.parametrize("n", range(4))
 def test_cancelling_between_batches_returns_the_reports_so_far(n):
     tasks = [task(k, 1024, 2100) for k in range(4)]
-    memory = Memory({t.name: gaussian(4, 4).repeat(256, 0).repeat(525, 1) for t in tasks}, cancel_after=2 * n)
+    memory = Memory({t.name: gaussian(4, 4).repeat(256, 0).repeat(525, 1) for t in tasks}, cancel_after=4 * n)
     reports = run(tasks, memory)
     assert [r.name for r in reports] == [t.name for t in tasks[:n]]
     assert set(memory.stored) == {r.name for r in reports}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
 
@@ -257,9 +258,23 @@ def test_a_seal_that_fails_half_way_leaves_a_whole_model_or_none(models, tmp_pat
 def test_stale_temporary_files_are_removed(models, expected, tmp_path):
     output = tmp_path / "model"
     ArrowQuantV2().quantize_diffusion_model(models.dit, output)
-    (output / ".tmp-0123").write_bytes(b"x")
+    (output / f".tmp-{uuid.uuid4().hex}").write_bytes(b"x")
     ArrowQuantV2().quantize_diffusion_model(models.dit, output)
     assert tree(output) == expected
+
+
+def test_files_of_the_user_in_the_folder_survive_a_run(models, expected, tmp_path):
+    output = tmp_path / "model"
+    ArrowQuantV2().quantize_diffusion_model(models.dit, output)
+    own = ("my_eval.parquet", ".tmp-notes.txt", "sub/.tmp-mine")
+    for name in own:
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_bytes(b"mine")
+    (output / ".tmp-folder").mkdir()
+    ArrowQuantV2().quantize_diffusion_model(models.dit, output)
+    assert all((output / name).read_bytes() == b"mine" for name in own)
+    assert (output / ".tmp-folder").is_dir()
+    assert {name: data for name, data in tree(output).items() if name in expected} == expected
 
 
 def test_a_torn_journal_line_costs_one_layer_and_a_damaged_one_is_an_error(models, expected, tmp_path):

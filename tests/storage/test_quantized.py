@@ -313,5 +313,5 @@ def test_hostile_names_in_a_manifest_do_not_leave_the_folder(copy):
     with open_quantized(copy) as model:
         for name in ("../manifest.json", "/etc/passwd", "nowhere", "manifest.json"):
             with pytest.raises(ValidationError):
-                model.file_bytes(name)
-        assert json.loads(model.file_bytes("config.json"))
+                model.file_path(name)
+        assert json.loads(model.file_path("config.json").read_bytes())

@@ -1,0 +1,206 @@
+"""Every instruction set, any number of threads and the NumPy path give the same bytes."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arrowquant_nb import _kernels
+from arrowquant_nb._kernels import RowsJob
+from arrowquant_nb.quantizers.layout import METHODS, Layout
+
+COMPILED_ISAS = [isa for isa in _kernels.available_isas() if isa != "numpy"]
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+needs_compiled = pytest.mark.skipif(not COMPILED_ISAS, reason="the kernels are not compiled (ARROWQUANT_NB_PURE=1)")
+
+
+def rows_like_real_weights(seed, rows, columns, dtype, wide):
+    """Heavy tails, and rows of zeros, of one value, tiny, one sided, negative zero, with an outlier, far from zero."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_t(3, (rows, columns)) * np.exp(rng.normal(size=(rows, 1)))
+    odd = [
+        np.zeros,
+        lambda n: np.full(n, 0.37),
+        lambda n: rng.normal(size=n) * 1e-5,
+        lambda n: np.abs(rng.normal(size=n)),
+    ]
+    odd += [lambda n: np.full(n, -0.0), lambda n: rng.normal(size=n) + 100, lambda n: -np.abs(rng.normal(size=n)) * 5]
+    for row in range(rows):
+        if rng.random() < 0.4:
+            w[row] = odd[rng.integers(len(odd))](columns)
+    if rng.random() < 0.5:
+        w[rng.integers(rows), rng.integers(columns)] = 3000.0
+    if wide and dtype == "float32":
+        w *= 10.0 ** rng.integers(-40, 34, (rows, 1))
+    return np.ascontiguousarray(w.astype(DTYPES[dtype]))
+
+
+def quantize(w, bits, group_size, method, gain, importance, wide, isa, n_threads):
+    layout = Layout(*w.shape, bits, group_size, METHODS[method])
+    scale = np.float32 if wide else np.float16
+    zero = scale if layout.grid == "minimum" else np.uint8
+    out = (
+        np.full(layout.packed_shape, 0xAA, np.uint8),
+        np.full(layout.scales_shape, 7, scale),
+        np.full(layout.zero_points_shape, 7, zero),
+        np.full((len(w), 4), 7.0),
+        np.full(len(w), 7, np.uint8),
+    )
+    job = RowsJob(w, w.dtype.name, bits, group_size, method, gain, importance, *out)
+    _kernels.quantize_rows([job], n_threads, isa)
+    return out
+
+
+def assert_same(expected, found):
+    """Status of every row, and everything else of the rows that hold usable codes."""
+    assert expected[4].tobytes() == found[4].tobytes()
+    usable = expected[4] == 0
+    for name, one, other in zip(("packed", "scales", "zero_points", "sums"), expected, found, strict=False):
+        assert one[usable].tobytes() == other[usable].tobytes(), name
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.sampled_from(sorted(DTYPES)),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from(range(16, 257, 16)),
+    st.sampled_from(["rtn", "mse", "uls"]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_quantize_equals_the_numpy_path(
+    isa, seed, rows, columns, dtype, bits, group_size, method, gain, weighted, wide
+):
+    w = rows_like_real_weights(seed, rows, columns, dtype, wide)
+    importance = None
+    if weighted and method != "rtn":
+        importance = (np.random.default_rng(seed).random(columns) ** 3 + 0.001).astype(np.float32)
+    settings_ = (bits, group_size, method, gain, importance, wide)
+    assert_same(quantize(w, *settings_, "numpy", 1), quantize(w, *settings_, isa, 2))
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 300), st.sampled_from([2, 4, 8]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_dequantize_equals_the_numpy_path(isa, dtype, seed, rows, columns, bits, wide):
+    rng = np.random.default_rng(seed)
+    for grid, group_size in itertools.product(("zero_point", "minimum"), (16, 48, 64)):
+        layout = Layout(rows, columns, bits, group_size, grid)
+        scale = np.float32 if wide else np.float16
+        packed = rng.integers(0, 256, layout.packed_shape, np.uint8)
+        scales = np.exp(rng.uniform(-12, 11, layout.scales_shape)).astype(scale)
+        zeros = rng.integers(0, 256, layout.zero_points_shape, np.uint8)
+        if grid == "minimum":
+            zeros = rng.normal(size=layout.scales_shape).astype(scale)
+        found = []
+        for name in ("numpy", isa):
+            out = np.full((rows, columns), 7, DTYPES[dtype])  # float16 may overflow to inf: alike on every path
+            _kernels.dequantize_rows(packed, scales, zeros, grid, bits, group_size, out, dtype, 2, name)
+            found.append(out.tobytes())
+        assert found[0] == found[1]
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("method", ["rtn", "uls"])
+def test_threads_do_not_matter(isa, method):
+    w = rows_like_real_weights(5, 700, 515, "float32", False)
+    expected = quantize(w, 4, 64, method, True, None, False, isa, 1)
+    for n_threads in (2, 3, 7):
+        assert_same(expected, quantize(w, 4, 64, method, True, None, False, isa, n_threads))
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("offset", [0, 2, 4, 16, 60])
+def test_large_outputs_at_any_alignment(isa, dtype, offset):
+    """Outputs of several MB bypass the cache, in whole lines; the edges around them must survive."""
+    columns, rows = 1100, 2200
+    item = np.dtype(DTYPES[dtype]).itemsize
+    offset -= offset % item
+    layout = Layout(rows, columns, 4, 64, "zero_point")
+    rng = np.random.default_rng(0)
+    packed = rng.integers(0, 256, layout.packed_shape, np.uint8)
+    scales = rng.random(layout.scales_shape).astype(np.float16)
+    zeros = rng.integers(0, 256, layout.zero_points_shape, np.uint8)
+    memory = np.full(rows * columns * item + 256, 0xEE, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    out = memory[start : start + rows * columns * item].view(DTYPES[dtype]).reshape(rows, columns)
+    expected = np.empty_like(out)
+    _kernels.dequantize_rows(packed, scales, zeros, "zero_point", 4, 64, expected, dtype, 1, "numpy")
+    _kernels.dequantize_rows(packed, scales, zeros, "zero_point", 4, 64, out, dtype, 2, isa)
+    assert out.tobytes() == expected.tobytes()
+    assert (memory[:start] == 0xEE).all()
+    assert (memory[start + out.nbytes :] == 0xEE).all()
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_quotients_in_the_middle_between_two_codes(isa, bits):
+    """Ties and their neighbours: the reciprocal in the fast loop must not decide them otherwise than the division."""
+    n = 2**bits - 1
+    rng = np.random.default_rng(bits)
+    rows = []
+    for _ in range(400):
+        s = np.float32(np.float16(rng.uniform(0.001, 2.0)))
+        row = (rng.integers(0, n, 128) - n // 2 + 0.5).astype(np.float32) * s
+        steps = rng.integers(-2, 3, 128)
+        row = np.nextafter(row, np.where(steps < 0, -np.inf, np.inf).astype(np.float32), where=steps != 0, out=row)
+        row[::64], row[1::64] = -(n // 2) * s, (n - n // 2) * s  # the scale of the group is s itself
+        rows.append(row)
+    w = np.stack(rows)
+    for method in ("rtn", "mse", "uls"):
+        settings_ = (bits, 64, method, False, None, False)
+        assert_same(quantize(w, *settings_, "numpy", 1), quantize(w, *settings_, isa, 1))
+
+
+@needs_compiled
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38, -3e38])
+@pytest.mark.parametrize("method", ["rtn", "mse", "uls"])
+def test_unusable_rows_are_marked_on_every_path(bad, method):
+    w = rows_like_real_weights(1, 20, 200, "float32", False)
+    w[3, 0], w[7, 199], w[11, 64] = bad, bad, bad
+    for isa in _kernels.available_isas():
+        status = quantize(w, 4, 64, method, True, None, False, isa, 1)[4]
+        assert np.flatnonzero(status == 1).tolist() == [3, 7, 11]
+
+
+@needs_compiled
+def test_buffers_beside_the_output_are_left_alone():
+    """Guard bytes around every OUT buffer, for sizes that are no multiple of anything."""
+    for columns, bits, method, isa in itertools.product(
+        (1, 17, 63, 65, 95, 130), (2, 4, 8), ("rtn", "mse", "uls"), COMPILED_ISAS
+    ):
+        w = rows_like_real_weights(columns, 3, columns, "bfloat16", False)
+        layout = Layout(3, columns, bits, 32, METHODS[method])
+        shapes = [
+            (layout.packed_shape, np.uint8),
+            (layout.scales_shape, np.float16),
+            (layout.zero_points_shape, np.float16 if method == "uls" else np.uint8),
+            ((3, 4), np.float64),
+            ((3,), np.uint8),
+        ]
+        memories, views = [], []
+        for shape, dtype in shapes:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            memory = np.full(64 + size + 64, 0xEE, np.uint8)
+            memories.append((memory, size))
+            views.append(memory[64 : 64 + size].view(dtype).reshape(shape))
+        _kernels.quantize_rows([RowsJob(w, "bfloat16", bits, 32, method, True, None, *views)], 1, isa)
+        for memory, size in memories:
+            assert (memory[:64] == 0xEE).all()
+            assert (memory[64 + size :] == 0xEE).all()

@@ -1,0 +1,78 @@
+"""Every grid, bit for bit, against the slow oracle of tests/reference.py."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arrowquant_nb.quantizers import quantize_array
+
+_spec = importlib.util.spec_from_file_location("reference", Path(__file__).parents[1] / "reference.py")
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+METHODS = ["rtn", "mse", "uls"]
+
+
+def weights(columns, seed, offset=0.0, scale=0.05):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_t(4, (2, columns)) * scale + offset).astype(np.float32)
+
+
+def check(array, bits, group_size, method, gain=True, importance=None):
+    tensor = quantize_array(array, bits, group_size, method, gain, importance)
+    wide = tensor.scales.dtype == np.float32
+    total = np.zeros(3)
+    for row, values in enumerate(array.astype(np.float32)):
+        # the kernels see importance times a power of two, largest value in [1, 2): no choice depends on it
+        v = None if importance is None else importance / 2.0 ** np.floor(np.log2(importance.max()))
+        expected = reference.quantize_row(values, bits, group_size, method, gain, v, wide)
+        assert tensor.packed[row].tobytes() == reference.pack(expected.codes, bits)
+        assert tensor.scales[row].astype(np.float32).tolist() == [float(s) for s in expected.scales]
+        if method == "uls":
+            assert tensor.zero_points[row].astype(np.float32).tolist() == [float(m) for m in expected.zeros]
+        else:
+            assert tensor.zero_points[row].tobytes() == reference.pack([int(z) for z in expected.zeros], bits)
+        total += expected.sums
+    found = tensor.statistics
+    assert [found.sum_ww, found.sum_wq, found.sum_ee] == pytest.approx(total.tolist(), rel=1e-15, abs=0.0)
+    return tensor
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("columns", [64, 37, 80])
+def test_bytes_and_sums(method, bits, columns):
+    check(weights(columns, seed=columns + bits), bits, 32, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("group_size", [16, 48, 64, 256])
+def test_group_sizes(method, group_size):
+    check(weights(group_size + 9, seed=group_size), 4, group_size, method, gain=False)
+
+
+@pytest.mark.parametrize("method", ["mse", "uls"])
+def test_importance(method):
+    importance = (np.random.default_rng(3).random(40) ** 4 * 1e-3).astype(np.float32)
+    check(weights(40, seed=1), 2, 32, method, importance=importance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_offset_weights(method):
+    check(weights(48, seed=2, offset=3.0), 4, 32, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-12, 1e-38, 1e8, 1e30])
+def test_scales_beyond_float16_are_float32(method, scale):
+    tensor = check(weights(40, seed=4, scale=scale), 4, 32, method)
+    assert tensor.scales.dtype == np.float32
+    assert tensor.statistics.sqnr_db > 15
+
+
+def test_rows_may_differ_by_many_orders():
+    array = weights(64, seed=5)
+    array[1] *= np.float32(1e-3)
+    check(array, 4, 32, "uls")
