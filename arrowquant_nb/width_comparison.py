@@ -52,10 +52,10 @@ class DrawnModel:
 
     @property
     def label(self) -> str:
-        """Two lines for the margin of a grid."""
+        """Lines for the margin of a grid."""
         if math.isinf(self.network_sqnr_db):
             return f"{self.name}\n{self.bits_per_weight:.4g} bits/weight"
-        return f"{self.name}\nSQNR {self.network_sqnr_db:.1f} dB, {self.bits_per_weight:.3g} bits/weight"
+        return f"{self.name}\nnetwork SQNR {self.network_sqnr_db:.1f} dB\n{self.bits_per_weight:.3g} bits/weight"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

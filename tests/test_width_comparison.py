@@ -61,7 +61,7 @@ def test_the_table_and_the_labels_carry_the_figures(compared):
     assert f"{four.network_sqnr_db:.1f} dB" in str(comparison)
     assert f"{four.network_sqnr_db:.1f} dB" in comparison._repr_html_()
     assert list(comparison.images)[2] == (
-        f"INT4 (local)\nSQNR {four.network_sqnr_db:.1f} dB, {four.bits_per_weight:.3g} bits/weight"
+        f"INT4 (local)\nnetwork SQNR {four.network_sqnr_db:.1f} dB\n{four.bits_per_weight:.3g} bits/weight"
     )
     assert "bits per weight of the quantized tensors" in str(comparison)
 
