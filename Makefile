@@ -66,7 +66,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/cython-lint --max-line-length 120 kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint --max-line-length 120 kernels
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 soak: $(VENV)/.test
