@@ -14,6 +14,12 @@ BOTH_BUILDS := tests/core tests/kernels tests/quantizers tests/storage
 
 # Tests and their child processes use the installed package, never the tree they are started in.
 export PYTHONSAFEPATH := 1
+# Builds are pinned as well: the first is read by older pips, the second by newer ones.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+
+# The two environments share one tree to build in.
+.NOTPARALLEL:
 
 .PHONY: help demo test test-compiled test-pure lint soak bench dev clean
 
@@ -81,5 +87,6 @@ dev: | $(VENV)/bin/python
 
 clean:
 	rm -rf $(VENV) $(PURE_VENV) build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	find . -name '*.so' -delete
+	find arrowquant_nb notebooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find arrowquant_nb -name '*.so' -delete
+	rm -f arrowquant_nb__mypyc*.so

@@ -1,7 +1,7 @@
 /* Dequantization of a block of rows. Part of the rows.h template.
- * Values are made in a buffer of a few KiB and leave it in whole cache lines, past the cache when the output is large. */
+ * Values are made in a small buffer and leave it in whole cache lines, past the cache when the output is large. */
 
-enum { ISA(STAGE) = 4096 }; /* bytes held back at most before a flush */
+enum { ISA(STAGE) = 512 }; /* bytes that cause a flush: few, so that stores drain while the next values are made */
 
 typedef struct {
     uint8_t stage[ISA(STAGE) + 4 * MAX_GROUP + 64] __attribute__((aligned(64)));
@@ -58,27 +58,34 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
 }
 
 INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind) {
-    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2;
+    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2, group_bytes = job->group_size * bits / 8;
+    const int64_t full = job->columns / job->group_size;
+    const int tail = (int)(job->columns % job->group_size);
     float scale[STEP], zero[STEP];
     uint8_t codes[MAX_GROUP] = {0};
-    ISA(stream) out = {.to = job->out + start * job->columns * item, .held = 0, .streaming = job->streaming};
+    ISA(stream) out; /* not initialised as a whole: the stage is large */
+    out.to = job->out + start * job->columns * item;
+    out.held = 0;
+    out.streaming = job->streaming;
     for (int64_t row = start; row < stop; row++)
-        for (int64_t group = 0; group < job->n_groups; group++) {
-            const int g = (int)(group % STEP);
-            const int64_t left = job->columns - group * job->group_size;
-            const int length = left < job->group_size ? (int)left : job->group_size;
-            const uint8_t *from = job->packed + row * job->packed_stride + group * (job->group_size * bits / 8);
-            if (g == 0) { /* the parameters of the next sixteen groups */
-                const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
-                ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
-                if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
-                else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+        for (int64_t group = 0; group < job->n_groups; group += STEP) {
+            const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
+            const int whole = full - group < n ? (int)(full - group) : n;
+            const uint8_t *from = job->packed + row * job->packed_stride + group * group_bytes;
+            ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
+            if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
+            else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+            for (int g = 0; g < whole; g++, from += group_bytes) {
+                ISA(decode_group)(from, job->group_size, bits, scale[g], zero[g], job->minimum, kind, out.stage + out.held);
+                out.held += job->group_size * item;
+                if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
             }
-            if (length & 15) /* whole steps of sixteen would read past the end of the row */
-                from = memcpy(codes, from, (size_t)(length * bits + 7) / 8);
-            ISA(decode_group)(from, length, bits, scale[g], zero[g], job->minimum, kind, out.stage + out.held);
-            out.held += length * item;
-            if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
+            if (whole < n) { /* whole steps of sixteen would read past the end of the row */
+                memcpy(codes, from, (size_t)(tail * bits + 7) / 8);
+                ISA(decode_group)(codes, tail, bits, scale[whole], zero[whole], job->minimum, kind, out.stage + out.held);
+                out.held += tail * item;
+                if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
+            }
         }
     ISA(flush)(&out, 1);
     ISA(stream_fence)();

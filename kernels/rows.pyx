@@ -75,12 +75,14 @@ cdef int64_t _address(object array, list held, str name, int64_t nbytes, bint wr
 
 cdef int _check_sizes(int64_t rows, int64_t columns, int bits, int group_size, int n_threads) except -1:
     if rows < 1 or columns < 1 or bits not in (2, 4, 8) or group_size not in range(16, 257, 16) or n_threads < 1:
-        raise ValueError(f"sizes out of range: {rows} x {columns}, {bits} bits, group_size {group_size}, {n_threads} threads")
+        raise ValueError(
+            f"sizes out of range: {rows} x {columns}, {bits} bits, group_size {group_size}, {n_threads} threads"
+        )
     return 0
 
 
 cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
-    cdef int64_t rows, columns, groups, item
+    cdef int64_t rows, columns, groups, item, weight_nbytes
     rows, columns = order.weight.shape
     _check_sizes(rows, columns, order.bit_width, order.group_size, 1)
     job.rows, job.columns = rows, columns
@@ -92,7 +94,8 @@ cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
     groups = job.n_groups = (columns + job.group_size - 1) // job.group_size
     job.packed_stride = (columns * job.bits + 7) // 8
     job.zeros_stride = (groups * job.bits + 7) // 8
-    job.weight = <const uint8_t *><size_t>_address(order.weight, held, "weight", rows * columns * (4 if job.kind == 0 else 2), False)
+    weight_nbytes = rows * columns * (4 if job.kind == 0 else 2)
+    job.weight = <const uint8_t *><size_t>_address(order.weight, held, "weight", weight_nbytes, False)
     job.packed = <uint8_t *><size_t>_address(order.packed, held, "packed", rows * job.packed_stride, True)
     job.scales = <uint8_t *><size_t>_address(order.scales, held, "scales", rows * groups * item, True)
     job.zeros = <uint8_t *><size_t>_address(

@@ -4,6 +4,15 @@
 INLINE void ISA(add_sums)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r, const int first) {
     double *sums = job->sums + 4 * b->row[0], total[3];
     memcpy(total, sums, sizeof total);
+    if (ISA(in_one_row)(b) && !job->wide) {
+        for (int g = 0; g < b->n; g++) {
+            if (first == 0) total[0] += (double)r->ww[g];
+            total[1] += (double)r->wq[g];
+            total[2] += (double)r->ee[g];
+        }
+        memcpy(sums, total, sizeof total);
+        return;
+    }
     for (int g = 0; g < b->n; g++) {
         double three[3] = {r->ww[g], r->wq[g], r->ee[g]};
         if (job->wide)

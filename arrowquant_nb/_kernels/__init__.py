@@ -6,6 +6,8 @@ All choices give the same bytes. Reads the environment once, at import; knows no
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,9 @@ from arrowquant_nb.errors import ConfigurationError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 compiled_rows: Any = None
-try:
-    from arrowquant_nb._kernels import rows as compiled_rows  # type: ignore[attr-defined,no-redef]
-except ImportError:  # built with ARROWQUANT_NB_PURE=1, or run from a source tree
-    compiled_rows = None
+# Absent after a build with ARROWQUANT_NB_PURE=1 and in a bare source tree; present but broken is an error.
+if find_spec("arrowquant_nb._kernels.rows") is not None:
+    compiled_rows = import_module("arrowquant_nb._kernels.rows")
 
 __all__ = [
     "COMPILED",
@@ -49,7 +50,8 @@ def _after_fork() -> None:
     _in_forked_child = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def available_isas() -> tuple[str, ...]:

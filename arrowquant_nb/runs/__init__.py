@@ -9,7 +9,8 @@
     validation.py    original against quantized, tensor by tensor
     dequantization.py  back to a safetensors folder of the original layout
     reproduction.py  a recorded run again, compared byte for byte
-    runnable.py      a quantized model behind a runnable model's hook
+    inspection.py    what a folder holds, quantized or not
+    record.py        statistics table, run record, the text of a failure
 
 The public names are in `arrowquant_nb.api`.
 """

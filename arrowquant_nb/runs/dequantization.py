@@ -43,7 +43,7 @@ def dequantize_model(
         No such model, damaged, or an output that cannot be written.
     """
     folder = Path(output)
-    if "\0" in str(folder) or len(folder.name.encode()) > 255:
+    if "\0" in f"{folder}{quantized}" or len(folder.name.encode()) > 255:
         raise OutputError(f"{str(folder)[:200]!r} is no name for a folder: choose another one")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")

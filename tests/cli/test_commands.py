@@ -1,6 +1,7 @@
 """The `arrowquant` command: what it prints where, its exit codes, and that every setting is an option."""
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -286,6 +287,17 @@ def test_an_interrupt_says_how_to_resume():
     assert "run the same command again to resume" in done.stderr
 
 
+def test_a_file_that_may_not_be_read_is_named():
+    group = _Commands("arrowquant")
+
+    @group.command()
+    def read():
+        raise PermissionError(errno.EACCES, "Permission denied", "secret/config.json")
+
+    done = CliRunner().invoke(group, ["read"])
+    assert (done.exit_code, done.stderr) == (1, "Error: secret/config.json: Permission denied\n")
+
+
 def test_other_failures_are_not_hidden():
     group = _Commands("arrowquant")
 
@@ -293,7 +305,12 @@ def test_other_failures_are_not_hidden():
     def broken():
         raise ZeroDivisionError
 
+    @group.command()
+    def no_file():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
     assert isinstance(CliRunner().invoke(group, ["broken"]).exception, ZeroDivisionError)
+    assert isinstance(CliRunner().invoke(group, ["no-file"]).exception, OSError)
     assert isinstance(group, click.Group)
 
 
