@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +11,13 @@ from arrowquant_nb import _kernels
 from arrowquant_nb._kernels import RowsJob, numpy_rows
 from arrowquant_nb.errors import ConfigurationError
 
-ROOT = Path(__file__).parents[2]
 needs_compiled = pytest.mark.skipif(not _kernels.COMPILED, reason="the kernels are not compiled (ARROWQUANT_NB_PURE=1)")
 
 
 def run_python(code, **environment):
     env = {k: v for k, v in os.environ.items() if not k.startswith("ARROWQUANT_NB")}
     return subprocess.run(
-        [sys.executable, "-c", code], env={**env, "PYTHONPATH": str(ROOT), **environment}, cwd=ROOT,
+        [sys.executable, "-c", code], env={**env, **environment},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
