@@ -3,8 +3,9 @@
 typedef struct {
     const float *w[BATCH];            /* elements, zero padded to a multiple of sixteen */
     uint8_t *packed[BATCH];           /* their codes */
+    const uint8_t *ahead[BATCH];      /* weights that the next batch will probably need */
     int64_t row[BATCH], group[BATCH]; /* where each group belongs */
-    int n, length;                    /* groups in use, elements each */
+    int n, length, item;              /* groups in use, elements each, bytes of a stored weight */
 } ISA(batch);
 
 INLINE int ISA(in_one_row)(const ISA(batch) *b) { return b->row[0] == b->row[b->n - 1]; }

@@ -52,6 +52,7 @@ static void ISA(walk)(const quantize_job *job, int64_t start, int64_t stop, int6
     ISA(batch) b;
     b.n = 0;
     b.length = length;
+    b.item = item;
     for (int64_t row = start; row < stop; row++) {
         const uint8_t *from = job->weight + (row * job->columns + first * job->group_size) * item;
         uint8_t *packed = job->packed + row * job->packed_stride + first * group_bytes;
@@ -59,6 +60,7 @@ static void ISA(walk)(const quantize_job *job, int64_t start, int64_t stop, int6
             b.row[b.n] = row;
             b.group[b.n] = group;
             b.packed[b.n] = packed;
+            b.ahead[b.n] = (const uint8_t *)((uintptr_t)from + (uintptr_t)(BATCH * length * item)); /* never read, only prefetched */
             b.w[b.n] = direct ? (const float *)from : tile + b.n * MAX_GROUP;
             if (!direct) ISA(widen)(from, job->kind, length, tile + b.n * MAX_GROUP);
             from += length * item;

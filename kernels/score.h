@@ -8,8 +8,10 @@ INLINE void ISA(encode_batch_with)(const ISA(batch) *b, const quantize_job *job,
     const int whole = b->length % (4 * LANES) == 0;
     int g = 0;
     ISA(make_grids)(r->scale, r->zero, (1 << bits) - 1, minimum, &grids);
-    for (; whole && g < b->n; g++)
+    for (; whole && g < b->n; g++) {
+        for (int i = 0; i < b->length * b->item; i += 64) __builtin_prefetch(b->ahead[g] + i, 0, 2);
         ISA(encode_whole)(b->w[g], b->length, bits, minimum, within, &grids, g, job->wide, b->packed[g], ww[g], wq[g], ee[g]);
+    }
     for (; g < b->n; g++) {
         ISA(sums) sums = {{(vf){0}}, {(vf){0}}, {(vf){0}}};
         ISA(encode_any)(b->w[g], b->length, minimum, &grids, g, codes[g], &sums);
