@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arrowquant_nb.errors import OutputError
+from arrowquant_nb.errors import OutputError, ValidationError
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.durable import write_file
+from arrowquant_nb.storage.durable import refuse_used, write_file
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite, index_name, write_index, write_safetensors
 
@@ -45,15 +45,17 @@ def dequantize_model(
     folder = Path(output)
     if "\0" in f"{folder}{quantized}" or len(folder.name.encode()) > 255:
         raise OutputError(f"{str(folder)[:200]!r} is no name for a folder: choose another one")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")
+    refuse_used(folder)
     if folder.resolve().is_relative_to(Path(quantized).resolve()):
         raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
     with open_quantized(quantized) as model:
         files = _tensors_by_file(model)
         facts = model.facts
         # In a pipeline the weights and what describes them lie in the component's folder.
-        weights_folder = folder / str(facts["component"]) if facts.get("component") else folder
+        component = str(facts.get("component") or "")
+        if component != Path(component).name or component == "..":
+            raise ValidationError(f"{quantized}: its manifest names a component {component!r}, which is no folder name")
+        weights_folder = folder / component
         header = {"format": "pt", **facts.get("header", {})}
         done = 0
         for name, tensors in files.items():

@@ -3,6 +3,7 @@
 One listing for everything the package can open; knows nothing of the command line.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -146,7 +147,5 @@ def _quantized(folder: Path) -> Listing:
 
 
 def _bits(nbytes: int, shape: tuple[int, ...]) -> float:
-    n_weights = 1
-    for extent in shape:
-        n_weights *= extent
+    n_weights = math.prod(shape)
     return 8 * nbytes / n_weights if n_weights else 0.0

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.comparisons import ReproductionReport
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.errors import MetadataError, ModelNotFoundError, OutputError
+from arrowquant_nb.errors import MetadataError, ModelNotFoundError
 from arrowquant_nb.runs.control import Progress
 from arrowquant_nb.runs.quantization import quantize_model
 from arrowquant_nb.runs.record import versions
-from arrowquant_nb.storage.durable import hash_file
+from arrowquant_nb.storage.durable import hash_file, refuse_used
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
 from arrowquant_nb.storage.output import RUN_NAME
 
@@ -64,8 +64,7 @@ def reproduce(
             second = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="arrowquant-"))) / "model"
         else:
             second = Path(output)
-            if second.exists() and (not second.is_dir() or any(second.iterdir())):
-                raise OutputError(f"the output {second} exists and is not an empty folder: choose another one")
+            refuse_used(second)
         quantize_model(
             record["model"], second, config, listeners=listeners, component=record["component"],
             variant=record["variant"], requantize=True,

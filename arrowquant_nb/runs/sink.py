@@ -76,7 +76,7 @@ class ModelSink:
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
-        self._kept_together: list[LayerTask] = []
+        self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
         self.reused = 0
 
@@ -104,8 +104,9 @@ class ModelSink:
     def keep(self, task: LayerTask) -> LayerReport:
         """Carry a tensor over: small ones later, together; large ones now."""
         if task.source_nbytes < KEPT_TOGETHER_NBYTES:
-            self._kept_together.append(task)
-            return kept_report(task, absolute_maximum(self._checkpoint.read_bytes(task.name), task.dtype))
+            report = kept_report(task, absolute_maximum(self._checkpoint.read_bytes(task.name), task.dtype))
+            self._kept_together[task] = report
+            return report
         file = self._folder.start_file(data_file_name(task.index, task.name))
         row_nbytes = task.columns * numpy_dtype(task.dtype).itemsize
         tile_rows = max(1, KEPT_TILE_NBYTES // row_nbytes)
@@ -134,18 +135,16 @@ class ModelSink:
             self.reused += len(self._kept_together)
             return
         file = self._folder.start_file(KEPT_NAME)
-        tasks = list(self._kept_together)
-        reports = {}
-        for number, task in enumerate(tasks):
+        reports = dict(self._kept_together)
+        tasks = list(reports)
+        for number, (task, report) in enumerate(reports.items()):
             raw = self._checkpoint.read_bytes(task.name)
-            report = kept_report(task, absolute_maximum(raw, task.dtype))
-            reports[task.name] = report
             file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
         hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
             return {
-                t.name: self._entry(KEPT_NAME, t, reports[t.name], hashes_by_name[t.name], [r])
+                t.name: self._entry(KEPT_NAME, t, reports[t], hashes_by_name[t.name], [r])
                 for t, r in zip(tasks, references, strict=True)
             }
 

@@ -76,6 +76,12 @@ def write_file(final: Path, content: bytes) -> None:
     publish(temporary, final)
 
 
+def refuse_used(folder: Path) -> None:
+    """Raise `OutputError` unless `folder` is new or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")
+
+
 def hash_file(path: Path) -> str:
     """Return the xxh3-128 of a file as 32 hex digits, read in chunks."""
     digest = xxhash.xxh3_128()

@@ -65,6 +65,15 @@ def test_a_manifest_cannot_make_dequantize_write_elsewhere(models, tmp_path):
     assert (tmp_path / "victim.safetensors").read_text() == "mine"
 
 
+@pytest.mark.parametrize("component", ["..", "../elsewhere", "/tmp/elsewhere"])
+def test_a_component_cannot_lead_dequantize_elsewhere(models, tmp_path, component):
+    ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model")
+    resealed(tmp_path / "model", lambda m: m.model.update(component=component))
+    with pytest.raises(ValidationError, match="component"):
+        dequantize_model(tmp_path / "model", tmp_path / "back")
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
 def test_a_manifest_cannot_make_a_requantization_copy_from_elsewhere(models, tmp_path):
     ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model")
     (tmp_path / "secret").write_text("theirs")
