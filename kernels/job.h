@@ -32,7 +32,7 @@ typedef struct {
     const uint8_t *packed, *scales, *zeros; /* IN as above */
     uint8_t *out;                           /* OUT rows x columns of `kind` */
     int64_t rows, columns, n_groups, packed_stride, zeros_stride;
-    int kind, bits, group_size, minimum, wide, streaming;
+    int kind, bits, group_size, minimum, wide;
 } dequantize_job;
 
 static const float FLOAT16_TINY = 0x1p-24f;  /* floor of a float16 scale */

@@ -38,7 +38,6 @@ cdef struct row_block:
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 METHODS = {"rtn": 0, "mse": 1, "uls": 2}
 cdef int64_t BLOCK_WEIGHTS = 1 << 16  # float32 weights of a block stay in the second-level cache for the gain pass
-cdef int64_t STREAMING_BYTES = 4 << 20  # larger outputs would only push other data out of the cache
 
 cdef instruction_set _sets[4]
 cdef int _n_sets = supported_sets(_sets)
@@ -152,7 +151,7 @@ def dequantize_rows(
     object packed, object scales, object zero_points, str grid, int bit_width, int group_size, object out, str kind,
     int n_threads, str isa,
 ):
-    """Decode into `out` (rows, columns) of dtype `kind`; large outputs bypass the cache."""
+    """Decode into `out` (rows, columns) of dtype `kind`."""
     cdef dequantize_job job
     cdef const instruction_set *chosen = &_sets[_find(isa)]
     cdef list held = []
@@ -174,7 +173,6 @@ def dequantize_rows(
         zero_points, held, "zero_points", rows * (job.n_groups * item if job.minimum else job.zeros_stride), False)
     i = rows * columns * (4 if job.kind == 0 else 2)
     job.out = <uint8_t *><size_t>_address(out, held, "out", i, True)
-    job.streaming = i >= STREAMING_BYTES
     step = max(1, BLOCK_WEIGHTS // columns)
     n_blocks = (rows + step - 1) // step
     for i in prange(n_blocks, nogil=True, schedule="dynamic", num_threads=n_threads):

@@ -43,11 +43,6 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     if (bits == 4) _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(_mm256_permute4x64_epi64(x, 8)));
     else _mm_storel_epi64((__m128i *)out, _mm_unpacklo_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) {
-    _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
-    _mm256_stream_si256((__m256i *)to + 1, _mm256_loadu_si256((const __m256i *)from + 1));
-}
-static inline void ISA(stream_fence)(void) { _mm_sfence(); }
 
 #include "rows.h"
 

@@ -23,6 +23,16 @@ static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {
     return (ISA(vi))_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
 }
 static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) { _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)x)); }
+/* Word i / (32 / bits) of `packed` in lane i, for bits 2 and 4. */
+static inline ISA(vi) ISA(v_spread)(const uint8_t *packed, const int bits) {
+    const __m512i first = _mm512_broadcastd_epi32(_mm_loadu_si32(packed));
+    if (bits == 2) return (ISA(vi))first;
+    return (ISA(vi))_mm512_mask_broadcastd_epi32(first, 0xFF00, _mm_loadu_si32(packed + 4));
+}
+/* values[index & 15] */
+static inline ISA(vf) ISA(v_look_up)(ISA(vf) values, ISA(vi) index) {
+    return (ISA(vf))_mm512_permutexvar_ps((__m512i)index, (__m512)values);
+}
 /* Packs 4 * LANES codes; OUT 8 * bits bytes. */
 static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
     __m512i low = _mm512_packus_epi32((__m512i)c[0], (__m512i)c[1]), high = _mm512_packus_epi32((__m512i)c[2], (__m512i)c[3]);
@@ -34,10 +44,6 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     x = _mm512_madd_epi16(x, _mm512_set1_epi32(0x00100001)); /* four codes in 32 bits */
     _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(x));
 }
-static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) {
-    _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
-}
-static inline void ISA(stream_fence)(void) { _mm_sfence(); }
 
 #include "rows.h"
 

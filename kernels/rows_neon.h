@@ -29,9 +29,6 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     memcpy(out, &x, (size_t)bits);
     memcpy(out + bits, &y, (size_t)bits);
 }
-/* Arm's non-temporal pair store has no intrinsic; ordinary stores already detect streams there. */
-static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) { memcpy(to, from, 64); }
-static inline void ISA(stream_fence)(void) {}
 
 #include "rows.h"
 

@@ -43,8 +43,6 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
         memcpy(out + j / 2 * bits, &x, (size_t)bits);
     }
 }
-static inline void ISA(stream_line)(uint8_t *to, const uint8_t *from) { memcpy(to, from, 64); }
-static inline void ISA(stream_fence)(void) {}
 
 #include "rows.h"
 

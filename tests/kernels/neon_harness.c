@@ -60,19 +60,18 @@ static uint64_t run_job(const instruction_set *isa, quantize_job job, const floa
         hash = hash_bytes(hash, job.scales, (size_t)(ROWS * job.n_groups * stored));
         hash = hash_bytes(hash, job.zeros, (size_t)zeros);
         hash = hash_bytes(hash, job.sums, ROWS * 4 * sizeof(double));
-        for (int kind = 0; kind < 3; kind++)
-            for (int streaming = 0; streaming < 2; streaming++) {
-                const size_t nbytes = (size_t)(ROWS * columns * (kind == KIND_FLOAT32 ? 4 : 2));
-                dequantize_job back = {
-                    .packed = job.packed, .scales = job.scales, .zeros = job.zeros, .out = calloc(nbytes, 1), .rows = ROWS,
-                    .columns = columns, .n_groups = job.n_groups, .packed_stride = job.packed_stride,
-                    .zeros_stride = job.zeros_stride, .kind = kind, .bits = job.bits, .group_size = job.group_size,
-                    .minimum = job.method == METHOD_ULS, .wide = job.wide, .streaming = streaming};
-                run_dequantize(isa, &back, 0, 3);
-                run_dequantize(isa, &back, 3, ROWS);
-                hash = hash_bytes(hash, back.out, nbytes);
-                free(back.out);
-            }
+        for (int kind = 0; kind < 3; kind++) {
+            const size_t nbytes = (size_t)(ROWS * columns * (kind == KIND_FLOAT32 ? 4 : 2));
+            dequantize_job back = {
+                .packed = job.packed, .scales = job.scales, .zeros = job.zeros, .out = calloc(nbytes, 1), .rows = ROWS,
+                .columns = columns, .n_groups = job.n_groups, .packed_stride = job.packed_stride,
+                .zeros_stride = job.zeros_stride, .kind = kind, .bits = job.bits, .group_size = job.group_size,
+                .minimum = job.method == METHOD_ULS, .wide = job.wide};
+            run_dequantize(isa, &back, 0, 3);
+            run_dequantize(isa, &back, 3, ROWS);
+            hash = hash_bytes(hash, back.out, nbytes);
+            free(back.out);
+        }
     }
     free(weight); free(gain); free(job.packed); free(job.scales); free(job.zeros); free(job.sums); free(job.status);
     return hash;
