@@ -1,4 +1,7 @@
-"""One data file on its way into a model folder: tiles are encoded by the writer thread, then committed or discarded."""
+"""One data file on its way into a model folder: encoded tile by tile, then committed or discarded.
+
+The folder's writer thread encodes; its publisher thread makes a finished file durable and journals it.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,9 @@ class Committer(Protocol):
 
     def submit(self, work: Callable[[], None]) -> None:
         """Hand work to the writer thread."""
+
+    def publish(self, work: Callable[[], None]) -> None:
+        """Hand a finished file to the publisher thread."""
 
     def unseal(self) -> None:
         """Take the manifest away before a file changes."""
@@ -59,9 +65,9 @@ class DataFile:
         reports: dict[str, dict[str, Any]],
     ) -> None:
         """Queue the commit: finish, fsync, rename, journal. `describe` turns tile places into manifest entries."""
-        self._model.submit(lambda: self._commit(key, metadata, describe, reports))
+        self._model.submit(lambda: self._finish(key, metadata, describe, reports))
 
-    def _commit(
+    def _finish(
         self,
         key: str,
         metadata: Mapping[str, Any],
@@ -70,8 +76,11 @@ class DataFile:
     ) -> None:
         if self._writer is None:
             raise OutputError(f"{self.file} has no tile: an empty tensor cannot be stored as quantized")
+        references = self._writer.close(metadata)
+        self._model.publish(lambda: self._publish(key, describe(references), reports))
+
+    def _publish(self, key: str, entries: dict[str, dict[str, Any]], reports: dict[str, dict[str, Any]]) -> None:
         try:
-            references = self._writer.close(metadata)
             digest = hash_file(self._temporary)
             nbytes = self._temporary.stat().st_size
             self._model.unseal()
@@ -79,7 +88,7 @@ class DataFile:
         except OSError as error:
             self._temporary.unlink(missing_ok=True)
             raise as_output_error(error, self._model.folder / self.file) from error
-        self._model.record(Commit(self.file, nbytes, digest, key, describe(references), reports))
+        self._model.record(Commit(self.file, nbytes, digest, key, entries, reports))
 
     def discard(self) -> None:
         """Forget the file and its queued tiles. Raises nothing: the caller may be on its way out of an error.

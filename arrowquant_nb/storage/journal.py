@@ -93,11 +93,13 @@ class Journal:
         # In the order they have: what a later run takes over from here must give the same manifest, byte for byte.
         line = json.dumps(asdict(commit), separators=(",", ":")) + "\n"
         try:
-            with self.path.open("ab") as stream:
-                start = stream.tell()
+            # Unbuffered: closing the stream must not write the rest of a line that failed and was taken back.
+            with self.path.open("ab", buffering=0) as stream:
+                start = stream.seek(0, os.SEEK_END)
+                rest = memoryview(line.encode())
                 try:
-                    stream.write(line.encode())
-                    stream.flush()
+                    while rest:
+                        rest = rest[stream.write(rest) :]
                     os.fsync(stream.fileno())
                 except OSError:
                     os.ftruncate(stream.fileno(), start)

@@ -1,6 +1,7 @@
 """The output folder of a run: locked, resumable, committed file by file, sealed by a manifest.
 
-One writer thread encodes, hashes and fsyncs while the next layer is quantized; at most a few tiles wait for it.
+One thread encodes tiles while the next layer is quantized, a second one hashes, fsyncs and renames finished files, so that
+neither the kernels nor the encoder wait for the disk; at most a few tiles and files wait for them.
 Knows nothing of quantization; it stores tiles and the JSON that it is handed.
 """
 
@@ -36,6 +37,8 @@ LOCK_NAME = ".lock"
 KEPT_NAME = "kept.parquet"
 # Tiles that may wait for the writer thread; bounds memory at a few times the tile size.
 _QUEUE_DEPTH = 2
+# Finished files that may wait for the disk.
+_PUBLISH_DEPTH = 4
 _SLUG_LENGTH = 60
 _DATA_FILE = re.compile(r"\d{5,}-\w+-[0-9a-f]{8}\.parquet")
 # Records of a run; times and hosts may stand only here and in the journal.
@@ -77,6 +80,8 @@ class ModelFolder:
         self._needed_nbytes = needed_nbytes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-writer")
         self._waiting: list[Future[None]] = []
+        self._publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-publisher")
+        self._publishing: list[Future[None]] = []
 
     def _check_place(self, source: Path) -> None:
         folder, origin = self.folder.resolve(), source.resolve()
@@ -132,6 +137,7 @@ class ModelFolder:
     def __exit__(self, *_: object) -> None:
         try:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._publisher.shutdown(wait=True)  # finished files are worth keeping whatever ended the run
             remove_stale(self.folder)
         finally:
             self._lock.release()
@@ -178,15 +184,24 @@ class ModelFolder:
             self._waiting.pop(0).result()
         self._waiting.append(self._pool.submit(work))
 
+    def publish(self, work: Callable[[], None]) -> None:
+        """Hand a finished file to the publisher thread, in order; an error of earlier files is raised here."""
+        while len(self._publishing) >= _PUBLISH_DEPTH:
+            self._publishing.pop(0).result()
+        self._publishing.append(self._publisher.submit(work))
+
     def drain(self) -> None:
         """Wait until everything handed over is durable; raise the first error."""
-        waiting, self._waiting = self._waiting, []
-        errors = [e for e in (f.exception() for f in waiting) if e is not None]
+        errors = []
+        for name in ("_waiting", "_publishing"):  # the writer thread fills the second while the first is waited for
+            waiting: list[Future[None]] = getattr(self, name)
+            errors += [e for e in (f.exception() for f in waiting) if e is not None]
+            setattr(self, name, [])
         if errors:
             raise errors[0]
 
     def record(self, commit: Commit) -> None:
-        """Journal a published file (writer thread only)."""
+        """Journal a published file (publisher thread only)."""
         self._journal.append(commit)
 
     def unseal(self) -> None:
