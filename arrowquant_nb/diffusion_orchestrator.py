@@ -106,8 +106,10 @@ class DiffusionOrchestrator:
                 weight, bits, self.config.group_size, method, self.config.gain_correction, name=name,
                 n_threads=self.config.num_threads,
             )  # fmt: skip
+            least = self.config.min_accuracy
+            judgement = gates.judge(bits, requested, method, tensor.statistics.cosine, None, least, None, wider)
             attempts.append(core_orchestrator.attempt_report(
-                tensor.statistics, bits, requested, self.config.min_accuracy, method, tensor.grid, wider
+                tensor.statistics, bits, requested, least, method, tensor.grid, judgement
             ))  # fmt: skip
             if attempts[-1].passed:
                 return tensor, tuple(attempts)

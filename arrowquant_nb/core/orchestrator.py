@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from arrowquant_nb.core.gates import NOT_MEASURED, explain, fallback_chain, passes, required_cosine
+from arrowquant_nb.core.gates import NOT_MEASURED, Judgement, fallback_chain, judge, required_cosine
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.quantizers.affine import MatrixJob, quantize_matrices
@@ -172,14 +172,11 @@ class LayerLoop:
         task = item.task
         bit_width = item.bit_width
         wider = item.next_bit_width
-        attempt = attempt_report(statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, wider)
+        judgement = judge(
+            bit_width, task.bit_width, task.method, statistics.cosine, None, task.min_accuracy, None, wider
+        )
+        attempt = attempt_report(statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, judgement)
         item.attempts.append(attempt)
-        gate: dict[str, object] = {
-            "gate": "weight_cosine",
-            "value": attempt.cosine,
-            "threshold": attempt.min_cosine,
-            "passed": attempt.passed,
-        }
         self.control.emit(
             AttemptFinished(
                 name=task.name,
@@ -187,7 +184,7 @@ class LayerLoop:
                 method=task.method,
                 passed=attempt.passed,
                 sentence=attempt.sentence,
-                gates=[gate],
+                gates=[gate.to_dict() for gate in judgement.gates],
             )
         )
         if attempt.passed or not wider:
@@ -204,11 +201,15 @@ class LayerLoop:
 
 
 def attempt_report(
-    statistics: LayerStatistics, bit_width: int, requested: int, min_accuracy: float, method: str, grid: str, wider: int
+    statistics: LayerStatistics,
+    bit_width: int,
+    requested: int,
+    min_accuracy: float,
+    method: str,
+    grid: str,
+    judgement: Judgement,
 ) -> AttemptReport:
-    """Judge one attempt: its figures against the gate, with the sentence why; `wider` is 0 where no width is left."""
-    threshold = required_cosine(bit_width, requested, min_accuracy)
-    passed = passes(statistics.cosine, threshold)
+    """Join an attempt's figures with the judgement on them."""
     return AttemptReport(
         bit_width=bit_width,
         method=method,
@@ -216,10 +217,10 @@ def attempt_report(
         cosine=statistics.cosine,
         sqnr_db=statistics.sqnr_db,
         mse=statistics.mse,
-        min_cosine=threshold,
-        passed=passed,
+        min_cosine=required_cosine(bit_width, requested, min_accuracy),
+        passed=judgement.passed,
         output_sqnr=NOT_MEASURED,
-        sentence=explain(bit_width, statistics.cosine, threshold, passed, wider),
+        sentence=judgement.sentence,
     )
 
 
