@@ -61,8 +61,10 @@ def _needs_float32(order: RowsJob) -> bool:
     return bool((order.status & STATUS_NEEDS_FLOAT32).any())
 
 
-def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[QuantizedTensor]:
+def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0, *, wide: bool = False) -> list[QuantizedTensor]:
     """Quantize all jobs in one parallel region; the bytes do not depend on `n_threads`.
+
+    Scales are float16, and float32 where float16 cannot hold them or `wide` asks for it.
 
     Raises
     ------
@@ -70,11 +72,12 @@ def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[Qua
         NaN, infinity or a weight beyond 2**125, naming tensor, count and first index.
 
     """
-    orders = _run(jobs, [_fresh_buffers(job.layout, FLOAT16) for job in jobs], n_threads)
+    first = FLOAT32 if wide else FLOAT16
+    orders = _run(jobs, [_fresh_buffers(job.layout, first) for job in jobs], n_threads)
     again = [k for k, order in enumerate(orders) if _needs_float32(order)]
     if again:
-        wide = _run([jobs[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
-        for k, order in zip(again, wide, strict=True):
+        widened = _run([jobs[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
+        for k, order in zip(again, widened, strict=True):
             orders[k] = order
     return [_tensor(job, order) for job, order in zip(jobs, orders, strict=True)]
 

@@ -6,7 +6,7 @@ models or of how the codes were chosen; `affine.py` makes these objects, storage
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,12 @@ class QuantizedTensor:
     def columns(self) -> int:
         """Columns of the matrix view."""
         return self.layout.columns
+
+    def rows_of(self, rows: slice) -> "QuantizedTensor":
+        """Return some rows of the matrix view as a tensor that shares the buffers; the statistics stay the whole's."""
+        packed, scales, zero_points = self.packed[rows], self.scales[rows], self.zero_points[rows]
+        shape = (len(packed), self.columns)
+        return replace(self, packed=packed, scales=scales, zero_points=zero_points, shape=shape)
 
     @property
     def nbytes(self) -> int:
