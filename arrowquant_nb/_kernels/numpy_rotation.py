@@ -6,7 +6,6 @@ sums and differences at distance 1, 2, 4, ... in that order. Knows rows only: no
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["rotate_rows"]

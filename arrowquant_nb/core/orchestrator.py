@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from arrowquant_nb.core.gates import NOT_MEASURED, Judgement, fallback_chain, judge, required_cosine
+from arrowquant_nb.core.gates import OutputFigures, fallback_chain, judge
+from arrowquant_nb.core.reports import attempt_report, layer_report
+from arrowquant_nb.core.trial_choice import Choice, matrix_job
+from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
-from arrowquant_nb.quantizers.affine import MatrixJob, quantize_matrices
+from arrowquant_nb.quantizers.measure import tiles_of
+from arrowquant_nb.quantizers.metrics import OutputStatistics
 from arrowquant_nb.quantizers.tensor import LayerStatistics
-from arrowquant_nb.results import AttemptReport, LayerReport
+from arrowquant_nb.quantizers.transforms import quantize_transformed
+from arrowquant_nb.quantizers.trials import measure_output
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    from numpy.typing import NDArray
-
     from arrowquant_nb.core.task import Control, LayerTask, Sink, Source, TileWriter
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.quantizers.trials import LayerInputs
+    from arrowquant_nb.results import AttemptReport, LayerReport
 
 # A tile is the unit of reading, quantizing and storing: 8 Mi weights are 32 MiB of float32 and at most 8 MiB of codes.
 TILE_WEIGHTS: Final = 1 << 23
@@ -32,8 +36,9 @@ BATCH_WEIGHTS: Final = 1 << 21
 class Pending:
     """A layer on its way through the fallback chain; `report` is set once it is decided."""
 
-    def __init__(self, task: LayerTask) -> None:
+    def __init__(self, task: LayerTask, inputs: LayerInputs | None) -> None:
         self.task = task
+        self.inputs = inputs
         self.chain = fallback_chain(task.bit_width)
         self.attempts: list[AttemptReport] = []
         self.report: LayerReport | None = None
@@ -48,6 +53,18 @@ class Pending:
         """Width to try after this one; 0 where nothing is left."""
         n = len(self.attempts) + 1
         return self.chain[n] if n < len(self.chain) else 0
+
+    def recipes(self) -> list[Recipe]:
+        """Ways to compare at this width."""
+        task = self.task
+        compensated = task.compensated and self.inputs is not None
+        return recipes(task.methods, self.bit_width, task.group_size, task.scale_format, compensated)
+
+    @property
+    def batchable(self) -> bool:
+        """Whether the attempt is one call of a grid's kernel, which may serve other layers at the same time."""
+        found = self.recipes()
+        return len(found) == 1 and not found[0].compensated
 
 
 def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
@@ -70,6 +87,11 @@ def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
 def tile_rows(columns: int) -> int:
     """Rows of one tile of a matrix with so many columns."""
     return max(1, TILE_WEIGHTS // max(1, columns))
+
+
+def rows_at_once(task: LayerTask) -> int:
+    """Rows of a layer that are read and quantized together: one tile, or all of them for GPTQ or a low-rank branch."""
+    return task.rows if task.low_rank or task.compensated else tile_rows(task.columns)
 
 
 class LayerLoop:
@@ -103,7 +125,7 @@ class LayerLoop:
                 decided[task.index] = report
                 self._finished(task, report, False)
             else:
-                pending.append(Pending(task))
+                pending.append(Pending(task, self.source.inputs(task)))
         while pending and not self.stopped:
             if self.control.cancelled():
                 self.stopped = True
@@ -129,66 +151,106 @@ class LayerLoop:
 
     def _attempt(self, pending: list[Pending]) -> None:
         """Try every pending layer once at its present width."""
-        if len(pending) == 1:
-            self._stream(pending[0])
-            return
-        jobs = [_job(item, self.source.read_rows(item.task.name, 0, item.task.rows), 0) for item in pending]
-        tensors = quantize_matrices(jobs, self.control.n_threads)
-        for item, tensor in zip(pending, tensors, strict=True):
+        together = [item for item in pending if item.batchable]
+        if len(together) > 1:
+            self._try_together(together)
+        for item in pending:
+            if self.stopped:
+                return
+            if len(together) < 2 or not item.batchable:
+                self._stream(item)
+
+    def _try_together(self, items: list[Pending]) -> None:
+        """Try several small layers in one parallel region."""
+        jobs = []
+        for item in items:
+            weight = self.source.read_rows(item.task.name, 0, item.task.rows)
+            jobs.append(matrix_job(item.task, item.recipes()[0], weight, 0, item.task.rotation))
+        tensors = quantize_transformed(jobs, self.control.n_threads)
+        for item, job, tensor in zip(items, jobs, tensors, strict=True):
             writer = self.sink.begin(item.task, tensor.bit_width)
             writer.append(0, tensor)
-            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor.grid)
+            outputs: list[OutputStatistics] = []
+            if item.inputs is not None:
+                outputs.append(measure_output(job.weight, tensor, item.inputs, self.control.n_threads))
+            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor, Choice(item.recipes(), ""), outputs)
 
     def _stream(self, item: Pending) -> None:
-        """Try one layer tile by tile; memory stays at a few tiles whatever its size."""
+        """Try one layer tile by tile; without compensation memory stays at a few tiles whatever its size."""
         task = item.task
-        step = tile_rows(task.columns)
+        step = rows_at_once(task)
+        choice = Choice(item.recipes(), task.rotation)
         writer = self.sink.begin(task, item.bit_width)
         parts: list[LayerStatistics] = []
+        outputs: list[OutputStatistics] = []
         nbytes = 0
-        grid = ""
+        tensor: QuantizedTensor | None = None
         try:
             for start in range(0, task.rows, step):
-                if self.control.cancelled():
+                weight = self.source.read_rows(task.name, start, min(step, task.rows - start))
+                tensor = None
+                if not self.control.cancelled():
+                    tensor = choice.quantize(task, weight, start, item.inputs, self.control)
+                if tensor is None:
                     self.stopped = True
                     writer.discard()
                     return
-                weight = self.source.read_rows(task.name, start, min(step, task.rows - start))
-                tensor = quantize_matrices([_job(item, weight, start)], self.control.n_threads)[0]
-                writer.append(start, tensor)
+                for first, tile in tiles_of(tensor, weight, tile_rows(task.columns), self.control.n_threads):
+                    writer.append(start + first, tile)
                 parts.append(tensor.statistics)
+                if item.inputs is not None:
+                    outputs.append(measure_output(weight, tensor, item.inputs, self.control.n_threads))
                 nbytes += tensor.nbytes
-                grid = tensor.grid
                 if start + step < task.rows:
                     fraction = (start + step) / task.rows
                     self.control.emit(LayerProgress(name=task.name, fraction=fraction))
         except BaseException:
             writer.discard()
             raise
-        self._judge(item, writer, LayerStatistics.combine(parts), nbytes, grid)
+        if tensor is not None:
+            self._judge(item, writer, LayerStatistics.combine(parts), nbytes, tensor, choice, outputs)
 
-    def _judge(self, item: Pending, writer: TileWriter, statistics: LayerStatistics, nbytes: int, grid: str) -> None:
-        """Gate an attempt: commit it, or discard it and leave the layer pending, or record it as failed."""
+    def _judge(
+        self,
+        item: Pending,
+        writer: TileWriter,
+        statistics: LayerStatistics,
+        nbytes: int,
+        tensor: QuantizedTensor,
+        choice: Choice,
+        outputs: list[OutputStatistics],
+    ) -> None:
+        """Gate an attempt: commit it, or discard it and leave the layer pending, or record it as failed.
+
+        `tensor` is the layer or its last tile.
+        """
         task = item.task
-        bit_width = item.bit_width
         wider = item.next_bit_width
+        output = output_figures(outputs)
         judgement = judge(
-            bit_width, task.bit_width, task.method, statistics.cosine, None, task.min_accuracy, None, wider
+            tensor.bit_width,
+            task.bit_width,
+            choice.recipe.compensated,
+            statistics.cosine,
+            output,
+            task.min_accuracy,
+            task.min_output_sqnr_db,
+            wider,
         )
-        attempt = attempt_report(statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, judgement)
+        attempt = attempt_report(statistics, task, tensor, choice, judgement, output)
         item.attempts.append(attempt)
         self.control.emit(
             AttemptFinished(
                 name=task.name,
-                bit_width=bit_width,
-                method=task.method,
+                bit_width=tensor.bit_width,
+                method=attempt.method,
                 passed=attempt.passed,
                 sentence=attempt.sentence,
                 gates=[gate.to_dict() for gate in judgement.gates],
             )
         )
         if attempt.passed or not wider:
-            item.report = _report(item, statistics, nbytes, grid, bit_width)
+            item.report = layer_report(task, statistics, nbytes, tensor, item.attempts)
         if attempt.passed and item.report is not None:
             writer.commit(item.report)
             return
@@ -196,32 +258,16 @@ class LayerLoop:
         if self.control.fail_fast:
             raise QuantizationError(
                 f"fail_fast: {task.name!r}: {attempt.sentence} "
-                "Lower min_accuracy, or set layer_bit_widths for this layer."
+                "Lower min_accuracy or min_output_sqnr_db, or set layer_bit_widths for this layer."
             )
 
 
-def attempt_report(
-    statistics: LayerStatistics,
-    bit_width: int,
-    requested: int,
-    min_accuracy: float,
-    method: str,
-    grid: str,
-    judgement: Judgement,
-) -> AttemptReport:
-    """Join an attempt's figures with the judgement on them."""
-    return AttemptReport(
-        bit_width=bit_width,
-        method=method,
-        grid=grid,
-        cosine=statistics.cosine,
-        sqnr_db=statistics.sqnr_db,
-        mse=statistics.mse,
-        min_cosine=required_cosine(bit_width, requested, min_accuracy),
-        passed=judgement.passed,
-        output_sqnr=NOT_MEASURED,
-        sentence=judgement.sentence,
-    )
+def output_figures(outputs: list[OutputStatistics]) -> OutputFigures | None:
+    """Join the output's figures over a layer's tiles; None where it was not measured."""
+    if not outputs:
+        return None
+    joined = OutputStatistics.combine(outputs)
+    return OutputFigures(joined.sqnr_db, joined.worst_sqnr_db, joined.cosine, joined.gain)
 
 
 def quantize_layers(tasks: list[LayerTask], source: Source, sink: Sink, control: Control) -> list[LayerReport]:
@@ -240,46 +286,3 @@ def quantize_layers(tasks: list[LayerTask], source: Source, sink: Sink, control:
             break
         reports.extend(loop.process(batch))
     return reports
-
-
-def _job(item: Pending, weight: NDArray[Any], row_start: int) -> MatrixJob:
-    task = item.task
-    return MatrixJob(
-        weight=weight,
-        name=task.name,
-        shape=weight.shape,
-        bit_width=item.bit_width,
-        group_size=task.group_size,
-        method=task.method,
-        gain_correction=task.gain_correction,
-        importance=None,
-        row_start=row_start,
-        file=task.file,
-    )
-
-
-def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, bit_width: int) -> LayerReport:
-    task = item.task
-    return LayerReport(
-        name=task.name,
-        shape=task.shape,
-        dtype=task.dtype,
-        action="quantized",
-        role=task.role,
-        reason=task.reason,
-        rule=task.rule,
-        requested_bit_width=task.bit_width,
-        bit_width=bit_width,
-        method=task.method,
-        grid=grid,
-        group_size=task.group_size,
-        n_weights=task.n_weights,
-        source_nbytes=task.source_nbytes,
-        nbytes=nbytes,
-        sqnr_db=statistics.sqnr_db,
-        cosine=statistics.cosine,
-        mse=statistics.mse,
-        gain=statistics.gain,
-        w_absmax=statistics.w_absmax,
-        attempts=tuple(item.attempts),
-    )

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels.numpy_rows import pack_codes
 from arrowquant_nb.json_form import JsonForm
 from arrowquant_nb.quantizers.affine import quantize_matrices
+from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.group_tables import fit_table, join_tables, table_span
 from arrowquant_nb.quantizers.hessian import Factor, checked_hessian, factorise
-from arrowquant_nb.quantizers.matrix_job import MatrixJob
+from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob
 from arrowquant_nb.quantizers.measure import measure, over_rows
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 
@@ -28,7 +28,6 @@ __all__ = ["GptqReport", "gptq_matrix"]
 
 BLOCK_COLUMNS = 128
 """Columns after which the rest of the row is updated by one matrix product; rounded up to whole slabs."""
-LARGEST = 2.0**125  # the kernels take no weight beyond
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def gptq_matrix(
     """
     direct = quantize_matrices([job], n_threads)[0]
     threads = _kernels.resolve_threads(n_threads, job.weight.size)
-    with threadpool_limits(1, "blas"):
+    with single_threaded_blas():
         checked = checked_hessian(hessian, job.weight.shape[1], job.name)
         baseline, _ = measure(direct, job.weight, checked, threads)
         if cancelled():
@@ -146,7 +145,7 @@ def _rows(
         for first in range(start, stop, span):
             last = min(first + span, stop)
             slab = np.ascontiguousarray(work[first:last].T, np.float32)
-            if not np.abs(slab).max() <= LARGEST:
+            if not np.abs(slab).max() <= LARGEST_WEIGHT:
                 return None
             table = fit_table(job, slab, factor.importance[first:last], wide)
             tables.append(table)

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, dtype_named
+from arrowquant_nb.quantizers.low_rank import check_low_rank
+from arrowquant_nb.quantizers.rotation import check_rotation
 
-__all__ = ["MatrixJob", "named_layout"]
+__all__ = ["LARGEST_WEIGHT", "MatrixJob", "named_layout"]
+
+LARGEST_WEIGHT = 2.0**125
+"""No kernel takes a weight beyond: twice the range of a group still is a float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,12 @@ class MatrixJob:
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
     file: str = ""
     """File that the weights come from, for messages."""
+    rotation: str = "none"
+    """none, hadamard, or auto: rotated where that lowers the error."""
+    seed: int = 0
+    """Signs of the rotation."""
+    low_rank: int = 0
+    """Rank of the float16 branch; 0 = none."""
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can take."""
@@ -56,8 +67,15 @@ class MatrixJob:
             )
         if not self.weight.flags.c_contiguous:
             raise ShapeMismatchError(f"{self.name}: weight must be C-contiguous: pass numpy.ascontiguousarray(weight)")
+        check_rotation(self.name, layout.columns, self.rotation, self.seed)
+        check_low_rank(self.name, self.weight.size, self.low_rank)
         if self.importance is not None:
             _check_importance(self.name, self.importance, self.method, layout.columns)
+
+    @property
+    def transformed(self) -> bool:
+        """Whether more than the grid is asked for."""
+        return self.rotation != "none" or self.low_rank > 0
 
     @property
     def layout(self) -> Layout:

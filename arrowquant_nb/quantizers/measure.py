@@ -7,19 +7,19 @@ number of threads. The caller pins BLAS to one thread. Knows nothing of how code
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arrowquant_nb import _kernels
+from arrowquant_nb.quantizers.blas import BLOCK_ROWS, single_threaded_blas
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 
-__all__ = ["BLOCK_ROWS", "measure", "over_rows"]
+__all__ = ["measure", "over_rows", "tiles_of"]
 
 Part = TypeVar("Part")
-
-BLOCK_ROWS = 256
-"""Rows that one thread works on; fixed, because the shape of a matrix product may decide its last bits."""
 
 
 def over_rows(work: Callable[[slice], Part], rows: int, threads: int) -> list[Part]:
@@ -29,6 +29,19 @@ def over_rows(work: Callable[[slice], Part], rows: int, threads: int) -> list[Pa
         return [work(block) for block in blocks]
     with ThreadPoolExecutor(min(threads, len(blocks))) as pool:
         return list(pool.map(work, blocks))
+
+
+def tiles_of(
+    tensor: QuantizedTensor, weight: NDArray[Any], step: int, n_threads: int
+) -> list[tuple[int, QuantizedTensor]]:
+    """Cut a tensor into tiles of `step` rows, each with its first row and its own statistics; one stays as it is."""
+    if step >= tensor.rows:
+        return [(0, tensor)]
+    threads = _kernels.resolve_threads(n_threads, weight.size)
+    cuts = [slice(start, min(start + step, tensor.rows)) for start in range(0, tensor.rows, step)]
+    parts = [(cut, tensor.rows_of(cut)) for cut in cuts]
+    with single_threaded_blas():
+        return [(c.start, replace(p, statistics=measure(p, weight[c], None, threads)[1])) for c, p in parts]
 
 
 def measure(

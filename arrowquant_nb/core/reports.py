@@ -1,0 +1,81 @@
+"""From figures to the reports of an attempt and of a layer. Decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from arrowquant_nb.core.gates import NOT_MEASURED, required_cosine
+from arrowquant_nb.results import AttemptReport, LayerReport
+
+if TYPE_CHECKING:
+    from arrowquant_nb.core.gates import Judgement, OutputFigures
+    from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.core.trial_choice import Choice
+    from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
+
+
+def attempt_report(
+    statistics: LayerStatistics,
+    task: LayerTask,
+    tensor: QuantizedTensor,
+    choice: Choice,
+    judgement: Judgement,
+    output: OutputFigures | None,
+) -> AttemptReport:
+    """Join an attempt's figures with the judgement on them; `tensor` is the layer or its last tile."""
+    why = choice.explain(output is not None)
+    return AttemptReport(
+        bit_width=tensor.bit_width,
+        method=tensor.method,
+        grid=tensor.grid,
+        cosine=statistics.cosine,
+        sqnr_db=statistics.sqnr_db,
+        mse=statistics.mse,
+        min_cosine=required_cosine(tensor.bit_width, task.bit_width, task.min_accuracy),
+        passed=judgement.passed,
+        output_sqnr=NOT_MEASURED if output is None else output.sqnr_db,
+        sentence=f"{judgement.sentence} {why}".rstrip(),
+        group_size=tensor.group_size,
+        scale_format="k" if tensor.grid == "k" else "float16",
+        worst_output_sqnr=NOT_MEASURED if output is None else output.worst_sqnr_db,
+        output_cosine=NOT_MEASURED if output is None else output.cosine,
+        output_gain=NOT_MEASURED if output is None else output.gain,
+        compared=dict(choice.compared),
+    )
+
+
+def layer_report(
+    task: LayerTask,
+    statistics: LayerStatistics,
+    nbytes: int,
+    tensor: QuantizedTensor,
+    attempts: list[AttemptReport],
+) -> LayerReport:
+    """Report of a layer that is decided, by its last attempt."""
+    branch = tensor.low_rank_a
+    return LayerReport(
+        name=task.name,
+        shape=task.shape,
+        dtype=task.dtype,
+        action="quantized",
+        role=task.role,
+        reason=task.reason,
+        rule=task.rule,
+        requested_bit_width=task.bit_width,
+        bit_width=tensor.bit_width,
+        method=tensor.method,
+        grid=tensor.grid,
+        group_size=tensor.group_size,
+        n_weights=task.n_weights,
+        source_nbytes=task.source_nbytes,
+        nbytes=nbytes,
+        sqnr_db=statistics.sqnr_db,
+        cosine=statistics.cosine,
+        mse=statistics.mse,
+        gain=statistics.gain,
+        w_absmax=statistics.w_absmax,
+        attempts=tuple(attempts),
+        rotation_seed=tensor.rotation_seed,
+        low_rank=0 if branch is None else branch.shape[1],
+        scale_format=attempts[-1].scale_format,
+    )

@@ -1,0 +1,157 @@
+"""Where a run's calibration comes from: a file that is given or lies beside the model, or the model's own trajectories.
+
+Without any of them nothing is invented: the run goes on uncalibrated, and its result says why.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arrowquant_nb import samples
+from arrowquant_nb.calibration.cache import cache_folder, cached_capture
+from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
+from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
+from arrowquant_nb.core.time_groups import uniform_groups
+from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.quantizers.trials import LayerInputs
+from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.samples import RunnableModel
+
+NONE = "none"
+"""Given as `calibration`, switches it off."""
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """What a run would be calibrated on, found without running anything."""
+
+    description: str
+    """In plain words, for the plan and the result."""
+    sample: str | None = None
+    """Bundled model whose own trajectories are followed."""
+    file: Path | None = None
+    """Calibration file."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return self.sample is not None or self.file is not None
+
+
+def find_source(
+    located: LocatedModel, config: DiffusionQuantConfig, given: str | Path | None = None
+) -> CalibrationSource:
+    """Say what a run over `located` would be calibrated on.
+
+    Parameters
+    ----------
+    located, config
+        The model and the run's settings.
+    given
+        A calibration file, or "none" to go without; None looks beside the model, then whether it can be run here.
+
+    Raises
+    ------
+    ModelNotFoundError
+        There is no such file.
+    ConfigurationError
+        Several calibration files lie beside the model.
+
+    """
+    if given is not None and str(given) == NONE:
+        return CalibrationSource("calibration is switched off")
+    sample = located.argument.removeprefix(SAMPLE_PREFIX) if located.argument.startswith(SAMPLE_PREFIX) else None
+    beside = find_calibration_file(located.path if located.path.is_dir() else located.path.parent)
+    file = Path(given) if given is not None else beside
+    if file is not None:
+        if not file.is_file():
+            raise ModelNotFoundError(f"there is no calibration file {file}")
+        return CalibrationSource(f"calibration file {file.name}", sample, file)
+    if sample is not None:
+        n, seed = config.calibration_samples, config.seed
+        return CalibrationSource(f"{n} trajectories of the model itself, seed {seed}", sample)
+    return CalibrationSource("there is no calibration file beside the model, and the model cannot be run here")
+
+
+@dataclass(frozen=True, eq=False)
+class RunCalibration:
+    """What a run knows of its layers' inputs."""
+
+    source: CalibrationSource
+    """Where it comes from."""
+    statistics: Calibration | None = None
+    """None without calibration."""
+    reused: bool = False
+    """Taken from the cache."""
+    warnings: tuple[str, ...] = ()
+    """What went wrong with the cache, for the result."""
+    _inputs: dict[str, LayerInputs] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the statistics, "" without."""
+        return "" if self.statistics is None else self.statistics.data_hash
+
+    def inputs(self, name: str, columns: int, n_groups: int) -> LayerInputs | None:
+        """Return the inputs of a layer, None where calibration did not see it.
+
+        Parameters
+        ----------
+        name, columns
+            The weight.
+        n_groups
+            Timestep groups, at most, whose output is measured apart.
+
+        """
+        if self.statistics is None or name not in self.statistics:
+            return None
+        if name not in self._inputs:
+            capture = self.statistics.check_layer(name, columns)
+            groups = uniform_groups(capture.n_steps, min(n_groups, capture.n_steps))
+            slices = tuple(slice(start, stop) for start, stop in groups)
+            self._inputs[name] = LayerInputs(capture.hessian, capture.held_out, slices)
+        return self._inputs[name]
+
+    def record(self) -> dict[str, object]:
+        """Plain values for run.json."""
+        found = self.statistics
+        facts = {} if found is None else {"settings": found.settings.to_dict(), "key": found.key, "hash": self.hash}
+        return {"source": self.source.description, **facts, "reused": self.reused, "warnings": list(self.warnings)}
+
+
+def calibrate(
+    source: CalibrationSource,
+    tasks: Sequence[LayerTask],
+    config: DiffusionQuantConfig,
+    progress: Callable[[float], None] | None = None,
+) -> RunCalibration:
+    """Read or record the inputs of the layers that are to be quantized.
+
+    Raises
+    ------
+    ArrowQuantError
+        The calibration file cannot be used, or is of another model; the message names file, layer and fix.
+
+    """
+    if not source:
+        return RunCalibration(source)
+    settings = CalibrationSettings(n_samples=config.calibration_samples, seed=config.seed)
+    model: RunnableModel | None = None if source.sample is None else samples.runnable(source.sample)
+    if source.file is not None:
+        return RunCalibration(source, load_calibration(source.file, model, settings, progress=progress))
+    if model is None:
+        raise AssertionError(source)
+    wanted = {t.name for t in tasks if not t.kept}
+    layers = [name for name in model.layers() if name in wanted]
+    if not layers:
+        return RunCalibration(CalibrationSource("no layer that is quantized can be observed"))
+    done = cached_capture(model, settings, layers, progress, folder=cache_folder(os.environ))
+    return RunCalibration(source, done.calibration, done.reused, done.warnings)
