@@ -6,6 +6,7 @@ that share an input share its rows. Every block and the whole carry a hash, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -136,7 +137,8 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
             f"cannot write the calibration {path} ({error.strerror or error}); free space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or the folder never was one
+            temporary.unlink()
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -155,7 +155,8 @@ def _check_schema(path: Path, schema: Any) -> None:
 
     def numbers(kind: Any) -> bool:
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        return bool(lists and number(kind.value_type))
+        # A column of empty lists (the shape of a class label) has no type of its own.
+        return bool(lists and (number(kind.value_type) or pa.types.is_null(kind.value_type)))
 
     _check_fields(path, 1, dict.fromkeys(schema.names))
     for field in schema:

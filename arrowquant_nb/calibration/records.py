@@ -82,6 +82,8 @@ def calibrate_on_records(
         )
     except IndexError as error:
         raise MetadataError(f"{path}: a record holds an index that the model does not have ({error})") from error
+    except MetadataError as error:
+        raise MetadataError(f"{path}: {error}") from error
     return Calibration(captured, "file", settings, model_hash(model.weights), file_hash(path))
 
 
@@ -181,7 +183,8 @@ def _steps(path: Path, samples: list[_Sample], n_steps: int) -> list[list[_Sampl
             steps.append([])
         steps[-1] += by_time[time]
     if len(steps) > 1 and len(steps[-1]) < 2:
-        steps[-2] += steps.pop()
+        last = steps.pop()
+        steps[-1] += last
     return steps
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from arrowquant_nb.errors import MetadataError, ShapeMismatchError
 
@@ -133,7 +134,7 @@ def hessian_error(weight: NDArray[Any], dequantized: NDArray[Any], hessian: NDAr
     if hessian.shape != (original.shape[1],) * 2:
         raise ShapeMismatchError(f"a weight of {original.shape[1]} columns needs a square Hessian, got {hessian.shape}")
     parts = []
-    with threadpool_limits(1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         for w, e in _blocks(original, quantized):
             # Rounding can leave a vanishing quadratic form just below zero.
             error, power = (max(0.0, float(np.sum((m @ hessian) * m))) for m in (e, w))
@@ -169,11 +170,17 @@ def output_statistics(
     _check_groups(groups, len(held_out))
     inputs = [held_out[group].reshape(-1, held_out.shape[2]) for group in groups]
     parts = []
-    with threadpool_limits(1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         for w, e in _blocks(original, quantized):
             sums = [_group_sums(rows, w, e) for rows in inputs]
             parts.append(OutputStatistics(*(tuple(s[k] for s in sums) for k in range(3))))
     return OutputStatistics.combine(parts)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """NumPy's linear algebra, looked up once: finding it takes longer than measuring a small layer."""
+    return ThreadpoolController()
 
 
 def _group_sums(rows: NDArray[np.float32], w: NDArray[np.float64], e: NDArray[np.float64]) -> tuple[float, ...]:
