@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEGABYTE = 1_000_000
+NOT_MEASURED = "not_measured"
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class AttemptReport(JsonForm):
     cosine, sqnr_db, mse : error of the weights, from the stored scales.
     min_cosine : threshold that gated this attempt.
     passed : verdict.
-    output_sqnr : "not_measured" without calibration.
+    output_sqnr, worst_output_sqnr : signal over error of the layer's output in dB on held-out inputs, over all of them and
+        in the worst timestep group; "not_measured" without calibration.
     sentence : why, in plain words.
+    group_size, scale_format : weights that share a scale, and how scales are stored (float16 or k).
+    output_cosine, output_gain : cosine of the outputs, and how much of the output is kept; reported, never a gate.
+    compared : error of every way that was tried at this width by its name: at the layer's output with calibration,
+        else of the weights.
     """
 
     bit_width: int
@@ -40,8 +46,14 @@ class AttemptReport(JsonForm):
     mse: float
     min_cosine: float
     passed: bool
-    output_sqnr: str
+    output_sqnr: float | str
     sentence: str
+    group_size: int = 0
+    scale_format: str = "float16"
+    worst_output_sqnr: float | str = "not_measured"
+    output_cosine: float | str = "not_measured"
+    output_gain: float | str = "not_measured"
+    compared: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class LayerReport(JsonForm):
     attempts : every attempt in order.
     rotation_seed : signs of the Hadamard rotation that was applied; None = not rotated.
     low_rank : rank of the float16 branch that is stored; 0 = none.
+    scale_format : float16 or k ("" when kept).
     """
 
     name: str
@@ -85,10 +98,21 @@ class LayerReport(JsonForm):
     attempts: tuple[AttemptReport, ...] = ()
     rotation_seed: int | None = None
     low_rank: int = 0
+    scale_format: str = ""
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
         return {"attempts": AttemptReport}
+
+    @property
+    def output_sqnr(self) -> float | str:
+        """Signal over error of the layer's output in dB, "not_measured" without calibration."""
+        return self.attempts[-1].output_sqnr if self.attempts else NOT_MEASURED
+
+    @property
+    def worst_output_sqnr(self) -> float | str:
+        """The same in the worst timestep group."""
+        return self.attempts[-1].worst_output_sqnr if self.attempts else NOT_MEASURED
 
     @property
     def bits_per_weight(self) -> float:
@@ -135,6 +159,7 @@ class PlanRow(JsonForm):
     n_weights: int
     source_nbytes: int
     nbytes: int
+    scale_format: str = ""
 
     @property
     def bits_per_weight(self) -> float:
@@ -204,6 +229,8 @@ class QuantizationResult(JsonForm):
     fallback_rate : quantized layers that needed a wider format, 0 to 1.
     reused : layers taken over from an earlier run of the same output.
     layers : one report per tensor, in model order.
+    calibration : where the inputs of the layers came from, with settings and hash; or why there were none.
+    warnings : what went wrong without stopping the run, one sentence each.
     """
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
@@ -227,6 +254,8 @@ class QuantizationResult(JsonForm):
     reused: int
     layers: tuple[LayerReport, ...]
     config: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:

@@ -15,8 +15,6 @@ PASSED: Final = "passed"
 FAILED: Final = "failed"
 WAIVED: Final = "waived"
 REPORTED: Final = "reported"
-# Methods that move error between columns: they lower the weight cosine on purpose to raise the output's quality.
-COMPENSATING: Final = ("gptq",)
 # With `min_output_sqnr_db` the worst timestep group may lie this far below the mean.
 WORST_GROUP_MARGIN_DB: Final = 3.0
 
@@ -129,7 +127,7 @@ def passes(value: float, threshold: float) -> bool:
 def judge(
     bit_width: int,
     requested: int,
-    method: str,
+    compensated: bool,
     cosine: float,
     output: OutputFigures | None,
     min_accuracy: float,
@@ -141,13 +139,13 @@ def judge(
     Parameters
     ----------
     bit_width, requested : width of this attempt, and the one the layer was to have.
-    method : how it was quantized; gptq's weight cosine is waived when the output gates pass.
+    compensated : whether errors were moved between columns (GPTQ), which lowers the weight cosine on purpose: it is waived
+        when the output gates pass.
     cosine : weight cosine of the attempt.
     output : figures of the layer's output on held-out rows; None without calibration.
     min_accuracy, min_output_sqnr_db : the user's thresholds; None takes the table's.
     next_bit_width : width that is tried after a failure, 0 where none is left.
     """
-    compensated = method in COMPENSATING
     mean_db, worst_db = required_output_sqnr_db(bit_width, compensated, min_output_sqnr_db)
     gates = _output_gates(output, mean_db, worst_db)
     output_passed = output is not None and gates[0].verdict == PASSED and gates[1].verdict == PASSED

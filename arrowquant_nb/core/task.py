@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.events import Event
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.quantizers.trials import LayerInputs
     from arrowquant_nb.results import LayerReport
 
 
@@ -31,7 +32,7 @@ class LayerTask:
         source_nbytes: int,
         bit_width: int,
         group_size: int,
-        method: str,
+        methods: list[str],
         gain_correction: bool,
         min_accuracy: float,
         role: str,
@@ -41,6 +42,9 @@ class LayerTask:
         rotation: str = "none",
         seed: int = 0,
         low_rank: int = 0,
+        scale_format: str = "float16",
+        compensated: bool = False,
+        min_output_sqnr_db: float | None = None,
     ) -> None:
         self.index = index
         self.file = file
@@ -52,7 +56,7 @@ class LayerTask:
         self.source_nbytes = source_nbytes
         self.bit_width = bit_width
         self.group_size = group_size
-        self.method = method
+        self.methods = methods
         self.gain_correction = gain_correction
         self.min_accuracy = min_accuracy
         self.role = role
@@ -61,6 +65,14 @@ class LayerTask:
         self.rotation = rotation
         self.seed = seed
         self.low_rank = low_rank
+        self.scale_format = scale_format
+        self.compensated = compensated
+        self.min_output_sqnr_db = min_output_sqnr_db
+
+    @property
+    def method(self) -> str:
+        """Grid that comes first, "" for a kept tensor."""
+        return self.methods[0] if self.methods else ""
 
     @property
     def n_weights(self) -> int:
@@ -91,6 +103,9 @@ class Source(Protocol):
 
     def read_rows(self, name: str, row_start: int, row_count: int) -> NDArray[Any]:
         """Return rows of the matrix view; the array may be overwritten by the next call for a large tensor."""
+
+    def inputs(self, task: LayerTask) -> LayerInputs | None:
+        """Return what calibration knows of a layer's inputs; None without."""
 
 
 class Sink(Protocol):

@@ -120,11 +120,15 @@ class RunCalibration:
             self._inputs[name] = LayerInputs(capture.hessian, capture.held_out, slices)
         return self._inputs[name]
 
-    def record(self) -> dict[str, object]:
-        """Plain values for run.json."""
+    def facts(self) -> dict[str, object]:
+        """Plain values that the same model and settings always give: for the manifest and the result."""
         found = self.statistics
-        facts = {} if found is None else {"settings": found.settings.to_dict(), "key": found.key, "hash": self.hash}
-        return {"source": self.source.description, **facts, "reused": self.reused, "warnings": list(self.warnings)}
+        facts = {} if found is None else {"settings": found.settings.to_dict(), "kind": found.source, "hash": self.hash}
+        return {"source": self.source.description, **facts}
+
+    def record(self) -> dict[str, object]:
+        """The same and how it was come by, for run.json."""
+        return {**self.facts(), "reused": self.reused, "warnings": list(self.warnings)}
 
 
 def calibrate(

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from arrowquant_nb import tables
 from arrowquant_nb.errors import ConfigurationError
-from arrowquant_nb.runs.planning import locate_model
+from arrowquant_nb.runs.locating import locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import open_quantized
 

@@ -6,90 +6,68 @@ Reads no weight. Says for every tensor its bit width, the reason, and its exact 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arrowquant_nb import samples
 from arrowquant_nb.core import modality as core_modality
 from arrowquant_nb.core import strategy as core_strategy
+from arrowquant_nb.core.gates import scale_layout
 from arrowquant_nb.core.task import LayerTask
-from arrowquant_nb.errors import ModelNotFoundError
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, METHODS, Layout
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.results import Plan, PlanRow, Strategy
+from arrowquant_nb.runs.calibrating import CalibrationSource, find_source
+from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.policy import assign_bit_widths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.core.strategy import StrategyChoice
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
     from arrowquant_nb.storage.policy import Assignment
     from arrowquant_nb.storage.safetensors_file import TensorEntry
 
 
 @dataclass(frozen=True)
-class LocatedModel:
-    """Where a model is.
+class Decisions:
+    """What was decided from headers and settings.
 
     Attributes
     ----------
-    path : its folder or file.
-    name : what to call it; never a path.
-    argument : what finds it again: an absolute path, or the name of a bundled sample.
+    methods, compensated : grids to compare per layer, the first one first, and whether GPTQ runs over them.
+    calibration : where the inputs of the layers come from, or why there are none.
     """
-
-    path: Path
-    name: str
-    argument: str
-
-
-SAMPLE_PREFIX = "sample:"
-
-
-def locate_model(model: str | Path) -> LocatedModel:
-    """Find a model: the bare name of a bundled sample is that sample, anything else a path.
-
-    A folder that is called like a sample is written with its path, such as `./digits-dit`.
-
-    Raises
-    ------
-    ModelNotFoundError
-        Neither a path nor a bundled sample.
-    """
-    name = str(model).removeprefix(SAMPLE_PREFIX)
-    if name in samples.names() and not isinstance(model, Path):
-        return LocatedModel(samples.load(name), name, SAMPLE_PREFIX + name)
-    path = Path(model)
-    try:
-        there = path.exists()
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"{str(model)[:200]!r} cannot be looked at: {error}") from error
-    if there:
-        return LocatedModel(path, path.resolve().name, str(path.resolve()))
-    raise ModelNotFoundError(
-        f"there is no model at {str(model)!r}, and no bundled sample of that name; "
-        f"the samples are: {', '.join(samples.names())}"
-    )
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What was decided from headers and settings."""
 
     model: str
     modality: str
     modality_reason: str
     strategy: Strategy
+    methods: tuple[str, ...]
+    compensated: bool
+    calibration: CalibrationSource
     assignments: tuple[Assignment, ...]
 
 
-def select_strategy(modality: str, config: DiffusionQuantConfig) -> Strategy:
-    """Return preferred and used method of a modality under a config, with the reason; nothing is calibrated yet."""
-    choice = core_strategy.select(
-        modality, config.bit_width, str(config.method), False, config.enable_time_aware, config.enable_spatial
+def choose_strategy(modality: str, config: DiffusionQuantConfig, calibration: CalibrationSource) -> StrategyChoice:
+    """Return what a modality calls for under a config, and what is used, with the reason."""
+    return core_strategy.select(
+        modality,
+        config.bit_width,
+        str(config.method),
+        bool(calibration),
+        config.enable_time_aware,
+        config.enable_spatial,
+        config.activation_bit_width,
+        calibration.description,
     )
+
+
+def public_strategy(choice: StrategyChoice) -> Strategy:
+    """Return the form of a choice that users see."""
     return Strategy(
         preferred_method=choice.preferred_method,
         used_method=choice.used_method,
@@ -100,29 +78,42 @@ def select_strategy(modality: str, config: DiffusionQuantConfig) -> Strategy:
     )
 
 
-def decide(checkpoint: Checkpoint, model: str, config: DiffusionQuantConfig) -> Decisions:
+def decide(
+    checkpoint: Checkpoint, located: LocatedModel, config: DiffusionQuantConfig, calibration: CalibrationSource
+) -> Decisions:
     """Detect the modality, select the strategy and give every tensor its bit width."""
     explicit = str(config.modality) if config.modality is not None else None
     modality, reason = core_modality.detect(checkpoint.modality_evidence, explicit)
     assignments = assign_bit_widths(checkpoint.entries.values(), checkpoint.class_name, modality, config)
-    return Decisions(model, modality, reason, select_strategy(modality, config), tuple(assignments))
+    choice = choose_strategy(modality, config, calibration)
+    return Decisions(
+        located.name,
+        modality,
+        reason,
+        public_strategy(choice),
+        choice.methods,
+        choice.compensated,
+        calibration,
+        tuple(assignments),
+    )
 
 
 def make_tasks(checkpoint: Checkpoint, decisions: Decisions, config: DiffusionQuantConfig) -> list[LayerTask]:
     """Return one task per tensor, in checkpoint order."""
     return [
-        _task(index, checkpoint.entries[a.name], a, decisions.strategy.used_method, config)
-        for index, a in enumerate(decisions.assignments)
+        _task(index, checkpoint.entries[a.name], a, decisions, config) for index, a in enumerate(decisions.assignments)
     ]
 
 
 def _task(
-    index: int, entry: TensorEntry, assignment: Assignment, method: str, config: DiffusionQuantConfig
+    index: int, entry: TensorEntry, assignment: Assignment, decisions: Decisions, config: DiffusionQuantConfig
 ) -> LayerTask:
     kept = assignment.bit_width == KEPT_BIT_WIDTH
     if not kept:
         check_rotation(entry.name, entry.columns, str(config.rotation), config.seed)
         check_low_rank(entry.name, entry.rows * entry.columns, config.low_rank)
+    why = "" if kept else core_strategy.other_method_reason(decisions.methods[0], assignment.bit_width)
+    group_size, scale_format = scale_layout(assignment.bit_width, config.group_size, str(config.scale_format))
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -133,28 +124,38 @@ def _task(
         columns=entry.columns,
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
-        group_size=0 if kept else config.group_size,
-        method="" if kept else method,
+        group_size=0 if kept else group_size,
+        methods=[] if kept else [core_strategy.method_at(decisions.methods[0], assignment.bit_width), *decisions.methods[1:]],
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,
-        reason=assignment.reason,
+        reason=f"{assignment.reason}; {why}" if why else assignment.reason,
         rule=assignment.rule,
         rotation="none" if kept else str(config.rotation),
         seed=config.seed,
         low_rank=0 if kept else effective_rank(entry.rows, entry.columns, config.low_rank),
+        scale_format="" if kept else scale_format,
+        compensated=decisions.compensated and not kept,
+        min_output_sqnr_db=config.min_output_sqnr_db,
     )
 
 
 def payload_nbytes(task: LayerTask) -> int:
-    """Exact stored bytes of a task at its requested width, with float16 scales and the low-rank branch asked for."""
+    """Exact stored bytes of a task at its requested width, with float16 parameters and the low-rank branch asked for.
+
+    Where several grids are compared it is the first one's: the others store no more.
+    """
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
-    layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
-    rows, packed = layout.packed_shape
-    zero_point_nbytes = 2 if layout.grid == "minimum" else 1
+    grid = grid_of(task.method, task.scale_format, task.name)
     branch = 2 * task.low_rank * (task.rows + task.columns)
-    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1]) + branch
+    return Layout(task.rows, task.columns, task.bit_width, task.group_size, grid).nbytes() + branch
+
+
+def _shown_method(task: LayerTask) -> str:
+    """Name what a task will try, such as `gptq-uls|r2q`."""
+    names = "|".join(m for m in task.methods if core_strategy.method_at(m, task.bit_width) == m)
+    return f"gptq-{names}" if task.compensated else names
 
 
 def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:
@@ -170,10 +171,11 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
             rule=t.rule,
             bit_width=t.bit_width,
             group_size=t.group_size,
-            method=t.method,
+            method=_shown_method(t),
             n_weights=t.n_weights,
             source_nbytes=t.source_nbytes,
             nbytes=payload_nbytes(t),
+            scale_format=t.scale_format,
         )
         for t in tasks
     )
@@ -189,9 +191,10 @@ def plan_model(
     requantize: bool = False,
     component: str | None = None,
     variant: str | None = None,
+    calibration: str | Path | None = None,
 ) -> Plan:
     """Open a model's headers and plan it; see `ArrowQuantV2.plan`."""
     located = locate_model(model)
     with open_checkpoint(located.path, component, variant, requantize=requantize) as checkpoint:
-        decisions = decide(checkpoint, located.name, config)
+        decisions = decide(checkpoint, located, config, find_source(located, config, calibration))
         return make_plan(decisions, make_tasks(checkpoint, decisions, config), config)

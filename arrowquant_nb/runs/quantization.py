@@ -16,15 +16,9 @@ from arrowquant_nb.events import AttemptFinished, Event, RunCancelled, RunFailed
 from arrowquant_nb.results import LayerReport, QuantizationResult
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
-from arrowquant_nb.runs.planning import (
-    Decisions,
-    LocatedModel,
-    decide,
-    locate_model,
-    make_plan,
-    make_tasks,
-    payload_nbytes,
-)
+from arrowquant_nb.runs.calibrating import RunCalibration, calibrate, find_source
+from arrowquant_nb.runs.locating import LocatedModel, locate_model
+from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
     CARD_NAME,
     STATS_NAME,
@@ -65,6 +59,7 @@ def quantize_model(
     component: str | None = None,
     variant: str | None = None,
     overwrite: bool = False,
+    calibration: str | Path | None = None,
 ) -> QuantizationResult:
     """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
     located = locate_model(model)
@@ -73,7 +68,7 @@ def quantize_model(
         RunControl(config.num_threads, config.fail_fast, listeners, stop or threading.Event()) as control,
         open_checkpoint(located.path, component=component, variant=variant, requantize=requantize) as checkpoint,
     ):
-        decisions = decide(checkpoint, located.name, config)
+        decisions = decide(checkpoint, located, config, find_source(located, config, calibration))
         tasks = make_tasks(checkpoint, decisions, config)
         needed = sum(payload_nbytes(t) + _OVERHEAD_NBYTES for t in tasks)
         with (
@@ -83,6 +78,8 @@ def quantize_model(
             if not overwrite:
                 folder.refuse_other_model({t.name: t.shape for t in tasks}, located.name)
             control.open_log(folder.folder)
+            source.calibration = calibrate(decisions.calibration, tasks, config, _stoppable(control))
+            source.n_time_groups = config.num_time_groups
             run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
             try:
                 return run.execute()
@@ -93,6 +90,16 @@ def quantize_model(
                 if not control.finished:
                     _emit_quietly(control, RunFailed(message=f"{type(error).__name__}: {error}"))
                 raise
+
+
+def _stoppable(control: RunControl) -> Callable[[float], None]:
+    """Return the progress of a calibration, which a cancelled run leaves."""
+
+    def progress(_fraction: float) -> None:
+        if control.cancelled():
+            raise RunCancelledError("cancelled while the model was calibrated; nothing was quantized yet")
+
+    return progress
 
 
 def _log_attempt(event: Event) -> None:
@@ -131,7 +138,11 @@ class _Run:
         self.located = located
         self.source = source
         self.sink = ModelSink(
-            folder, checkpoint, self.source, {"modality": decisions.modality, "is_diffusion_model": True}
+            folder,
+            checkpoint,
+            self.source,
+            {"modality": decisions.modality, "is_diffusion_model": True},
+            self.source.calibration.hash,
         )
 
     def execute(self) -> QuantizationResult:
@@ -192,6 +203,7 @@ class _Run:
             "modality": decisions.modality,
             "modality_reason": decisions.modality_reason,
             "strategy": decisions.strategy.to_dict(),
+            "calibration": self.source.calibration.facts(),
             # A thread count changes no byte of a model, so it does not enter the manifest.
             "config": self.config.to_dict() | {"num_threads": 0},
             "metadata_files": [target for _, target in checkpoint.metadata_files],
@@ -214,6 +226,7 @@ class _Run:
             "n_threads": _kernels.resolve_threads(self.config.num_threads),
             "quantization_time_s": seconds,
             "reused": self.sink.reused,
+            "calibration": self.source.calibration.record(),
         }
         return (json.dumps(record, indent=1) + "\n").encode()
 
@@ -241,6 +254,8 @@ class _Run:
             reused=self.sink.reused,
             layers=tuple(reports),
             config=self.config.to_dict(),
+            calibration=self.source.calibration.facts(),
+            warnings=self.source.calibration.warnings,
         )
 
 

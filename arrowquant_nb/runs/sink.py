@@ -37,7 +37,7 @@ KEPT_TILE_NBYTES = 1 << 24
 KEPT_CHUNK = 1 << 18
 
 
-def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> str:
+def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, calibration: str) -> str:
     """Hash of everything but the weights that decides what is stored for a tensor, its manifest entry included."""
     settings = {
         "facts": facts,
@@ -48,18 +48,20 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> s
         "dtype": task.dtype,
         "bit_width": task.bit_width,
         "group_size": task.group_size,
-        "method": task.method,
+        "methods": task.methods,
+        "compensated": task.compensated,
         # What cannot change a byte of this tensor stays out: rtn has no gain, a kept tensor no gate.
         "gain_correction": task.gain_correction and task.method not in ("", "rtn"),
         "min_accuracy": None if task.kept else task.min_accuracy,
-        "scale_format": "float16",
+        "scale_format": task.scale_format,
+        "min_output_sqnr_db": None if task.kept else task.min_output_sqnr_db,
         "rotation": task.rotation,
         "seed": task.seed if task.rotation != "none" else None,
         "low_rank": task.low_rank,
         "role": task.role,
         "reason": task.reason,
         "rule": task.rule,
-        "calibration": None,
+        "calibration": "" if task.kept else calibration,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -72,13 +74,22 @@ class ModelSink:
     folder : the locked output.
     checkpoint, source : the model being read, and its hashing reader.
     facts : model-wide metadata that every data file repeats (modality and the like).
+    calibration : hash of what is known of the layers' inputs.
     """
 
-    def __init__(self, folder: ModelFolder, checkpoint: Checkpoint, source: LayerSource, facts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        checkpoint: Checkpoint,
+        source: LayerSource,
+        facts: dict[str, Any],
+        calibration: str = "",
+    ) -> None:
         self._folder = folder
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
+        self._calibration = calibration
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
         self.reused = 0
@@ -158,7 +169,7 @@ class ModelSink:
     # -- shared ------------------------------------------------------------------------------------------------------
 
     def _settings_hash(self, task: LayerTask) -> str:
-        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name)
+        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name, self._calibration)
 
     def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
         source_hash = self._source.source_hash(task.name)

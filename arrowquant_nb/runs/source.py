@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, rows_at_once
+from arrowquant_nb.runs.calibrating import CalibrationSource, RunCalibration
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.quantizers.trials import LayerInputs
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
 # Read and hash this much at a time: it stays in the second-level cache between the two.
@@ -56,6 +58,8 @@ class LayerSource:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-reader")
         self._digests: dict[str, tuple[int, Any]] = {}
         self._hashes: dict[str, str] = {}
+        self.calibration = RunCalibration(CalibrationSource("not calibrated"))
+        self.n_time_groups = 1
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +80,10 @@ class LayerSource:
             rows = self._read(wanted, self._buffer(wanted))
         self._read_ahead(wanted)
         return rows
+
+    def inputs(self, task: LayerTask) -> LayerInputs | None:
+        """Return what calibration knows of a layer's inputs; None without."""
+        return self.calibration.inputs(task.name, task.columns, self.n_time_groups)
 
     def source_hash(self, name: str) -> str:
         """Return the xxh3-128 of a tensor's source bytes, reading them where that has not happened yet."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arrowquant_nb.comparisons import TensorComparison, ValidationReport
-from arrowquant_nb.runs.planning import locate_model
+from arrowquant_nb.runs.locating import locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 
