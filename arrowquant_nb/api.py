@@ -94,6 +94,7 @@ class ArrowQuantV2:
         component: str | None = None,
         variant: str | None = None,
         overwrite: bool = False,
+        calibration: str | Path | None = None,
     ) -> QuantizationResult:
         """Quantize a model, layer by layer, into a Parquet model folder.
 
@@ -110,6 +111,8 @@ class ArrowQuantV2:
         requantize : allow a source that is quantized already.
         component, variant : which part of a pipeline, and which variant of its files; default the denoiser, plain.
         overwrite : replace a finished model of another source that stands in `output_path`.
+        calibration : a calibration file, or "none" to go without. By default `calibration.{jsonl,parquet,arrow}` beside
+            the model is taken, else a bundled sample is run along its own trajectories, else there is none.
 
         Returns
         -------
@@ -126,7 +129,7 @@ class ArrowQuantV2:
         with self._stoppable() as stop:
             return DiffusionOrchestrator(config or self.config).quantize_model(
                 model_path, output_path, progress_callback, on_event=on_event, stop=stop, requantize=requantize,
-                component=component, variant=variant, overwrite=overwrite,
+                component=component, variant=variant, overwrite=overwrite, calibration=calibration,
             )  # fmt: skip
 
     def plan(
@@ -137,10 +140,11 @@ class ArrowQuantV2:
         requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
+        calibration: str | Path | None = None,
     ) -> Plan:
         """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size."""
         return DiffusionOrchestrator(config or self.config).plan(
-            model_path, requantize=requantize, component=component, variant=variant
+            model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )
 
     def validate_quality(

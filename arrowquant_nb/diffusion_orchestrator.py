@@ -62,11 +62,11 @@ class DiffusionOrchestrator:
         """Say what a run would do; see `ArrowQuantV2.plan`."""
         return planning.plan_model(model_path, self.config, **options)
 
-    def select_strategy(self, modality: Modality | str) -> Strategy:
+    def select_strategy(self, modality: Modality | str, has_calibration: bool = False) -> Strategy:
         """Return preferred and used method for a modality under this config, with the reason."""
         if str(modality) not in list(Modality):
             raise ConfigurationError(f"modality {str(modality)!r} is not one of {', '.join(Modality)}")
-        return planning.select_strategy(str(modality), self.config)
+        return planning.public_strategy(planning.choose_strategy(str(modality), self.config, has_calibration, ""))
 
     def quantize_layers(
         self, tasks: list[LayerTask], source: Source, sink: Sink, control: Control
@@ -98,21 +98,22 @@ class DiffusionOrchestrator:
         requested = self.config.bit_width if bit_width is None else bit_width
         if requested not in gates.BIT_WIDTHS:
             raise ConfigurationError(f"bit_width {requested!r} is not one of {', '.join(map(str, gates.BIT_WIDTHS))}")
-        method = self.select_strategy(self.config.modality or Modality.IMAGE).used_method
-        chain = gates.fallback_chain(requested)
+        if not isinstance(weight, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(weight).__name__}")
+        config = self.config
+        matrix = np.ascontiguousarray(weight).reshape(matrix_shape(weight.shape))
+        methods = list(planning.choose_strategy(str(config.modality or Modality.IMAGE), config, False, "").methods)
+        task = LayerTask(
+            0, name, weight.shape, str(weight.dtype), *matrix.shape, weight.nbytes, requested, config.group_size, methods,
+            config.gain_correction, config.min_accuracy, "array", "given", "argument", rotation=str(config.rotation),
+            seed=config.seed, low_rank=config.low_rank, scale_format=str(config.scale_format),
+        )  # fmt: skip
         attempts: list[AttemptReport] = []
-        for bits, wider in zip(chain, [*chain[1:], 0], strict=True):
-            tensor = quantize_array(
-                weight, bits, self.config.group_size, method, self.config.gain_correction, name=name,
-                n_threads=self.config.num_threads,
-            )  # fmt: skip
-            least = self.config.min_accuracy
-            judgement = gates.judge(bits, requested, method, tensor.statistics.cosine, None, least, None, wider)
-            attempts.append(core_orchestrator.attempt_report(
-                tensor.statistics, bits, requested, least, method, tensor.grid, judgement
-            ))  # fmt: skip
-            if attempts[-1].passed:
-                return tensor, tuple(attempts)
+        for bits in gates.fallback_chain(requested):
+            tensor, attempt = core_orchestrator.attempt_array(task, matrix, bits, config.num_threads)
+            attempts.append(attempt)
+            if attempt.passed:
+                return replace(tensor, shape=weight.shape), tuple(attempts)
         raise QuantizationError(f"{name!r} failed at every bit width: " + " ".join(a.sentence for a in attempts))
 
     def quantize_model(
@@ -127,6 +128,7 @@ class DiffusionOrchestrator:
         component: str | None = None,
         variant: str | None = None,
         overwrite: bool = False,
+        calibration: str | Path | None = None,
     ) -> QuantizationResult:
         """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`."""
         listeners: list[Callable[[Event], None]] = []
@@ -136,5 +138,5 @@ class DiffusionOrchestrator:
             listeners.append(Progress(progress_callback))
         return quantization.quantize_model(
             model_path, output_path, self.config, listeners=listeners, stop=stop, requantize=requantize,
-            component=component, variant=variant, overwrite=overwrite,
+            component=component, variant=variant, overwrite=overwrite, calibration=calibration,
         )  # fmt: skip

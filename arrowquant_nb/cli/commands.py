@@ -81,6 +81,10 @@ def _shows_config(command: Callable[..., None]) -> Callable[..., None]:
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout and nothing else.")
 _quiet = click.option("--quiet", is_flag=True, help="Write nothing to stderr but errors: no progress bar, no remarks.")
 _requantize = click.option("--requantize", is_flag=True, help="Take a MODEL that is quantized already; errors add up.")
+_calibration = click.option(
+    "--calibration",
+    help="A calibration file, or none; default the one beside MODEL, else a sample's own trajectories.",
+)
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -106,6 +110,7 @@ def main() -> None:
 @config_options
 @source_options
 @_requantize
+@_calibration
 @click.option("--overwrite", is_flag=True, help="Replace a finished model of another source that OUTPUT holds.")
 @_json
 @_quiet
@@ -119,6 +124,7 @@ def quantize(
     variant: str | None,
     requantize: bool,
     overwrite: bool,
+    calibration: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -131,6 +137,7 @@ def quantize(
             progress_callback=progress,
             requantize=requantize,
             overwrite=overwrite,
+            calibration=calibration,
             component=component,
             variant=variant,
         )
@@ -146,6 +153,7 @@ def quantize(
 @config_options
 @source_options
 @_requantize
+@_calibration
 @_json
 @_shows_config
 def plan(
@@ -155,11 +163,13 @@ def plan(
     component: str | None,
     variant: str | None,
     requantize: bool,
+    calibration: str | None,
     as_json: bool,
 ) -> None:
     """Say what would become of each tensor of MODEL and how large the result will be; no weight is read."""
     quantizer = aq.ArrowQuantV2(config)
-    _print(quantizer.plan(model, component=component, variant=variant, requantize=requantize), as_json)
+    found = quantizer.plan(model, component=component, variant=variant, requantize=requantize, calibration=calibration)
+    _print(found, as_json)
 
 
 @main.command(short_help="List the tensors of a model, quantized or not.")

@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
-    PROFILE_ONLY,
     PROFILES,
     DeploymentProfile,
     Modality,
@@ -215,9 +214,7 @@ def field_facts() -> dict[str, dict[str, object]]:
 
 def available_fields() -> tuple[str, ...]:
     """Return the fields that a form or command line offers; the others belong to features not built yet."""
-    return tuple(
-        name for name in _FACTS if name not in PROFILE_ONLY and len(AVAILABLE_VALUES.get(name, (None, None))) > 1
-    )
+    return tuple(name for name in _FACTS if len(AVAILABLE_VALUES.get(name, (None, None))) > 1)
 
 
 def _facts_of(name: str) -> dict[str, object]:

@@ -13,7 +13,6 @@ __all__ = [
     "BASE_MODE",
     "NEEDS_CALIBRATION",
     "PROFILES",
-    "PROFILE_ONLY",
     "DeploymentProfile",
     "Modality",
     "QuantMethod",
@@ -97,14 +96,10 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
 # What works today, where that is less than the field's range. A feature that is built removes its line here.
 AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "activation_bit_width": (None,),
-    "min_output_sqnr_db": (None,),
-    "method": ("auto", "rtn", "mse", "uls"),
     "scale_format": ("float16",),
     "target_model_size_mb": (None,),
     "group_size": (32, 64, 128, 256),
 })  # fmt: skip
-# Nothing reads these yet, so they stay at the profile's value.
-PROFILE_ONLY: Final = ("num_time_groups", "calibration_samples")
 # Flags of features that need calibration data, which nothing takes yet: off is always true to what happens, and on is
 # accepted only as what the profile fills in, a wish without effect so far.
 NEEDS_CALIBRATION: Final = ("enable_time_aware", "enable_spatial")

@@ -23,7 +23,6 @@ from arrowquant_nb.config.fields import ConfigFields, available_fields, field_fa
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
     NEEDS_CALIBRATION,
-    PROFILE_ONLY,
     PROFILES,
     DeploymentProfile,
     Modality,
@@ -98,12 +97,9 @@ class DiffusionQuantConfig(ConfigFields):
                 raise ConfigurationError(
                     f"{origin[name]}: {name} = True is not available yet; available: False, as profile {chosen} sets it"
                 )
-        profile = PROFILES[self.deployment_profile]
         for name in _FIELDS:
             value = getattr(self, name)
             works = AVAILABLE_VALUES.get(name)
-            if name in PROFILE_ONLY and not (name == "num_time_groups" and not self.enable_time_aware and value == 1):
-                works = (profile[name],)
             if works is not None and value not in works:
                 choices = ", ".join("none" if choice is None else str(choice) for choice in works)
                 raise ConfigurationError(

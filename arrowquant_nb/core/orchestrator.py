@@ -22,7 +22,12 @@ from arrowquant_nb.quantizers.transforms import quantize_transformed
 from arrowquant_nb.quantizers.trials import measure_output
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
     from arrowquant_nb.core.task import Control, LayerTask, Sink, Source, TileWriter
+    from arrowquant_nb.events import Event
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.trials import LayerInputs
     from arrowquant_nb.results import AttemptReport, LayerReport
@@ -92,6 +97,21 @@ def tile_rows(columns: int) -> int:
 def rows_at_once(task: LayerTask) -> int:
     """Rows of a layer that are read and quantized together: one tile, or all of them for GPTQ or a low-rank branch."""
     return task.rows if task.low_rank or task.compensated else tile_rows(task.columns)
+
+
+class Unstoppable:
+    """A control for work on a single array: nobody listens and nobody cancels."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self.fail_fast = False
+
+    def emit(self, event: Event) -> None:
+        """Take an event and tell nobody."""
+
+    def cancelled(self) -> bool:
+        """Never."""
+        return False
 
 
 class LayerLoop:
@@ -260,6 +280,21 @@ class LayerLoop:
                 f"fail_fast: {task.name!r}: {attempt.sentence} "
                 "Lower min_accuracy or min_output_sqnr_db, or set layer_bit_widths for this layer."
             )
+
+
+def attempt_array(
+    task: LayerTask, weight: NDArray[Any], bit_width: int, n_threads: int
+) -> tuple[QuantizedTensor, AttemptReport]:
+    """Try one array at one width, without calibration, and judge it; stores nothing."""
+    chain = fallback_chain(bit_width)
+    choice = Choice(recipes(task.methods, bit_width, task.group_size, task.scale_format, False), task.rotation)
+    tensor = choice.quantize(task, weight, 0, None, Unstoppable(n_threads))
+    if tensor is None:
+        raise AssertionError(task.name)
+    statistics = tensor.statistics
+    wider = chain[1] if len(chain) > 1 else 0
+    judgement = judge(bit_width, task.bit_width, False, statistics.cosine, None, task.min_accuracy, None, wider)
+    return tensor, attempt_report(statistics, task, tensor, choice, judgement, None)
 
 
 def output_figures(outputs: list[OutputStatistics]) -> OutputFigures | None:

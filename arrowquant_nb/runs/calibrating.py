@@ -40,6 +40,8 @@ class CalibrationSource:
     """Bundled model whose own trajectories are followed."""
     file: Path | None = None
     """Calibration file."""
+    given: str | None = None
+    """What the user asked for, as a later run must be told it; None for the default."""
 
     def __bool__(self) -> bool:
         """Whether there is any."""
@@ -67,14 +69,15 @@ def find_source(
 
     """
     if given is not None and str(given) == NONE:
-        return CalibrationSource("calibration is switched off")
+        return CalibrationSource("calibration is switched off", given=NONE)
     sample = located.argument.removeprefix(SAMPLE_PREFIX) if located.argument.startswith(SAMPLE_PREFIX) else None
     beside = find_calibration_file(located.path if located.path.is_dir() else located.path.parent)
     file = Path(given) if given is not None else beside
     if file is not None:
         if not file.is_file():
             raise ModelNotFoundError(f"there is no calibration file {file}")
-        return CalibrationSource(f"calibration file {file.name}", sample, file)
+        named = None if given is None else str(file.resolve())
+        return CalibrationSource(f"calibration file {file.name}", sample, file, named)
     if sample is not None:
         n, seed = config.calibration_samples, config.seed
         return CalibrationSource(f"{n} trajectories of the model itself, seed {seed}", sample)
@@ -128,7 +131,7 @@ class RunCalibration:
 
     def record(self) -> dict[str, object]:
         """The same and how it was come by, for run.json."""
-        return {**self.facts(), "reused": self.reused, "warnings": list(self.warnings)}
+        return {**self.facts(), "given": self.source.given, "reused": self.reused, "warnings": list(self.warnings)}
 
 
 def calibrate(

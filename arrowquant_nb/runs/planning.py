@@ -52,17 +52,19 @@ class Decisions:
     assignments: tuple[Assignment, ...]
 
 
-def choose_strategy(modality: str, config: DiffusionQuantConfig, calibration: CalibrationSource) -> StrategyChoice:
+def choose_strategy(
+    modality: str, config: DiffusionQuantConfig, has_calibration: bool, calibration: str
+) -> StrategyChoice:
     """Return what a modality calls for under a config, and what is used, with the reason."""
     return core_strategy.select(
         modality,
         config.bit_width,
         str(config.method),
-        bool(calibration),
+        has_calibration,
         config.enable_time_aware,
         config.enable_spatial,
         config.activation_bit_width,
-        calibration.description,
+        calibration,
     )
 
 
@@ -85,7 +87,7 @@ def decide(
     explicit = str(config.modality) if config.modality is not None else None
     modality, reason = core_modality.detect(checkpoint.modality_evidence, explicit)
     assignments = assign_bit_widths(checkpoint.entries.values(), checkpoint.class_name, modality, config)
-    choice = choose_strategy(modality, config, calibration)
+    choice = choose_strategy(modality, config, bool(calibration), calibration.description)
     return Decisions(
         located.name,
         modality,

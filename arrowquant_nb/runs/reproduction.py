@@ -29,6 +29,7 @@ _RECORD_TYPES: dict[str, tuple[type, ...]] = {
     "config": (dict,),
     "versions": (dict,),
     "inputs": (dict,),
+    "calibration": (dict,),
 }
 
 
@@ -67,7 +68,7 @@ def reproduce(
             refuse_used(second)
         quantize_model(
             record["model"], second, config, listeners=listeners, component=record["component"],
-            variant=record["variant"], requantize=True,
+            variant=record["variant"], requantize=True, calibration=record["calibration"].get("given"),
         )  # fmt: skip
         return _compare(first, second, (*_version_changes(record), *_input_changes(record, second)))
 
