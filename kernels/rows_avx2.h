@@ -18,6 +18,7 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) { return (ISA(vf))_mm256_sqrt_ps((__m256)x); }
 static inline int ISA(v_any)(ISA(vi) mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm256_cvtph_ps((__m128i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }

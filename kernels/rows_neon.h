@@ -12,6 +12,7 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))vmaxq_f
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) { return (ISA(vf))vsqrtq_f32((float32x4_t)x); }
 static inline int ISA(v_any)(ISA(vi) mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))vcvt_f32_f16((float16x4_t)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))vcvt_f16_f32((float32x4_t)x); }

@@ -18,6 +18,10 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) {
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) {
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
 static inline int ISA(v_any)(ISA(vi) mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) {
     ISA(vf) x;
