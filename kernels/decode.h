@@ -44,13 +44,13 @@ typedef struct { float scale[STEP], zero[STEP], minor[STEP]; } ISA(grid_values);
 INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, const ISA(grid_values) *v, int g, int minimum,
                               const int levels, const int kind, uint8_t *to) {
     const vf s = ISA(v_splat)(v->scale[g]), m = ISA(v_splat)(v->zero[g]);
-    const ISA(planes) planes = {s, ISA(v_splat)(v->minor[g]), m};
+    const vf four = levels ? ISA(four_levels)((ISA(planes)){s, ISA(v_splat)(v->minor[g]), m}) : s;
     for (int k = 0; k < length; k += STEP) {
         vi codes[PIECES];
         ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
         EACH_PIECE {
             vf c = __builtin_convertvector(codes[p], vf);
-            vf x = levels ? ISA(level_of)(codes[p], planes) : minimum ? c * s + m : (c - m) * s;
+            vf x = levels ? ISA(v_pick)(four, codes[p]) : minimum ? c * s + m : (c - m) * s;
             if (kind == KIND_FLOAT32) {
                 memcpy(to + 4 * (k + p * LANES), &x, sizeof x);
             } else {

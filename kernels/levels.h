@@ -9,7 +9,6 @@
 typedef struct { vf a1, a2, mu; } ISA(planes);
 
 INLINE vf ISA(v_abs)(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
-INLINE vf ISA(v_masked)(vf x, vi mask) { return (vf)((vi)x & mask); }
 
 /* Weighted squared error of each trial. */
 INLINE void ISA(judge_levels)(const float *u, const float *v, int length, const ISA(planes) *trial, vf *sse) {
@@ -42,47 +41,55 @@ INLINE ISA(planes) ISA(solve_levels)(const vf f[4], const vf y[4]) {
     return t;
 }
 
-/* Sums over the classes of one trial: all below mu, all of the inner two levels, and those that are both. */
-typedef struct { vf below, inner, both, u_below, u_inner, u_both; vi n_below, n_inner, n_both; } ISA(class_sums);
+/* Sums over all weights of one trial, each weight v and value v u times one of its signs: b1, b2 or b1 b2. Without
+ * importance the minus signs are counted. */
+typedef struct { vf v1, v2, v12, u1, u2, u12; vi minus1, minus2, minus12; } ISA(sign_sums);
 
-/* Assign every weight to its nearest level and fit the levels to their weights. */
+/* x times -1 where the sign bit of `sign` is set. */
+INLINE vf ISA(v_flip)(vf x, vi sign) { return (vf)((vi)x ^ (sign & ~((vi){0} + 0x7FFFFFFF))); }
+INLINE vi ISA(v_sign_bit)(vi x) { return (x >> 31) & 1; }
+
+/* Assign every weight to its nearest level and fit the levels to their weights. Negated weights give negated sums, so the
+ * fit of -w is that of w. */
 INLINE void ISA(refit_levels)(const float *u, const float *v, int length, vf share, vf sv, vf su, ISA(planes) *trial) {
-    ISA(class_sums) sums[CANDIDATES];
+    ISA(sign_sums) sums[CANDIDATES];
     memset(sums, 0, sizeof sums);
     for (int k = 0; k < length; k++) {
         const vf w = ISA(v_load)(u + k * LANES), weight = v ? ISA(v_load)(v + k * LANES) : (vf){0}, vw = v ? weight * w : w;
         EACH_CANDIDATE {
-            ISA(class_sums) *s = sums + c;
+            ISA(sign_sums) *s = sums + c;
             const vf t = w - trial[c].mu, r = ISA(v_abs)(t) - trial[c].a1;
-            const vi below = (vi)t >> 31, inner = (vi)r >> 31, both = below & inner; /* neither t nor r is ever -0 */
+            const vi b1 = (vi)t, b12 = (vi)r, b2 = b1 ^ b12; /* sign bits; neither t nor r is ever -0 */
             if (v) {
-                s->below += ISA(v_masked)(weight, below);
-                s->inner += ISA(v_masked)(weight, inner);
-                s->both += ISA(v_masked)(weight, both);
+                s->v1 += ISA(v_flip)(weight, b1);
+                s->v2 += ISA(v_flip)(weight, b2);
+                s->v12 += ISA(v_flip)(weight, b12);
             } else {
-                s->n_below -= below;
-                s->n_inner -= inner;
-                s->n_both -= both;
+                s->minus1 += ISA(v_sign_bit)(b1);
+                s->minus2 += ISA(v_sign_bit)(b2);
+                s->minus12 += ISA(v_sign_bit)(b12);
             }
-            s->u_below += ISA(v_masked)(vw, below);
-            s->u_inner += ISA(v_masked)(vw, inner);
-            s->u_both += ISA(v_masked)(vw, both);
+            s->u1 += ISA(v_flip)(vw, b1);
+            s->u2 += ISA(v_flip)(vw, b2);
+            s->u12 += ISA(v_flip)(vw, b12);
         }
     }
+    const vf zero = (vf){0}, ridge = ISA(v_splat)(LEVELS_RIDGE), quarter = share * ISA(v_splat)(0.25f);
     EACH_CANDIDATE {
-        const ISA(class_sums) *s = sums + c;
-        const vf below = v ? s->below : __builtin_convertvector(s->n_below, vf);
-        const vf inner = v ? s->inner : __builtin_convertvector(s->n_inner, vf);
-        const vf both = v ? s->both : __builtin_convertvector(s->n_both, vf);
+        const ISA(sign_sums) *s = sums + c;
         const ISA(planes) t = trial[c];
-        const vf zero = (vf){0}, ridge = ISA(v_splat)(LEVELS_RIDGE);
+        const vf v1 = v ? s->v1 : sv - __builtin_convertvector(2 * s->minus1, vf);
+        const vf v2 = v ? s->v2 : sv - __builtin_convertvector(2 * s->minus2, vf);
+        const vf v12 = v ? s->v12 : sv - __builtin_convertvector(2 * s->minus12, vf);
+        const vf outer = sv + v12, inner = sv - v12, u_outer = su + s->u12, u_inner = su - s->u12;
         const vf f[4] = {
-            v_max(below - both, zero) * share + ridge, both * share + ridge, v_max(inner - both, zero) * share + ridge,
-            v_max((sv - below) - (inner - both), zero) * share + ridge};
+            v_max(outer - (v1 + v2), zero) * quarter + ridge, v_max(inner - (v1 - v2), zero) * quarter + ridge,
+            v_max(inner + (v1 - v2), zero) * quarter + ridge, v_max(outer + (v1 + v2), zero) * quarter + ridge};
         const vf y[4] = {
-            (s->u_below - s->u_both) * share + ((t.mu - t.a1) - t.a2) * ridge, s->u_both * share + ((t.mu - t.a1) + t.a2) * ridge,
-            (s->u_inner - s->u_both) * share + ((t.mu + t.a1) - t.a2) * ridge,
-            ((su - s->u_below) - (s->u_inner - s->u_both)) * share + ((t.mu + t.a1) + t.a2) * ridge};
+            (u_outer - (s->u1 + s->u2)) * quarter + ((t.mu - t.a1) - t.a2) * ridge,
+            (u_inner - (s->u1 - s->u2)) * quarter + ((t.mu - t.a1) + t.a2) * ridge,
+            (u_inner + (s->u1 - s->u2)) * quarter + ((t.mu + t.a1) - t.a2) * ridge,
+            (u_outer + (s->u1 + s->u2)) * quarter + ((t.mu + t.a1) + t.a2) * ridge};
         trial[c] = ISA(solve_levels)(f, y);
     }
 }
@@ -141,7 +148,8 @@ INLINE ISA(planes) ISA(search_r2q_with)(const float *x, const float *v, int leng
     const vf share = ISA(v_select)(weighted, ISA(v_splat)(1.0f) / sv, (vf){0}), mean = su * share;
     trial[0] = (ISA(planes)){span / ISA(v_splat)(3.0f), span / ISA(v_splat)(6.0f), (vf){0}};
     trial[1] = ISA(greedy_levels)(u, v, length, share, mean);
-    ISA(planes) f = {(vf){0}, (vf){0}, (vf){0}}, wider = trial[1];
+    ISA(planes) f = {ISA(v_stored)(trial[0].a1, wide), ISA(v_stored)(trial[0].a2, wide), ISA(v_stored)(centre, wide)};
+    ISA(planes) wider = trial[1];
     wider.a1 *= ISA(v_splat)(1.5f);
     ISA(keep_best)(x, v, length, wide, centre, trial, &best, &f);
     for (int pair = 0; pair < 2; pair++) {
@@ -165,6 +173,13 @@ static __attribute__((noinline)) ISA(planes) ISA(search_r2q)(const float *x, con
 INLINE vf ISA(level_of)(vi code, ISA(planes) g) {
     const vi minus1 = (~code & 2) << 30, minus2 = (vi)((~code & 1) << 31);
     return (g.mu + (vf)((vi)g.a1 ^ minus1)) + (vf)((vi)g.a2 ^ minus2);
+}
+
+/* The levels 0, 1, 2, 3, again and again. */
+INLINE vf ISA(four_levels)(ISA(planes) g) {
+    vi lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i & 3;
+    return ISA(level_of)(lane, g);
 }
 
 /* Nearest codes of a group, elements in lanes, one a byte. */

@@ -33,6 +33,10 @@ static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) {
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(x[i]);
     return h;
 }
+/* Element code (0 to 3) of each four lanes of `four`, which repeats every four lanes. */
+static inline ISA(vf) ISA(v_pick)(ISA(vf) four, ISA(vi) code) {
+    return (ISA(vf)){four[code[0]], four[code[1]], four[code[2]], four[code[3]]};
+}
 /* Four codes, one a byte, and back. */
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) { return (ISA(vi)){from[0], from[1], from[2], from[3]}; }
 static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {

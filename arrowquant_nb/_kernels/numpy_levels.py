@@ -67,26 +67,28 @@ def refit(u: Floats, v: Floats, share: Floats, planes: Planes) -> Planes:
     Notes
     -----
     With f the shares and y the value sums of the four classes, the equations are summed over triples of classes; all
-    terms of the determinant are positive, so it cannot cancel.
+    terms of the determinant are positive, so it cannot cancel. The class sums come from sums over the signs, which only
+    change sign with the weights: the fit of -w is the negated fit of w.
 
     """
     a1, a2, mu = planes
     t = u - mu
-    below, inner = t < 0, np.abs(t) < a1
-    zero = F32(0)
-    classes = (below, inner, below & inner)
-    in_below, in_inner, in_both = (ordered_sum(np.where(c, v, zero)) for c in classes)
+    below, inner = t < 0, np.abs(t) < a1  # b1 = -1; b1 b2 = -1
+    signs = (below, below ^ inner, inner)
     vu = v * u
-    u_below, u_inner, u_both = (ordered_sum(np.where(c, vu, zero)) for c in classes)
     sv, su = ordered_sum(v), ordered_sum(vu)
-    f0 = np.maximum(in_below - in_both, zero) * share + RIDGE
-    f1 = in_both * share + RIDGE
-    f2 = np.maximum(in_inner - in_both, zero) * share + RIDGE
-    f3 = np.maximum((sv - in_below) - (in_inner - in_both), zero) * share + RIDGE
-    y0 = (u_below - u_both) * share + ((mu - a1) - a2) * RIDGE
-    y1 = u_both * share + ((mu - a1) + a2) * RIDGE
-    y2 = (u_inner - u_both) * share + ((mu + a1) - a2) * RIDGE
-    y3 = ((su - u_below) - (u_inner - u_both)) * share + ((mu + a1) + a2) * RIDGE
+    v1, v2, v12 = (ordered_sum(np.where(minus, -v, v)) for minus in signs)
+    u1, u2, u12 = (ordered_sum(np.where(minus, -vu, vu)) for minus in signs)
+    zero, quarter = F32(0), share * F32(0.25)
+    in_outer, in_inner, u_outer, u_inner = sv + v12, sv - v12, su + u12, su - u12
+    f0 = np.maximum(in_outer - (v1 + v2), zero) * quarter + RIDGE
+    f1 = np.maximum(in_inner - (v1 - v2), zero) * quarter + RIDGE
+    f2 = np.maximum(in_inner + (v1 - v2), zero) * quarter + RIDGE
+    f3 = np.maximum(in_outer + (v1 + v2), zero) * quarter + RIDGE
+    y0 = (u_outer - (u1 + u2)) * quarter + ((mu - a1) - a2) * RIDGE
+    y1 = (u_inner - (u1 - u2)) * quarter + ((mu - a1) + a2) * RIDGE
+    y2 = (u_inner + (u1 - u2)) * quarter + ((mu + a1) - a2) * RIDGE
+    y3 = (u_outer + (u1 + u2)) * quarter + ((mu + a1) + a2) * RIDGE
     half = f0 * f1 * (f2 + f3) + f2 * f3 * (f0 + f1)
     d = half + half
     p = ((f0 * y2 - f2 * y0) * (f1 + f3) + (f1 * y3 - f3 * y1) * (f0 + f2)) / d
@@ -133,13 +135,13 @@ def r2q(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
     for _ in range(REFITS):
         refitted = [refit(u, v, share, trial) for trial in refitted]
     best = np.full(lo.shape, np.inf, F32)
-    found = Planes(*np.zeros((3, lo.size), F32))
-    for trial in (*trials[:2], *refitted):
-        kept = Planes(stored(trial.a1, wide), stored(trial.a2, wide), stored(trial.mu + centre, wide))
-        sse = squared_error(x, v, kept)
+    kept = [Planes(stored(t.a1, wide), stored(t.a2, wide), stored(t.mu + centre, wide)) for t in (*trials[:2], *refitted)]
+    found = kept[0]  # stays where its offset overflows, and is reported as a misfit
+    for trial in kept:
+        sse = squared_error(x, v, trial)
         better = sse < best
         best = np.where(better, sse, best)
-        found = Planes(*(np.where(better, new, old) for new, old in zip(kept, found, strict=True)))
+        found = Planes(*(np.where(better, new, old) for new, old in zip(trial, found, strict=True)))
     bad = misfit(lo, hi, grid)
     if wide:
         back = np.ldexp(1.0, exponent)

@@ -118,6 +118,8 @@ def _task(
     index: int, entry: TensorEntry, assignment: Assignment, method: str, config: DiffusionQuantConfig
 ) -> LayerTask:
     kept = assignment.bit_width == KEPT_BIT_WIDTH
+    at_width = core_strategy.method_at(method, assignment.bit_width)
+    why = "" if kept else core_strategy.other_method_reason(method, assignment.bit_width)
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -129,11 +131,11 @@ def _task(
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
         group_size=0 if kept else config.group_size,
-        method="" if kept else method,
+        method="" if kept else at_width,
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,
-        reason=assignment.reason,
+        reason=f"{assignment.reason}; {why}" if why else assignment.reason,
         rule=assignment.rule,
     )
 
@@ -142,10 +144,7 @@ def payload_nbytes(task: LayerTask) -> int:
     """Exact stored bytes of a task at its requested width with float16 scales."""
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
-    layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
-    rows, packed = layout.packed_shape
-    zero_point_nbytes = 2 if layout.grid == "minimum" else 1
-    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1])
+    return Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method]).nbytes()
 
 
 def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:

@@ -183,6 +183,17 @@ def test_unusable_rows_are_marked_on_every_path(bad, method):
 
 
 @needs_compiled
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_rows_that_float16_cannot_hold_are_marked_on_every_path(method):
+    w = rows_like_real_weights(2, 20, 200, "float32", False)
+    w[3], w[7, 64:128], w[11] = -1e30, 1e6, w[11] * np.float32(1e-9)
+    w[12] = 0.25 + (np.arange(200) == 5) * 1e7
+    status = [quantize(w, 2, 64, method, True, None, False, isa, 1)[4] for isa in _kernels.available_isas()]
+    assert all(s.tolist() == status[0].tolist() for s in status)
+    assert set(np.flatnonzero(status[0])) >= {3, 7, 11, 12}
+
+
+@needs_compiled
 def test_buffers_beside_the_output_are_left_alone():
     """Guard bytes around every OUT buffer, for sizes that are no multiple of anything."""
     for columns, bits, method, isa in itertools.product(
