@@ -19,10 +19,16 @@ INLINE void ISA(put_values)(vf x, const int kind, uint8_t *to) {
     memcpy(to, &h, sizeof h);
 }
 
+/* Stored parameters of up to STEP groups; scale and minor are a1 and a2 of levels. */
+typedef struct { float scale[STEP], zero[STEP], minor[STEP]; } ISA(grid_values);
+
+enum { ISA(ZERO_POINT), ISA(MINIMUM), ISA(LEVELS) };
+
 /* Length is a multiple of sixteen, or the codes and `to` may be read and written up to one. */
-INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, float scale, float zero, const int minimum,
-                              const int kind, uint8_t *to) {
-    const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
+INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, const ISA(grid_values) *v, int g,
+                              const int grid, const int kind, uint8_t *to) {
+    const vf s = ISA(v_splat)(v->scale[g]), m = ISA(v_splat)(v->zero[g]);
+    const vf four = grid == ISA(LEVELS) ? ISA(four_levels)((ISA(planes)){s, ISA(v_splat)(v->minor[g]), m}) : s;
     const int item = kind == KIND_FLOAT32 ? 4 : 2;
 #if LANES == 16
     if (bits <= 4) { /* one register holds the value of every code, and a shift leaves the code in the bits that select */
@@ -31,7 +37,8 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
             shift[i] = (i * bits) & 31;
             code[i] = i & ((1 << bits) - 1);
         }
-        const vf c = __builtin_convertvector(code, vf), values = minimum ? c * s + m : (c - m) * s;
+        const vf c = __builtin_convertvector(code, vf);
+        const vf values = grid == ISA(LEVELS) ? four : grid == ISA(MINIMUM) ? c * s + m : (c - m) * s;
 #pragma GCC unroll 4
         for (int k = 0; k < length; k += STEP)
             ISA(put_values)(ISA(v_look_up)(values, ISA(v_spread)(packed + k * bits / 8, bits) >> shift), kind, to + k * item);
@@ -43,17 +50,33 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
         ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
         EACH_PIECE {
             const vf c = __builtin_convertvector(codes[p], vf);
-            ISA(put_values)(minimum ? c * s + m : (c - m) * s, kind, to + (k + p * LANES) * item);
+            const vf x = grid == ISA(LEVELS) ? ISA(v_pick)(four, codes[p]) : grid == ISA(MINIMUM) ? c * s + m : (c - m) * s;
+            ISA(put_values)(x, kind, to + (k + p * LANES) * item);
         }
     }
 }
 
-INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int minimum,
+/* Stored parameters of groups [first, first + n) of a row. */
+INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first, int n, const int bits, const int grid,
+                           ISA(grid_values) *v) {
+    const int item = job->wide ? 4 : 2;
+    const int64_t at = row * job->n_groups + first;
+    if (grid == ISA(LEVELS)) {
+        for (int g = 0; g < n; g++) {
+            ISA(load_one)(job->scales + (at + g) * 2 * item, job->wide, v->scale + g);
+            ISA(load_one)(job->scales + ((at + g) * 2 + 1) * item, job->wide, v->minor + g);
+        }
+    } else ISA(load_stored)(job->scales + at * item, n, job->wide, v->scale);
+    if (grid == ISA(ZERO_POINT)) ISA(load_codes)(job->zeros + row * job->zeros_stride + first * bits / 8, n, bits, v->zero);
+    else ISA(load_stored)(job->zeros + at * item, n, job->wide, v->zero);
+}
+
+INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int grid,
                              const int kind) {
-    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2, group_bytes = job->group_size * bits / 8;
+    const int item = kind == KIND_FLOAT32 ? 4 : 2, group_bytes = job->group_size * bits / 8;
     const int64_t full = job->columns / job->group_size;
     const int tail = (int)(job->columns % job->group_size);
-    float scale[STEP], zero[STEP];
+    ISA(grid_values) values = {{0}, {0}, {0}};
     uint8_t codes[MAX_GROUP] = {0}, last[4 * MAX_GROUP]; /* whole steps of sixteen would pass the end of the row */
     for (int64_t row = start; row < stop; row++) {
         uint8_t *to = job->out + row * job->columns * item;
@@ -61,14 +84,12 @@ INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t s
             const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
             const int whole = full - group < n ? (int)(full - group) : n;
             const uint8_t *from = job->packed + row * job->packed_stride + group * group_bytes;
-            ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
-            if (minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
-            else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+            ISA(load_grid)(job, row, group, n, bits, grid, &values);
             for (int g = 0; g < whole; g++, from += group_bytes, to += job->group_size * item)
-                ISA(decode_group)(from, job->group_size, bits, scale[g], zero[g], minimum, kind, to);
+                ISA(decode_group)(from, job->group_size, bits, &values, g, grid, kind, to);
             if (whole < n) {
                 memcpy(codes, from, (size_t)(tail * bits + 7) / 8);
-                ISA(decode_group)(codes, tail, bits, scale[whole], zero[whole], minimum, kind, last);
+                ISA(decode_group)(codes, tail, bits, &values, whole, grid, kind, last);
                 memcpy(to, last, (size_t)(tail * item));
             }
         }
@@ -76,12 +97,15 @@ INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t s
 }
 
 static void ISA(dequantize_block)(const dequantize_job *job, int64_t start, int64_t stop) {
-#define KINDS(bits, minimum)                                                                              \
-    if (job->kind == KIND_FLOAT32) ISA(decode_rows)(job, start, stop, bits, minimum, KIND_FLOAT32);       \
-    else if (job->kind == KIND_FLOAT16) ISA(decode_rows)(job, start, stop, bits, minimum, KIND_FLOAT16);  \
-    else ISA(decode_rows)(job, start, stop, bits, minimum, KIND_BFLOAT16);
-#define GRIDS(bits) if (job->minimum) { KINDS(bits, 1) } else { KINDS(bits, 0) }
-    if (job->bits == 2) { GRIDS(2) } else if (job->bits == 4) { GRIDS(4) } else { GRIDS(8) }
+#define KINDS(bits, grid)                                                                              \
+    if (job->kind == KIND_FLOAT32) ISA(decode_rows)(job, start, stop, bits, grid, KIND_FLOAT32);       \
+    else if (job->kind == KIND_FLOAT16) ISA(decode_rows)(job, start, stop, bits, grid, KIND_FLOAT16);  \
+    else ISA(decode_rows)(job, start, stop, bits, grid, KIND_BFLOAT16);
+#define GRIDS(bits) if (job->minimum) { KINDS(bits, ISA(MINIMUM)) } else { KINDS(bits, ISA(ZERO_POINT)) }
+    if (job->levels) { KINDS(2, ISA(LEVELS)) }
+    else if (job->bits == 2) { GRIDS(2) }
+    else if (job->bits == 4) { GRIDS(4) }
+    else { GRIDS(8) }
 #undef GRIDS
 #undef KINDS
 }
