@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from arrowquant_nb.config import DiffusionQuantConfig, Modality
 from arrowquant_nb.core import gates
 from arrowquant_nb.core import orchestrator as core_orchestrator
+from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ConfigurationError, QuantizationError
-from arrowquant_nb.quantizers.affine import quantize_array
+from arrowquant_nb.quantizers.layout import matrix_shape
 from arrowquant_nb.runs import planning, quantization
 from arrowquant_nb.runs.control import Progress
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from arrowquant_nb.core.task import Control, LayerTask, Sink, Source
+    from arrowquant_nb.core.task import Control, Sink, Source
     from arrowquant_nb.events import Event
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.results import AttemptReport, LayerReport, Plan, QuantizationResult, Strategy
@@ -106,7 +110,7 @@ class DiffusionOrchestrator:
         task = LayerTask(
             0, name, weight.shape, str(weight.dtype), *matrix.shape, weight.nbytes, requested, config.group_size, methods,
             config.gain_correction, config.min_accuracy, "array", "given", "argument", rotation=str(config.rotation),
-            seed=config.seed, low_rank=config.low_rank, scale_format=str(config.scale_format),
+            seed=config.seed, low_rank=config.low_rank,
         )  # fmt: skip
         attempts: list[AttemptReport] = []
         for bits in gates.fallback_chain(requested):

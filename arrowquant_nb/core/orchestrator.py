@@ -63,7 +63,7 @@ class Pending:
         """Ways to compare at this width."""
         task = self.task
         compensated = task.compensated and self.inputs is not None
-        return recipes(task.methods, self.bit_width, task.group_size, task.scale_format, compensated)
+        return recipes(task.methods, self.bit_width, task.group_size, compensated)
 
     @property
     def batchable(self) -> bool:
@@ -287,7 +287,7 @@ def attempt_array(
 ) -> tuple[QuantizedTensor, AttemptReport]:
     """Try one array at one width, without calibration, and judge it; stores nothing."""
     chain = fallback_chain(bit_width)
-    choice = Choice(recipes(task.methods, bit_width, task.group_size, task.scale_format, False), task.rotation)
+    choice = Choice(recipes(task.methods, bit_width, task.group_size, False), task.rotation)
     tensor = choice.quantize(task, weight, 0, None, Unstoppable(n_threads))
     if tensor is None:
         raise AssertionError(task.name)

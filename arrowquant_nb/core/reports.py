@@ -36,7 +36,6 @@ def attempt_report(
         output_sqnr=NOT_MEASURED if output is None else output.sqnr_db,
         sentence=f"{judgement.sentence} {why}".rstrip(),
         group_size=tensor.group_size,
-        scale_format="k" if tensor.grid == "k" else "float16",
         worst_output_sqnr=NOT_MEASURED if output is None else output.worst_sqnr_db,
         output_cosine=NOT_MEASURED if output is None else output.cosine,
         output_gain=NOT_MEASURED if output is None else output.gain,
@@ -77,5 +76,4 @@ def layer_report(
         attempts=tuple(attempts),
         rotation_seed=tensor.rotation_seed,
         low_rank=0 if branch is None else branch.shape[1],
-        scale_format=attempts[-1].scale_format,
     )

@@ -42,7 +42,6 @@ class LayerTask:
         rotation: str = "none",
         seed: int = 0,
         low_rank: int = 0,
-        scale_format: str = "float16",
         compensated: bool = False,
         min_output_sqnr_db: float | None = None,
     ) -> None:
@@ -65,7 +64,6 @@ class LayerTask:
         self.rotation = rotation
         self.seed = seed
         self.low_rank = low_rank
-        self.scale_format = scale_format
         self.compensated = compensated
         self.min_output_sqnr_db = min_output_sqnr_db
 

@@ -53,7 +53,7 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, cali
         # What cannot change a byte of this tensor stays out: rtn and hqq have no gain, a kept tensor no gate.
         "gain_correction": task.gain_correction and any(m in LEAST_SQUARES_METHODS for m in task.methods),
         "min_accuracy": None if task.kept else task.min_accuracy,
-        "scale_format": task.scale_format,
+        "scale_format": "float16",
         "min_output_sqnr_db": None if task.kept else task.min_output_sqnr_db,
         "rotation": task.rotation,
         "seed": task.seed if task.rotation != "none" else None,
