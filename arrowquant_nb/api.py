@@ -207,14 +207,15 @@ def quantize_tensor(
         caller's array is never written.
     bit_width : 2, 4 or 8.
     group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256.
-    method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), or "auto" (= uls).
+    method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), "hqq" (minimum fitted to
+        small errors), "r2q" (two sign planes and an offset, 2 bits only), or "auto" (= uls).
     scale_format : "float16".
     rotation : "none", "hadamard" (spreads outliers over their row; undone by `dequantize`), or "auto": hadamard where
         the squared error of the weights is lower by it, at equal bytes; `.rotation_seed` of the result says which.
         Rows need a length that 16 divides; otherwise "auto" leaves them, and "hadamard" is an error.
-    gain_correction : rescale each row of uls and mse grids so that <w, w'> = <w, w>.
+    gain_correction : rescale each row of uls, mse and r2q grids so that <w, w'> = <w, w>.
     importance : float32 (columns,), optional
-        Weight of each column's squared error; uls and mse only.
+        Weight of each column's squared error; uls, mse and r2q only.
     seed : signs of the rotation, 0 to 2**63 - 1.
     out : a result of the same layout whose buffers are filled; what is returned views them with its own statistics.
     n_threads : 0 = all cores this process may use.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb.config import DiffusionQuantConfig, Modality
 from arrowquant_nb.core import gates
 from arrowquant_nb.core import orchestrator as core_orchestrator
+from arrowquant_nb.core.strategy import method_at
 from arrowquant_nb.errors import ConfigurationError, QuantizationError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.runs import planning, quantization
@@ -103,7 +104,7 @@ class DiffusionOrchestrator:
         attempts: list[AttemptReport] = []
         for bits, wider in zip(chain, [*chain[1:], 0], strict=True):
             tensor = quantize_array(
-                weight, bits, self.config.group_size, method, self.config.gain_correction, name=name,
+                weight, bits, self.config.group_size, method_at(method, bits), self.config.gain_correction, name=name,
                 n_threads=self.config.num_threads,
             )  # fmt: skip
             attempts.append(core_orchestrator.attempt_report(

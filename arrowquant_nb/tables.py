@@ -88,7 +88,7 @@ def _plan_rows(plan: Plan) -> list[list[str]]:
             r.name,
             "x".join(map(str, r.shape)) or "scalar",
             r.role,
-            WIDTH_NAMES[r.bit_width],
+            f"{WIDTH_NAMES[r.bit_width]} {r.method}".rstrip(),
             f"{r.bits_per_weight:.2f}",
             f"{r.nbytes / 1e6:.3f}",
             r.reason,

@@ -12,7 +12,8 @@ INLINE int ISA(in_one_row)(const ISA(batch) *b) { return b->row[0] == b->row[b->
 
 typedef struct {
     float lo[BATCH], hi[BATCH];
-    float scale[BATCH], zero[BATCH]; /* as stored */
+    float scale[BATCH], zero[BATCH]; /* as stored; a1 and mu of levels */
+    float minor[BATCH];              /* a2 of levels */
     float ww[BATCH], wq[BATCH], ee[BATCH];
     int32_t misfit[BATCH];
 } ISA(results);
@@ -21,6 +22,11 @@ INLINE void ISA(put_found)(ISA(results) *r, int p, ISA(found) f) {
     ISA(v_store)(r->scale + p * LANES, f.scale);
     ISA(v_store)(r->zero + p * LANES, f.zero);
     memcpy(r->misfit + p * LANES, &f.misfit, sizeof f.misfit);
+}
+
+INLINE void ISA(put_planes)(ISA(results) *r, int p, ISA(planes) f, vi misfit) {
+    ISA(put_found)(r, p, (ISA(found)){f.a1, f.mu, misfit});
+    ISA(v_store)(r->minor + p * LANES, f.a2);
 }
 
 INLINE void ISA(extend)(vf *lo, vf *hi, const float *w) {
@@ -74,6 +80,16 @@ static void ISA(normalise)(float *x, int length, vf lo, vf hi, int exponent[LANE
     }
 }
 
+INLINE ISA(planes) ISA(denormalise_planes)(ISA(planes) f, const int exponent[LANES]) {
+    for (int i = 0; i < LANES; i++) {
+        const double back = ISA(power_of_two)(exponent[i]);
+        f.a1[i] = (float)((double)f.a1[i] * back);
+        f.a2[i] = (float)((double)f.a2[i] * back);
+        f.mu[i] = (float)((double)f.mu[i] * back);
+    }
+    return f;
+}
+
 INLINE ISA(found) ISA(denormalise)(ISA(found) f, const int exponent[LANES]) {
     for (int i = 0; i < LANES; i++) {
         const double back = ISA(power_of_two)(exponent[i]);
@@ -84,7 +100,7 @@ INLINE ISA(found) ISA(denormalise)(ISA(found) f, const int exponent[LANES]) {
     return f;
 }
 
-/* mse and uls: LANES groups become a tile that stays in the first-level cache. */
+/* All but rtn: LANES groups become a tile that stays in the first-level cache. */
 static void ISA(search_tiles)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r) {
     float x[MAX_GROUP * LANES] __attribute__((aligned(64))), weights[MAX_GROUP * LANES] __attribute__((aligned(64)));
     const float *v = job->importance ? weights : NULL;
@@ -106,8 +122,13 @@ static void ISA(search_tiles)(const ISA(batch) *b, const quantize_job *job, ISA(
         if (job->method == METHOD_MSE) {
             ISA(search_mse)(x, v, b->length, n, job->wide, &a, &c);
             ISA(put_found)(r, p, ISA(range_grid)(v_min(lo, (vf){0}), v_max(hi, (vf){0}), a, c, n, job->wide));
+        } else if (job->method == METHOD_R2Q) {
+            vi misfit;
+            const ISA(planes) f = ISA(search_r2q)(x, v, b->length, job->wide, &misfit);
+            ISA(put_planes)(r, p, job->wide ? ISA(denormalise_planes)(f, exponent) : f, misfit);
         } else {
-            ISA(found) f = ISA(search_uls)(x, v, b->length, n, job->wide);
+            ISA(found) f = job->method == METHOD_HQQ ? ISA(search_hqq)(x, b->length, n, job->wide)
+                                                     : ISA(search_uls)(x, v, b->length, n, job->wide);
             ISA(put_found)(r, p, job->wide ? ISA(denormalise)(f, exponent) : f);
         }
     }

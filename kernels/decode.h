@@ -38,15 +38,19 @@ INLINE vh ISA(v_to_bfloat16)(vf x) {
     return __builtin_convertvector(rounded, vh);
 }
 
-INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, float scale, float zero, int minimum,
-                              const int kind, uint8_t *to) {
-    const vf s = ISA(v_splat)(scale), m = ISA(v_splat)(zero);
+/* Stored parameters of up to STEP groups; scale and minor are a1 and a2 of levels. */
+typedef struct { float scale[STEP], zero[STEP], minor[STEP]; } ISA(grid_values);
+
+INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, const ISA(grid_values) *v, int g, int minimum,
+                              const int levels, const int kind, uint8_t *to) {
+    const vf s = ISA(v_splat)(v->scale[g]), m = ISA(v_splat)(v->zero[g]);
+    const vf four = levels ? ISA(four_levels)((ISA(planes)){s, ISA(v_splat)(v->minor[g]), m}) : s;
     for (int k = 0; k < length; k += STEP) {
         vi codes[PIECES];
         ISA(unpack_sixteen)(packed + k * bits / 8, bits, codes);
         EACH_PIECE {
             vf c = __builtin_convertvector(codes[p], vf);
-            vf x = minimum ? c * s + m : (c - m) * s;
+            vf x = levels ? ISA(v_pick)(four, codes[p]) : minimum ? c * s + m : (c - m) * s;
             if (kind == KIND_FLOAT32) {
                 memcpy(to + 4 * (k + p * LANES), &x, sizeof x);
             } else {
@@ -57,11 +61,27 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
     }
 }
 
-INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind) {
-    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2, group_bytes = job->group_size * bits / 8;
+/* Stored parameters of groups [first, first + n) of a row. */
+INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first, int n, const int bits,
+                           const int levels, ISA(grid_values) *v) {
+    const int item = job->wide ? 4 : 2;
+    const int64_t at = row * job->n_groups + first;
+    if (levels) {
+        for (int g = 0; g < n; g++) {
+            ISA(load_one)(job->scales + (at + g) * 2 * item, job->wide, v->scale + g);
+            ISA(load_one)(job->scales + ((at + g) * 2 + 1) * item, job->wide, v->minor + g);
+        }
+    } else ISA(load_stored)(job->scales + at * item, n, job->wide, v->scale);
+    if (job->minimum) ISA(load_stored)(job->zeros + at * item, n, job->wide, v->zero);
+    else ISA(load_codes)(job->zeros + row * job->zeros_stride + first * bits / 8, n, bits, v->zero);
+}
+
+INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind,
+                             const int levels) {
+    const int item = kind == KIND_FLOAT32 ? 4 : 2, group_bytes = job->group_size * bits / 8;
     const int64_t full = job->columns / job->group_size;
     const int tail = (int)(job->columns % job->group_size);
-    float scale[STEP], zero[STEP];
+    ISA(grid_values) values = {{0}, {0}, {0}};
     uint8_t codes[MAX_GROUP] = {0};
     ISA(stream) out; /* not initialised as a whole: the stage is large */
     out.to = job->out + start * job->columns * item;
@@ -72,17 +92,15 @@ INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t s
             const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
             const int whole = full - group < n ? (int)(full - group) : n;
             const uint8_t *from = job->packed + row * job->packed_stride + group * group_bytes;
-            ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
-            if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
-            else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+            ISA(load_grid)(job, row, group, n, bits, levels, &values);
             for (int g = 0; g < whole; g++, from += group_bytes) {
-                ISA(decode_group)(from, job->group_size, bits, scale[g], zero[g], job->minimum, kind, out.stage + out.held);
+                ISA(decode_group)(from, job->group_size, bits, &values, g, job->minimum, levels, kind, out.stage + out.held);
                 out.held += job->group_size * item;
                 if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
             }
             if (whole < n) { /* whole steps of sixteen would read past the end of the row */
                 memcpy(codes, from, (size_t)(tail * bits + 7) / 8);
-                ISA(decode_group)(codes, tail, bits, scale[whole], zero[whole], job->minimum, kind, out.stage + out.held);
+                ISA(decode_group)(codes, tail, bits, &values, whole, job->minimum, levels, kind, out.stage + out.held);
                 out.held += tail * item;
                 if (out.held >= ISA(STAGE)) ISA(flush)(&out, 0);
             }
@@ -92,10 +110,13 @@ INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t s
 }
 
 static void ISA(dequantize_block)(const dequantize_job *job, int64_t start, int64_t stop) {
-#define KINDS(bits)                                                                                       \
-    if (job->kind == KIND_FLOAT32) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT32);                \
-    else if (job->kind == KIND_FLOAT16) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT16);           \
-    else ISA(decode_rows)(job, start, stop, bits, KIND_BFLOAT16);
-    if (job->bits == 2) { KINDS(2) } else if (job->bits == 4) { KINDS(4) } else { KINDS(8) }
+#define KINDS(bits, levels)                                                                               \
+    if (job->kind == KIND_FLOAT32) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT32, levels);        \
+    else if (job->kind == KIND_FLOAT16) ISA(decode_rows)(job, start, stop, bits, KIND_FLOAT16, levels);   \
+    else ISA(decode_rows)(job, start, stop, bits, KIND_BFLOAT16, levels);
+    if (job->levels) { KINDS(2, 1) }
+    else if (job->bits == 2) { KINDS(2, 0) }
+    else if (job->bits == 4) { KINDS(4, 0) }
+    else { KINDS(8, 0) }
 #undef KINDS
 }

@@ -122,12 +122,13 @@ INLINE void ISA(score)(const float *w, const uint8_t *packed, int length, const 
 }
 
 /* The same sums in double, for tensors whose weights would overflow or vanish when squared in float32. */
-static void ISA(wide_sums)(const float *w, const uint8_t *packed, int length, int bits, float scale, float zero, int minimum,
+static void ISA(wide_sums)(const float *w, const uint8_t *packed, int length, int bits, float scale, float zero, float minor, int grid,
                            double sums[3]) {
     double partial[3][BATCH] = {{0}};
     for (int k = 0; k < length; k++) {
         int bit = k * bits, code = packed[bit >> 3] >> (bit & 7) & ((1 << bits) - 1);
-        float q = minimum ? (float)code * scale + zero : ((float)code - zero) * scale;
+        float q = grid == GRID_MINIMUM ? (float)code * scale + zero : ((float)code - zero) * scale;
+        if (grid == GRID_LEVELS) q = (zero + (code & 2 ? scale : -scale)) + (code & 1 ? minor : -minor);
         double x = w[k], e = (double)q - x;
         partial[0][k & 15] += x * x;
         partial[1][k & 15] += x * (double)q;

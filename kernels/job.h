@@ -8,7 +8,8 @@
 #include <string.h>
 
 enum { KIND_FLOAT32 = 0, KIND_FLOAT16 = 1, KIND_BFLOAT16 = 2 };
-enum { METHOD_RTN = 0, METHOD_MSE = 1, METHOD_ULS = 2 };
+enum { METHOD_RTN = 0, METHOD_MSE = 1, METHOD_ULS = 2, METHOD_HQQ = 3, METHOD_R2Q = 4 };
+enum { GRID_ZERO_POINT = 0, GRID_MINIMUM = 1, GRID_LEVELS = 2 };
 enum { STATUS_NOT_USABLE = 1, STATUS_NEEDS_FLOAT32 = 2 };
 enum {
     STEP = 16,      /* elements a step: element k of a group adds to partial sum k % STEP */
@@ -20,8 +21,8 @@ typedef struct {
     const uint8_t *weight;   /* IN rows x columns of `kind`, any alignment */
     const float *importance; /* IN columns, or NULL */
     uint8_t *packed;         /* OUT rows x packed_stride */
-    uint8_t *scales;         /* OUT rows x n_groups float16, float32 when wide */
-    uint8_t *zeros;          /* OUT minima like scales (uls), else packed codes rows x zeros_stride */
+    uint8_t *scales;         /* OUT rows x n_groups float16, float32 when wide; pairs a1, a2 (r2q) */
+    uint8_t *zeros;          /* OUT minima (uls, hqq) or offsets (r2q) of the same type, else packed codes rows x zeros_stride */
     double *sums;            /* OUT rows x 4: ww, wq, ee, max abs */
     uint8_t *status;         /* OUT rows */
     int64_t rows, columns, n_groups, packed_stride, zeros_stride;
@@ -33,6 +34,7 @@ typedef struct {
     uint8_t *out;                           /* OUT rows x columns of `kind` */
     int64_t rows, columns, n_groups, packed_stride, zeros_stride;
     int kind, bits, group_size, minimum, wide, streaming;
+    int levels; /* pairs a1, a2 as scales, with minimum = 1 */
 } dequantize_job;
 
 static const float FLOAT16_TINY = 0x1p-24f;  /* floor of a float16 scale */
@@ -42,6 +44,15 @@ static const float SEARCH_FLOOR = 0x1p-48f;  /* floor of a scale while groups ar
 static const float MAX_WEIGHT = 0x1p125f;    /* twice the range of a group still is a float32 */
 static const float MAGIC = 12582912.0f;      /* 1.5 * 2^23: adding it rounds to an integer, half to even */
 static const int32_t MAGIC_BITS = 0x4B400000;
+
+static const float LEVELS_RIDGE = 0x1p-20f;       /* weight of a level's present value, of a group's whole weight */
+static const float LEVELS_LEAST_WEIGHT = 0x1p-60f; /* the largest importance of a matrix is in [1, 2) */
+enum { LEVELS_REFITS = 8, HQQ_STEPS = 20 };
+
+/* Grid of a method. */
+static inline int grid_of(int method) {
+    return method == METHOD_R2Q ? GRID_LEVELS : method == METHOD_ULS || method == METHOD_HQQ ? GRID_MINIMUM : GRID_ZERO_POINT;
+}
 
 #define SHRINK(step, i) (float)(1.0 - (step) * (i))
 static const float MSE_SHRINKS[9] = {

@@ -6,9 +6,7 @@ static __attribute__((noinline)) void ISA(quantize_batch)(const ISA(batch) *b, c
     if (job->method == METHOD_RTN) ISA(search_range)(b, job, &r);
     else ISA(search_tiles)(b, job, &r);
     ISA(encode_batch)(b, job, &r);
-    ISA(store_values)(b, job, r.scale, job->scales);
-    if (job->method == METHOD_ULS) ISA(store_values)(b, job, r.zero, job->zeros);
-    else ISA(store_zero_codes)(b, job, &r);
+    ISA(store_grid)(b, job, &r);
     ISA(add_sums)(b, job, &r, 0);
     ISA(add_largest)(b, job, &r);
     ISA(add_misfits)(b, job, &r);
@@ -18,25 +16,28 @@ static __attribute__((noinline)) void ISA(quantize_batch)(const ISA(batch) *b, c
 static __attribute__((noinline)) void ISA(rescale_batch)(const ISA(batch) *b, const quantize_job *job, const float *gain, int64_t first_row) {
     ISA(results) r;
     float factor[BATCH];
-    const int wide = job->wide, item = wide ? 4 : 2;
+    const int wide = job->wide, item = wide ? 4 : 2, grid = grid_of(job->method);
     memset(&r, 0, sizeof r);
     memset(factor, 0, sizeof factor);
     for (int g = 0; g < b->n; g++) {
         const int64_t row = b->row[g], at = row * job->n_groups + b->group[g], bit = b->group[g] * job->bits;
         factor[g] = gain[row - first_row];
-        ISA(load_one)(job->scales + at * item, wide, r.scale + g);
-        if (job->method == METHOD_ULS) ISA(load_one)(job->zeros + at * item, wide, r.zero + g);
+        if (grid == GRID_LEVELS) ISA(load_one)(job->scales + (2 * at + 1) * item, wide, r.minor + g);
+        ISA(load_one)(job->scales + (grid == GRID_LEVELS ? 2 * at : at) * item, wide, r.scale + g);
+        if (grid != GRID_ZERO_POINT) ISA(load_one)(job->zeros + at * item, wide, r.zero + g);
         else r.zero[g] = (float)(job->zeros[row * job->zeros_stride + (bit >> 3)] >> (bit & 7) & ((1 << job->bits) - 1));
     }
     EACH_TILE {
-        const vf c = ISA(v_load)(factor + p * LANES), floor = ISA(v_splat)(wide ? FLOAT32_TINY : FLOAT16_TINY);
+        const vf c = ISA(v_load)(factor + p * LANES), floor = ISA(v_splat)(grid == GRID_LEVELS ? 0.0f : wide ? FLOAT32_TINY : FLOAT16_TINY);
         vf s = v_max(ISA(v_stored)(ISA(v_load)(r.scale + p * LANES) * c, wide), floor), m = ISA(v_load)(r.zero + p * LANES);
-        if (job->method == METHOD_ULS) m = ISA(v_stored)(m * c, wide);
+        if (grid != GRID_ZERO_POINT) m = ISA(v_stored)(m * c, wide);
         vi misfit = (((vi)s & 0x7F800000) == 0x7F800000 - (vi){0}) | (((vi)m & 0x7F800000) == 0x7F800000 - (vi){0});
         ISA(put_found)(&r, p, (ISA(found)){s, m, misfit});
+        ISA(v_store)(r.minor + p * LANES, ISA(v_stored)(ISA(v_load)(r.minor + p * LANES) * c, wide));
     }
-    ISA(store_values)(b, job, r.scale, job->scales);
-    if (job->method == METHOD_ULS) ISA(store_values)(b, job, r.zero, job->zeros);
+    if (grid == GRID_LEVELS) ISA(store_pairs)(b, job, &r);
+    else ISA(store_values)(b, job, r.scale, job->scales);
+    if (grid != GRID_ZERO_POINT) ISA(store_values)(b, job, r.zero, job->zeros);
     if (!wide) ISA(score_batch)(b, job, &r);
     ISA(add_sums)(b, job, &r, 1);
     ISA(add_misfits)(b, job, &r);
@@ -79,10 +80,10 @@ static void ISA(quantize_block)(const quantize_job *job, int64_t start, int64_t 
     const int tail = (int)(job->columns % job->group_size);
     memset(job->sums + 4 * start, 0, (size_t)(stop - start) * 4 * sizeof(double));
     memset(job->status + start, 0, (size_t)(stop - start));
-    if (job->method != METHOD_ULS) memset(job->zeros + start * job->zeros_stride, 0, (size_t)((stop - start) * job->zeros_stride));
+    if (grid_of(job->method) == GRID_ZERO_POINT) memset(job->zeros + start * job->zeros_stride, 0, (size_t)((stop - start) * job->zeros_stride));
     if (full) ISA(walk)(job, start, stop, 0, full, job->group_size, NULL);
     if (tail) ISA(walk)(job, start, stop, full, 1, tail, NULL);
-    if (job->gain && job->method != METHOD_RTN) {
+    if (job->gain && job->method != METHOD_RTN && job->method != METHOD_HQQ) {
         for (int64_t row = start; row < stop; row++) {
             double *sums = job->sums + 4 * row, c = sums[0] > 0 && sums[1] > 0 ? sums[0] / sums[1] : 1.0;
             gain[row - start] = (float)(c < 0.5 ? 0.5 : c > 2.0 ? 2.0 : c);

@@ -85,6 +85,7 @@ FOLD(fold_max, v_max)
 #include "codes.h"
 #include "search.h"
 #include "encode.h"
+#include "levels.h"
 #include "batch.h"
 #include "score.h"
 #include "store.h"

@@ -25,10 +25,11 @@ cdef extern from "dispatch.h" nogil:
         const uint8_t *zeros
         uint8_t *out
         int64_t rows, columns, n_groups, packed_stride, zeros_stride
-        int kind, bits, group_size, minimum, wide, streaming
+        int kind, bits, group_size, minimum, wide, streaming, levels
     ctypedef struct instruction_set:
         const char *name
     int supported_sets(instruction_set *out)
+    int grid_of(int method)
     void run_quantize(const instruction_set *isa, const quantize_job *job, int64_t start, int64_t stop, float *gain)
     void run_dequantize(const instruction_set *isa, const dequantize_job *job, int64_t start, int64_t stop)
 
@@ -36,7 +37,7 @@ cdef struct row_block:
     int64_t job, start, stop, gain
 
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
-METHODS = {"rtn": 0, "mse": 1, "uls": 2}
+METHODS = {"rtn": 0, "mse": 1, "uls": 2, "hqq": 3, "r2q": 4}
 cdef int64_t BLOCK_WEIGHTS = 1 << 16  # float32 weights of a block stay in the second-level cache for the gain pass
 cdef int64_t STREAMING_BYTES = 4 << 20  # larger outputs would only push other data out of the cache
 
@@ -81,14 +82,23 @@ cdef int _check_sizes(int64_t rows, int64_t columns, int bits, int group_size, i
     return 0
 
 
+cdef int _check_levels(bint levels, int bits) except -1:
+    if levels and bits != 2:
+        raise ValueError(f"grid levels has two bits a code, not {bits}")
+    return 0
+
+
 cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
     cdef int64_t rows, columns, groups, item, weight_nbytes
+    cdef int grid
     rows, columns = order.weight.shape
     _check_sizes(rows, columns, order.bit_width, order.group_size, 1)
     job.rows, job.columns = rows, columns
     job.bits, job.group_size = order.bit_width, order.group_size
     job.kind, job.method = KINDS[order.kind], METHODS[order.method]
     job.gain = bool(order.gain_correction)
+    grid = grid_of(job.method)
+    _check_levels(grid == 2, job.bits)
     item = order.scales.dtype.itemsize
     job.wide = item == 4
     groups = job.n_groups = (columns + job.group_size - 1) // job.group_size
@@ -97,9 +107,10 @@ cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
     weight_nbytes = rows * columns * (4 if job.kind == 0 else 2)
     job.weight = <const uint8_t *><size_t>_address(order.weight, held, "weight", weight_nbytes, False)
     job.packed = <uint8_t *><size_t>_address(order.packed, held, "packed", rows * job.packed_stride, True)
-    job.scales = <uint8_t *><size_t>_address(order.scales, held, "scales", rows * groups * item, True)
+    job.scales = <uint8_t *><size_t>_address(
+        order.scales, held, "scales", rows * groups * item * (2 if grid == 2 else 1), True)
     job.zeros = <uint8_t *><size_t>_address(
-        order.zero_points, held, "zero_points", rows * (groups * item if job.method == 2 else job.zeros_stride), True)
+        order.zero_points, held, "zero_points", rows * (job.zeros_stride if grid == 0 else groups * item), True)
     job.sums = <double *><size_t>_address(order.sums, held, "sums", rows * 32, True)
     job.status = <uint8_t *><size_t>_address(order.status, held, "status", rows, True)
     job.importance = NULL
@@ -160,7 +171,9 @@ def dequantize_rows(
     rows, columns = out.shape
     _check_sizes(rows, columns, bit_width, group_size, n_threads)
     job.rows, job.columns, job.bits, job.group_size, job.kind = rows, columns, bit_width, group_size, KINDS[kind]
-    job.minimum = {"zero_point": 0, "minimum": 1}[grid]
+    job.minimum = {"zero_point": 0, "minimum": 1, "levels": 1}[grid]
+    job.levels = grid == "levels"
+    _check_levels(job.levels, bit_width)
     item = scales.dtype.itemsize
     if item not in (2, 4):
         raise ValueError(f"scales must be float16 or float32, got {scales.dtype}")
@@ -169,7 +182,8 @@ def dequantize_rows(
     job.packed_stride = (columns * bit_width + 7) // 8
     job.zeros_stride = (job.n_groups * bit_width + 7) // 8
     job.packed = <const uint8_t *><size_t>_address(packed, held, "packed", rows * job.packed_stride, False)
-    job.scales = <const uint8_t *><size_t>_address(scales, held, "scales", rows * job.n_groups * item, False)
+    job.scales = <const uint8_t *><size_t>_address(
+        scales, held, "scales", rows * job.n_groups * item * (1 + job.levels), False)
     job.zeros = <const uint8_t *><size_t>_address(
         zero_points, held, "zero_points", rows * (job.n_groups * item if job.minimum else job.zeros_stride), False)
     i = rows * columns * (4 if job.kind == 0 else 2)

@@ -18,7 +18,10 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) { return (ISA(vf))_mm256_sqrt_ps((__m256)x); }
 static inline int ISA(v_any)(ISA(vi) mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
+/* Element code (0 to 3) of each four lanes of `four`, which repeats every four lanes. */
+static inline ISA(vf) ISA(v_pick)(ISA(vf) four, ISA(vi) code) { return (ISA(vf))_mm256_permutevar_ps((__m256)four, (__m256i)code); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm256_cvtph_ps((__m128i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {

@@ -16,7 +16,10 @@ static inline ISA(vf) ISA(v_min)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_
 static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_max_ps((__m512)a, (__m512)b); }
 /* Larger of abs(a), abs(b); whether any lane of a comparison holds. */
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_range_ps((__m512)a, (__m512)b, 11); }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) { return (ISA(vf))_mm512_sqrt_ps((__m512)x); }
 static inline int ISA(v_any)(ISA(vi) mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
+/* Element code (0 to 3) of each four lanes of `four`, which repeats every four lanes. */
+static inline ISA(vf) ISA(v_pick)(ISA(vf) four, ISA(vi) code) { return (ISA(vf))_mm512_permutevar_ps((__m512)four, (__m512i)code); }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))_mm512_cvtph_ps((__m256i)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) {

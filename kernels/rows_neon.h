@@ -12,9 +12,14 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))vmaxq_f
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) { return (ISA(vf))vsqrtq_f32((float32x4_t)x); }
 static inline int ISA(v_any)(ISA(vi) mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) { return (ISA(vf))vcvt_f32_f16((float16x4_t)h); }
 static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) { return (ISA(vh))vcvt_f16_f32((float32x4_t)x); }
+/* Element code (0 to 3) of each four lanes of `four`, which repeats every four lanes. */
+static inline ISA(vf) ISA(v_pick)(ISA(vf) four, ISA(vi) code) {
+    return (ISA(vf))vqtbl1q_u8((uint8x16_t)four, (uint8x16_t)(code * 0x04040404 + 0x03020100)); /* four bytes a lane */
+}
 /* Four codes, one a byte, and back. */
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) { return (ISA(vi)){from[0], from[1], from[2], from[3]}; }
 static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {

@@ -18,6 +18,10 @@ static inline ISA(vf) ISA(v_max)(ISA(vf) a, ISA(vf) b) {
 static inline ISA(vf) ISA(v_max_abs)(ISA(vf) a, ISA(vf) b) {
     return ISA(v_max)((ISA(vf))((ISA(vi))a & 0x7FFFFFFF), (ISA(vf))((ISA(vi))b & 0x7FFFFFFF));
 }
+static inline ISA(vf) ISA(v_sqrt)(ISA(vf) x) {
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
 static inline int ISA(v_any)(ISA(vi) mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 static inline ISA(vf) ISA(v_from_half)(ISA(vh) h) {
     ISA(vf) x;
@@ -28,6 +32,10 @@ static inline ISA(vh) ISA(v_to_half)(ISA(vf) x) {
     ISA(vh) h;
     for (int i = 0; i < LANES; i++) h[i] = float_to_half(x[i]);
     return h;
+}
+/* Element code (0 to 3) of each four lanes of `four`, which repeats every four lanes. */
+static inline ISA(vf) ISA(v_pick)(ISA(vf) four, ISA(vi) code) {
+    return (ISA(vf)){four[code[0]], four[code[1]], four[code[2]], four[code[3]]};
 }
 /* Four codes, one a byte, and back. */
 static inline ISA(vi) ISA(v_from_bytes)(const uint8_t *from) { return (ISA(vi)){from[0], from[1], from[2], from[3]}; }

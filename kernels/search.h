@@ -213,6 +213,38 @@ INLINE ISA(found) ISA(search_uls_with)(const float *x, const float *v, int lengt
     return f;
 }
 
+/* Half-quadratic minimum under the scale of the plain range: each step moves it by the mean error after large errors were
+ * shrunk (generalised soft threshold of the l_1/2 norm, in steps of the scale), until the mean absolute error stops falling. */
+static __attribute__((noinline)) ISA(found) ISA(search_hqq)(const float *x, int length, int n, int wide) {
+    const vf levels = ISA(v_splat)((float)n), floor = ISA(v_splat)(wide ? SEARCH_FLOOR : FLOAT16_TINY);
+    vf lo, hi, best = ISA(v_splat)(__builtin_inff());
+    vi active = (vi){0} - 1;
+    double beta = 10.0;
+    ISA(found) f;
+    ISA(tile_range)(x, length, &lo, &hi);
+    f.scale = v_max(ISA(v_stored)((hi - lo) / levels, wide), floor);
+    f.zero = ISA(v_stored)(lo, wide);
+    f.misfit = ISA(misfit)(lo, hi, n, wide) | (((vi)f.zero & 0x7FFFFFFF) >= (vi){0} + 0x7F800000);
+    const vf r = ISA(v_splat)(1.0f) / f.scale;
+    vf m = f.zero;
+    for (int step = 0; step < HQQ_STEPS && ISA(v_any)(active); step++, beta *= 1.01) {
+        const vf threshold = ISA(v_splat)((float)(1.0 / beta));
+        vf error = (vf){0}, move = (vf){0};
+        for (int k = 0; k < length; k++) {
+            const vf y = (ISA(v_load)(x + k * LANES) - m) * r;
+            const vf q = (v_min(v_max(y, (vf){0}), levels) + ISA(v_splat)(MAGIC)) - ISA(v_splat)(MAGIC), d = y - q;
+            const vf size = (vf)((vi)d & 0x7FFFFFFF), kept = v_min(threshold / ISA(v_sqrt)(size), size);
+            error += size;
+            move += (vf)((vi)kept | ((vi)d & ~((vi){0} + 0x7FFFFFFF)));
+        }
+        active &= error < best;
+        best = ISA(v_select)(active, error, best);
+        f.zero = ISA(v_select)(active, m, f.zero);
+        m = ISA(v_stored)(m + f.scale * (move / ISA(v_splat)((float)length)), wide);
+    }
+    return f;
+}
+
 static __attribute__((noinline)) void ISA(search_mse)(const float *x, const float *v, int length, int n, int wide, vf *a, vf *b) {
     if (v) ISA(search_mse_with)(x, v, length, n, wide, a, b);
     else ISA(search_mse_with)(x, NULL, length, n, wide, a, b);
@@ -221,8 +253,3 @@ static __attribute__((noinline)) void ISA(search_mse)(const float *x, const floa
 static __attribute__((noinline)) ISA(found) ISA(search_uls)(const float *x, const float *v, int length, int n, int wide) {
     return v ? ISA(search_uls_with)(x, v, length, n, wide) : ISA(search_uls_with)(x, NULL, length, n, wide);
 }
-
-#undef EACH_CANDIDATE
-#undef EACH_STEP
-#undef STRIDE
-#undef CANDIDATES

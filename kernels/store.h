@@ -16,7 +16,7 @@ INLINE void ISA(add_sums)(const ISA(batch) *b, const quantize_job *job, ISA(resu
     for (int g = 0; g < b->n; g++) {
         double three[3] = {r->ww[g], r->wq[g], r->ee[g]};
         if (job->wide)
-            ISA(wide_sums)(b->w[g], b->packed[g], b->length, job->bits, r->scale[g], r->zero[g], job->method == METHOD_ULS, three);
+            ISA(wide_sums)(b->w[g], b->packed[g], b->length, job->bits, r->scale[g], r->zero[g], r->minor[g], grid_of(job->method), three);
         if (job->sums + 4 * b->row[g] != sums) {
             memcpy(sums, total, sizeof total);
             sums = job->sums + 4 * b->row[g];
@@ -71,6 +71,20 @@ INLINE void ISA(store_values)(const ISA(batch) *b, const quantize_job *job, cons
         memcpy(to + ((b->row[g] - b->row[0]) * job->n_groups + b->group[g] - b->group[0]) * item, from + g * item, (size_t)item);
 }
 
+/* Amplitudes of levels: pairs a1, a2. */
+INLINE void ISA(store_pairs)(const ISA(batch) *b, const quantize_job *job, const ISA(results) *r) {
+    uint16_t major[BATCH], minor[BATCH];
+    ISA(to_halves)(r->scale, major);
+    ISA(to_halves)(r->minor, minor);
+    for (int g = 0; g < b->n; g++) {
+        const int64_t at = b->row[g] * job->n_groups + b->group[g];
+        const float wide[2] = {r->scale[g], r->minor[g]};
+        const uint16_t half[2] = {major[g], minor[g]};
+        if (job->wide) memcpy(job->scales + at * 8, wide, sizeof wide);
+        else memcpy(job->scales + at * 4, half, sizeof half);
+    }
+}
+
 INLINE void ISA(store_zero_codes)(const ISA(batch) *b, const quantize_job *job, const ISA(results) *r) {
     const int bits = job->bits;
     uint8_t *row = job->zeros + b->row[0] * job->zeros_stride;
@@ -85,4 +99,13 @@ INLINE void ISA(store_zero_codes)(const ISA(batch) *b, const quantize_job *job, 
         row = job->zeros + b->row[g] * job->zeros_stride;
         row[bit >> 3] |= (uint8_t)((unsigned)(int)r->zero[g] << (bit & 7));
     }
+}
+
+/* The stored parameters of a batch, whatever its grid. */
+INLINE void ISA(store_grid)(const ISA(batch) *b, const quantize_job *job, const ISA(results) *r) {
+    const int grid = grid_of(job->method);
+    if (grid == GRID_LEVELS) ISA(store_pairs)(b, job, r);
+    else ISA(store_values)(b, job, r->scale, job->scales);
+    if (grid == GRID_ZERO_POINT) ISA(store_zero_codes)(b, job, r);
+    else ISA(store_values)(b, job, r->zero, job->zeros);
 }

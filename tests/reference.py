@@ -17,8 +17,8 @@ class Row:
     """One quantized row."""
 
     codes: list[int]
-    scales: list[np.float32]
-    zeros: list[np.float32]  # zero-point codes or minima
+    scales: list  # one float32 a group; r2q: (a1, a2)
+    zeros: list[np.float32]  # zero-point codes, minima or offsets
     sums: tuple[float, float, float]  # ww, wq, ee
 
 
@@ -156,11 +156,125 @@ def uls_grid(w, v, n, wide):
     return best_s, best_m
 
 
-GRIDS = {"rtn": rtn_grid, "mse": mse_grid, "uls": uls_grid}
+def hqq_grid(w, v, n, wide):
+    x, exponent = normalised(w) if wide else (w, 0)
+    stored = (lambda y: y) if wide else half
+    lo, hi = F(min(x) + F(0)), F(max(x) + F(0))
+    s = max(stored(F(F(hi - lo) / F(n))), F(2.0**-48) if wide else F(2.0**-24))
+    r = F(F(1) / s)
+    m = best_m = stored(lo)
+    best, beta = F(np.inf), 10.0
+    for _ in range(20):
+        steps = [F(F(y - m) * r) for y in x]
+        d = [F(t - rint(clip(t, F(0), F(n)))) for t in steps]
+        error = in_order([abs(e) for e in d])
+        if not error < best:
+            break
+        best, best_m = error, m
+        threshold = F(1.0 / beta)
+        kept = [min(F(threshold / np.sqrt(abs(e))), abs(e)) for e in d]
+        mean = F(in_order([-k if e < 0 else k for k, e in zip(kept, d, strict=True)]) / F(len(x)))
+        m = stored(F(m + F(s * mean)))
+        beta *= 1.01
+    if wide:
+        s = max(F(D(s) * 2.0**exponent), F(2.0**-149))
+        best_m = F(D(best_m) * 2.0**exponent)
+    return s, best_m
+
+
+def levels_of(a1, a2, mu):
+    return [F(F(mu + a) + b) for a in (-a1, a1) for b in (-a2, a2)]
+
+
+def level_code(w, a1, a2, mu):
+    """Nearest of the four levels, by the midpoints mu - a1, mu, mu + a1."""
+    t = F(w - mu)
+    if t >= 0:
+        return 2 if t < a1 else 3
+    return 1 if -t < a1 else 0
+
+
+def r2q_grid(w, v, n, wide):
+    """Alternating least squares over the four class sums; see the normal equations below."""
+    x, exponent = normalised(w) if wide else (w, 0)
+    stored = (lambda y: y) if wide else half
+    lo, hi = F(min(x) + F(0)), F(max(x) + F(0))
+    span, centre = F(hi - lo), F(F(lo + hi) * F(0.5))
+    u = [F(F(y - centre) + F(0)) for y in x]
+    vu = [F(a * b) for a, b in zip(v, u, strict=True)]
+    sv, su = in_order(v), in_order(vu)
+    share = F(F(1) / sv) if sv > F(2.0**-60) else F(0)
+
+    def greedy(mu):
+        t = [abs(F(y - mu)) for y in u]
+        a1 = F(in_order([F(a * b) for a, b in zip(v, t, strict=True)]) * share)
+        a2 = F(in_order([F(a * abs(F(b - a1))) for a, b in zip(v, t, strict=True)]) * share)
+        return max(a1, a2), min(a1, a2), mu
+
+    def refit(a1, a2, mu):
+        codes = [level_code(y, a1, a2, mu) for y in u]
+        rows = ((-1, -1, 1, 1), (-1, 1, -1, 1), (1, -1, -1, 1))  # b1, b2 and b1 b2 of each code
+        signed = lambda values, row: in_order([y * F(row[c]) for y, c in zip(values, codes, strict=True)])
+
+        def classes(total, one, two, both):
+            outer, inner, far, near = F(total + both), F(total - both), F(one + two), F(one - two)
+            return [F(outer - far), F(inner - near), F(inner + near), F(outer + far)]
+
+        weights = classes(sv, *(signed(v, row) for row in rows))
+        values = classes(su, *(signed(vu, row) for row in rows))
+        ridge, quarter = F(2.0**-20), F(share * F(0.25))
+        levels = levels_of(a1, a2, mu)
+        f = [F(F(max(a, F(0)) * quarter) + ridge) for a in weights]
+        y = [F(F(a * quarter) + F(level * ridge)) for a, level in zip(values, levels, strict=True)]
+        # The 3x3 normal equations, expanded over triples of classes: every determinant of three sign rows is +-4.
+        cross = lambda i, j: F(F(f[i] * y[j]) - F(f[j] * y[i]))
+        mixed = lambda i, j: F(F(f[j] * y[i]) + F(f[i] * y[j]))
+        pair = lambda i, j: F(f[i] + f[j])
+        triples = F(F(F(f[0] * f[1]) * pair(2, 3)) + F(F(f[2] * f[3]) * pair(0, 1)))
+        d = F(triples + triples)
+        p = F(F(F(cross(0, 2) * pair(1, 3)) + F(cross(1, 3) * pair(0, 2))) / d)
+        q = F(F(F(cross(0, 1) * pair(2, 3)) + F(cross(2, 3) * pair(0, 1))) / d)
+        m = F(F(F(mixed(1, 2) * pair(0, 3)) + F(mixed(0, 3) * pair(1, 2))) / d)
+        return F(max(p, q, F(0)) + F(0)), F(max(min(p, q), F(0)) + F(0)), m
+
+    def squared_error(a1, a2, mu):
+        e = [F(abs(F(abs(F(y - mu)) - a1)) - a2) for y in x]
+        return in_order([F(a * F(b * b)) for a, b in zip(v, e, strict=True)])
+
+    about_mean = greedy(F(su * share))
+    trials = [(F(span / F(3)), F(span / F(6)), F(0)), about_mean]
+    starts = [*trials, greedy(F(0)), (F(about_mean[0] * F(1.5)), *about_mean[1:])]
+    for start in starts:
+        for _ in range(8):
+            start = refit(*start)
+        trials.append(start)
+    best, found = F(np.inf), None
+    for a1, a2, mu in trials:
+        kept = stored(a1), stored(a2), stored(F(mu + centre))
+        sse = squared_error(*kept)
+        if sse < best:
+            best, found = sse, kept
+    if wide:
+        found = tuple(F(D(part) * 2.0**exponent) for part in found)
+    return found[:2], found[2]
+
+
+GRIDS = {"rtn": rtn_grid, "mse": mse_grid, "uls": uls_grid, "hqq": hqq_grid, "r2q": r2q_grid}
+MINIMUM = ("uls", "hqq")
+
+
+def encode_one(x, s, zero, n, method):
+    if method == "r2q":
+        return level_code(x, *s, zero)
+    steps = F(F(x - zero) / s) if method in MINIMUM else F(F(x / s))
+    code = rint(steps) if method in MINIMUM else rint(steps) + zero
+    return int(clip(code, F(0), F(n)))
 
 
 def decode_one(code, s, zero, method):
-    if method == "uls":
+    if method == "r2q":
+        return levels_of(*s, zero)[code]
+    if method in MINIMUM:
         return F(F(F(code) * s) + zero)
     return F(F(F(code) - zero) * s)
 
@@ -187,10 +301,7 @@ def quantize_row(weights, bits, group_size, method, gain=True, importance=None, 
         for g, w in enumerate(groups):
             v = importance[g * group_size : g * group_size + len(w)]
             s, zero = GRIDS[method](w, v, n, wide)
-            for x in w:
-                steps = F(F(x - zero) / s) if method == "uls" else F(F(x / s))
-                code = rint(steps) if method == "uls" else rint(steps) + zero
-                codes.append(int(clip(code, F(0), F(n))))
+            codes += [encode_one(x, s, zero, n, method) for x in w]
             scales.append(s)
             zeros.append(zero)
 
@@ -202,12 +313,15 @@ def quantize_row(weights, bits, group_size, method, gain=True, importance=None, 
             return row_sums(groups, decoded, wide)
 
         totals = sums()
-        if gain and method != "rtn":
+        if gain and method not in ("rtn", "hqq"):
             c = totals[0] / totals[1] if totals[0] > 0 and totals[1] > 0 else 1.0
             c = F(clip(c, 0.5, 2.0))
             stored = (lambda y: y) if wide else half
-            scales = [max(stored(F(s * c)), F(2.0**-149) if wide else F(2.0**-24)) for s in scales]
-            if method == "uls":
+            if method == "r2q":
+                scales = [(stored(F(a1 * c)), stored(F(a2 * c))) for a1, a2 in scales]
+            else:
+                scales = [max(stored(F(s * c)), F(2.0**-149) if wide else F(2.0**-24)) for s in scales]
+            if method in ("uls", "r2q"):
                 zeros = [stored(F(m * c)) for m in zeros]
             totals = sums()
     return Row(codes, scales, zeros, totals)

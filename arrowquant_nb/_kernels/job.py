@@ -8,7 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STATUS_NEEDS_FLOAT32", "STATUS_NOT_USABLE", "RowsJob"]
+__all__ = ["LEAST_SQUARES_METHODS", "METHODS", "STATUS_NEEDS_FLOAT32", "STATUS_NOT_USABLE", "RowsJob"]
+
+METHODS = {"rtn": "zero_point", "mse": "zero_point", "uls": "minimum", "hqq": "minimum", "r2q": "levels"}
+"""Method -> grid."""
+LEAST_SQUARES_METHODS = ("mse", "uls", "r2q")
+"""Methods that minimise squared errors: they take an importance, and their rows are rescaled by the gain correction."""
 
 STATUS_NOT_USABLE = 1
 """A weight of the row is NaN, infinite or beyond 2**125."""
@@ -26,16 +31,16 @@ class RowsJob(NamedTuple):
     bit_width: int
     group_size: int
     method: str
-    """rtn, mse or uls."""
+    """rtn, mse, uls, hqq or r2q."""
     gain_correction: bool
     importance: NDArray[np.float32] | None
     """IN (columns,), not negative, largest value in [1, 2)."""
     packed: NDArray[np.uint8]
     """OUT (rows, ceil(columns * bit_width / 8))."""
     scales: NDArray[np.float16] | NDArray[np.float32]
-    """OUT (rows, n_groups)."""
+    """OUT (rows, n_groups); r2q: (rows, n_groups, 2)."""
     zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
-    """OUT packed codes (rtn, mse) or minima (uls)."""
+    """OUT packed codes (rtn, mse), or minima (uls, hqq) or offsets (r2q) like the scales."""
     sums: NDArray[np.float64]
     """OUT (rows, 4): sum ww, sum wq, sum ee, max abs(w)."""
     status: NDArray[np.uint8]

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels import numpy_search
-from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
+from arrowquant_nb._kernels import numpy_levels, numpy_search
+from arrowquant_nb._kernels.job import (
+    LEAST_SQUARES_METHODS,
+    METHODS,
+    STATUS_NEEDS_FLOAT32,
+    STATUS_NOT_USABLE,
+    RowsJob,
+)
 from arrowquant_nb._kernels.numpy_search import F32, Grid
 
 __all__ = ["dequantize_rows", "quantize_rows"]
 
 TILE_WEIGHTS = 1 << 17
+SEARCHES = {**numpy_search.METHODS, "r2q": numpy_levels.r2q}
 MAX_WEIGHT = F32(2.0**125)  # twice the range of a group still is a float32
 
 
@@ -106,7 +113,12 @@ def _decode(
         shape = (codes.shape[0], groups.stop - groups.start, -1)
         q = codes[:, columns].reshape(shape).astype(F32)
         s, z = scales[:, groups, None], zeros[:, groups, None]
-        out[:, columns] = ((q - z) * s if grid == "zero_point" else q * s + z).reshape(codes.shape[0], -1)
+        if grid == "levels":
+            planes = numpy_levels.Planes(s[..., 0], s[..., 1], z)
+            values = numpy_levels.value_of(codes[:, columns].reshape(shape), planes)
+        else:
+            values = (q - z) * s if grid == "zero_point" else q * s + z
+        out[:, columns] = values.reshape(codes.shape[0], -1)
     return out
 
 
@@ -133,9 +145,9 @@ def _quantize_tile(job: RowsJob, tile: slice) -> None:
     weight[unusable] = 0.0
     rows, n_groups = weight.shape[0], job.scales.shape[1]
     wide = job.scales.dtype == np.float32
-    grid_name = "minimum" if job.method == "uls" else "zero_point"
+    grid_name = METHODS[job.method]
     codes = np.empty(weight.shape, np.uint8)
-    scales, zeros = np.empty((rows, n_groups), F32), np.empty((rows, n_groups), F32)
+    scales, zeros = np.empty(job.scales[tile].shape, F32), np.empty((rows, n_groups), F32)
     bad = np.zeros((rows, n_groups), np.bool_)
     for columns, groups in _spans(weight.shape[1], job.group_size):
         shape = (rows, groups.stop - groups.start, -1)
@@ -144,30 +156,32 @@ def _quantize_tile(job: RowsJob, tile: slice) -> None:
         if job.importance is not None:
             v = np.tile(job.importance[columns].reshape(shape[1], -1), (rows, 1)).T.copy()
         grid = Grid((1 << job.bit_width) - 1, wide)
-        found = numpy_search.METHODS[job.method](w, np.broadcast_to(v, w.shape), grid)
+        found = SEARCHES[job.method](w, np.broadcast_to(v, w.shape), grid)
         codes[:, columns] = found.codes.T.reshape(rows, -1)
-        scales[:, groups], zeros[:, groups] = found.scale.reshape(shape[:2]), found.zero.reshape(shape[:2])
+        scales[:, groups] = found.scale.reshape(scales[:, groups].shape)
+        zeros[:, groups] = found.zero.reshape(shape[:2])
         bad[:, groups] = found.misfit.reshape(shape[:2])
     sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
-    if job.gain_correction and job.method != "rtn":
-        bad |= _correct_gain(scales, zeros if grid_name == "minimum" else None, sums, wide)[:, None]
+    if job.gain_correction and job.method in LEAST_SQUARES_METHODS:
+        bad |= _correct_gain(scales, zeros, grid_name, sums, wide)[:, None]
         sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
     job.status[tile] |= bad.any(axis=1) * np.uint8(STATUS_NEEDS_FLOAT32)
     job.packed[tile] = pack_codes(codes, job.bit_width)
     job.scales[tile] = scales
-    job.zero_points[tile] = zeros if grid_name == "minimum" else pack_codes(zeros.astype(np.uint8), job.bit_width)
+    job.zero_points[tile] = zeros if grid_name != "zero_point" else pack_codes(zeros.astype(np.uint8), job.bit_width)
     job.sums[tile] = sums
 
 
 def _correct_gain(
-    scales: NDArray[np.float32], minima: NDArray[np.float32] | None, sums: NDArray[np.float64], wide: bool
+    scales: NDArray[np.float32], zeros: NDArray[np.float32], grid: str, sums: NDArray[np.float64], wide: bool
 ) -> NDArray[np.bool_]:
     """Multiply the stored parameters of a row by sum ww / sum wq, in place; return the rows that overflow."""
     ww, wq = sums[:, 0], sums[:, 1]
     usable = (ww > 0) & (wq > 0)
-    gain = np.where(usable, ww / np.where(usable, wq, 1.0), 1.0).clip(0.5, 2.0).astype(F32)[:, None]
-    scales[...] = numpy_search.stored_scale(scales * gain, wide)
-    if minima is not None:
-        minima[...] = numpy_search.stored(minima * gain, wide)
-    finite = np.isfinite(scales if minima is None else scales + minima)
-    return np.asarray(~finite.all(axis=1))
+    gain = np.where(usable, ww / np.where(usable, wq, 1.0), 1.0).clip(0.5, 2.0).astype(F32)
+    round_scale = numpy_search.stored if grid == "levels" else numpy_search.stored_scale  # a plane may be 0 wide
+    scales[...] = round_scale((scales.T * gain).T, wide)
+    if grid != "zero_point":
+        zeros[...] = numpy_search.stored(zeros * gain[:, None], wide)
+    finite = np.isfinite(scales.reshape(len(scales), -1)).all(axis=1) & np.isfinite(zeros).all(axis=1)
+    return np.asarray(~finite)

@@ -116,8 +116,9 @@ class ConfigFields(BaseModel):
         kind="integer", valid="32, 64, 128 or 256", unit="weights", group="basic",
     )  # fmt: skip
     method: QuantMethod = _setting(
-        "method", "Method", "How codes are chosen: rtn rounds, mse clips, uls fits scale and minimum by least squares; "
-        "auto takes the best one for the model.", kind="word", valid="auto, rtn, mse or uls",
+        "method", "Method", "How codes are chosen: rtn rounds, mse clips, uls fits scale and minimum by least squares, "
+        "hqq fits the minimum to small errors, r2q fits two sign planes (2 bits only); auto takes the best one for the "
+        "model.", kind="word", valid="auto, rtn, mse, uls, hqq or r2q",
     )  # fmt: skip
     min_accuracy: NumberField = _setting(
         "min_accuracy", "Quality floor (cosine)", "A layer whose cosine similarity to the original is lower falls back "
@@ -126,7 +127,7 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     gain_correction: FlagField = _setting(
         "gain_correction", "Gain correction", "Rescale each row so that quantizing neither shrinks nor stretches it "
-        "(mse and uls).", kind="flag", valid="true or false",
+        "(mse, uls and r2q).", kind="flag", valid="true or false",
     )  # fmt: skip
     fail_fast: FlagField = _setting(
         "fail_fast", "Stop at first failure", "Stop at the first layer that misses its gate instead of falling back to "

@@ -98,7 +98,7 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
 AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "activation_bit_width": (None,),
     "min_output_sqnr_db": (None,),
-    "method": ("auto", "rtn", "mse", "uls"),
+    "method": ("auto", "rtn", "mse", "uls", "hqq", "r2q"),
     "scale_format": ("float16",),
     "target_model_size_mb": (None,),
     "group_size": (32, 64, 128, 256),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.core.gates import NOT_MEASURED, explain, fallback_chain, passes, required_cosine
+from arrowquant_nb.core.strategy import method_at, other_method_reason
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.quantizers.matrix_job import MatrixJob
@@ -45,6 +46,11 @@ class Pending:
     def bit_width(self) -> int:
         """Width to try now."""
         return self.chain[len(self.attempts)]
+
+    @property
+    def method(self) -> str:
+        """Method to try now: the task's, where that has this width."""
+        return method_at(self.task.method, self.bit_width)
 
     @property
     def next_bit_width(self) -> int:
@@ -204,14 +210,14 @@ class LayerLoop:
             AttemptFinished(
                 name=task.name,
                 bit_width=bit_width,
-                method=task.method,
+                method=attempt.method,
                 passed=attempt.passed,
                 sentence=attempt.sentence,
                 gates=[gate],
             )
         )
         if attempt.passed or not wider:
-            item.report = _report(item, statistics, nbytes, tensor)
+            item.report = _report(item, statistics, nbytes, tensor, attempt)
         if attempt.passed and item.report is not None:
             writer.commit(item.report)
             return
@@ -226,12 +232,17 @@ class LayerLoop:
 def attempt_report(
     statistics: LayerStatistics, bit_width: int, requested: int, min_accuracy: float, method: str, grid: str, wider: int
 ) -> AttemptReport:
-    """Judge one attempt: its figures against the gate, with the sentence why; `wider` is 0 where no width is left."""
+    """Judge one attempt: its figures against the gate, with the sentence why; `wider` is 0 where no width is left.
+
+    `method` is the task's; the report names the one used at this width, and why where it is another.
+    """
     threshold = required_cosine(bit_width, requested, min_accuracy)
     passed = passes(statistics.cosine, threshold)
+    sentence = explain(bit_width, statistics.cosine, threshold, passed, wider)
+    other = other_method_reason(method, bit_width)
     return AttemptReport(
         bit_width=bit_width,
-        method=method,
+        method=method_at(method, bit_width),
         grid=grid,
         cosine=statistics.cosine,
         sqnr_db=statistics.sqnr_db,
@@ -239,7 +250,7 @@ def attempt_report(
         min_cosine=threshold,
         passed=passed,
         output_sqnr=NOT_MEASURED,
-        sentence=explain(bit_width, statistics.cosine, threshold, passed, wider),
+        sentence=f"{sentence} {other}." if other else sentence,
     )
 
 
@@ -270,7 +281,7 @@ def _job(item: Pending, weight: NDArray[Any], row_start: int = 0, rotation: str 
         shape=weight.shape,
         bit_width=item.bit_width,
         group_size=task.group_size,
-        method=task.method,
+        method=item.method,
         gain_correction=task.gain_correction,
         importance=None,
         row_start=row_start,
@@ -281,7 +292,9 @@ def _job(item: Pending, weight: NDArray[Any], row_start: int = 0, rotation: str 
     )
 
 
-def _report(item: Pending, statistics: LayerStatistics, nbytes: int, tensor: QuantizedTensor) -> LayerReport:
+def _report(
+    item: Pending, statistics: LayerStatistics, nbytes: int, tensor: QuantizedTensor, last: AttemptReport
+) -> LayerReport:
     task = item.task
     branch = tensor.low_rank_a
     return LayerReport(
@@ -293,9 +306,9 @@ def _report(item: Pending, statistics: LayerStatistics, nbytes: int, tensor: Qua
         reason=task.reason,
         rule=task.rule,
         requested_bit_width=task.bit_width,
-        bit_width=tensor.bit_width,
-        method=task.method,
-        grid=tensor.grid,
+        bit_width=last.bit_width,
+        method=last.method,
+        grid=last.grid,
         group_size=task.group_size,
         n_weights=task.n_weights,
         source_nbytes=task.source_nbytes,

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 from arrowquant_nb.errors import ConfigurationError
 
 DIRECT_GRID: Final = "uls"  # least weight error of the data-free grids at 2, 4 and 8 bits
-AVAILABLE_METHODS: Final = ("rtn", "mse", "uls")
+AVAILABLE_METHODS: Final = ("rtn", "mse", "uls", "hqq", "r2q")
+SIGN_PLANES: Final = "r2q"  # two sign bits a weight: there is no other width of it
 _SEQUENCE: Final = ("text", "code")
 _SIGNAL: Final = ("image", "audio")
 
@@ -23,6 +24,17 @@ class StrategyChoice(NamedTuple):
     time_aware: bool
     spatial: bool
     reason: str
+
+
+def method_at(method: str, bit_width: int) -> str:
+    """Return the method for one layer's width: `method`, or the direct grid where r2q has no such width."""
+    return DIRECT_GRID if method == SIGN_PLANES and bit_width != 2 else method
+
+
+def other_method_reason(method: str, bit_width: int) -> str:
+    """Return why `method_at` gives another method than the run's; empty where it does not."""
+    used = method_at(method, bit_width)
+    return "" if used == method else f"{method} exists at 2 bits only, so INT{bit_width} uses {used}"
 
 
 def select(
@@ -54,7 +66,7 @@ def select(
     Raises
     ------
     ConfigurationError
-        Unknown modality, or a method that does not exist.
+        Unknown modality, or a method that does not exist at all or at this width.
     """
     if modality in _SEQUENCE:
         preferred = "r2q" if bit_width == 2 else DIRECT_GRID
@@ -68,6 +80,10 @@ def select(
     if method != "auto":
         if method not in AVAILABLE_METHODS:
             raise ConfigurationError(f"method {method!r} is not available; use auto, {', '.join(AVAILABLE_METHODS)}")
+        if method_at(method, bit_width) != method:
+            raise ConfigurationError(
+                f"method {method} exists at 2 bits only, not at {bit_width}: set bit_width=2, or method {DIRECT_GRID}"
+            )
         return StrategyChoice(preferred, method, time_aware, spatial, f"method {method} set by the user")
     if preferred in AVAILABLE_METHODS:
         return StrategyChoice(

@@ -1,4 +1,4 @@
-"""Affine grids, rtn, mse and uls: the checks around the kernels, and the array-in, tensor-out functions.
+"""Data-free grids, rtn, mse, uls, hqq and r2q: the checks around the kernels, and the array-in, tensor-out functions.
 
 Every input is checked here, so that the kernels may trust their buffers. Knows nothing of files or models.
 """
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
-from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, check_out_array, dtype_named
+from arrowquant_nb.quantizers.layout import (
+    FLOAT16,
+    FLOAT32,
+    METHODS,
+    WEIGHT_DTYPES,
+    Layout,
+    check_out_array,
+    dtype_named,
+)
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob, named_layout
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 
@@ -28,17 +36,12 @@ __all__ = [
 
 
 Buffers = tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]
-FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 TILE_WEIGHTS = 1 << 22  # converted at a time when the input is strided, big-endian or float64
 
 
 def _fresh_buffers(layout: Layout, scale_dtype: np.dtype[Any]) -> Buffers:
-    zero_dtype = scale_dtype if layout.grid == "minimum" else np.dtype(np.uint8)
-    return (
-        np.empty(layout.packed_shape, np.uint8),
-        np.empty(layout.scales_shape, scale_dtype),
-        np.empty(layout.zero_points_shape, zero_dtype),
-    )
+    scales, zero_points = layout.parameters(scale_dtype)
+    return np.empty(layout.packed_shape, np.uint8), np.empty(*scales), np.empty(*zero_points)
 
 
 def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
@@ -150,11 +153,11 @@ def quantize_array(
     group_size : int
         Weights that share a scale: a multiple of 16 from 16 to 256.
     method : str
-        rtn, mse or uls.
+        rtn, mse, uls, hqq, or r2q (INT2 only).
     gain_correction : bool
-        Rescale each row so that <w, w'> = <w, w>; rtn ignores it.
+        Rescale each row so that <w, w'> = <w, w>; rtn and hqq, which are no least-squares fits, ignore it.
     importance : float32 array (columns,), optional
-        Weight of each column's squared error; mse and uls only.
+        Weight of each column's squared error; mse, uls and r2q only.
     name : str
         For messages.
     out : QuantizedTensor, optional

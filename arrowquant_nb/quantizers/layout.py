@@ -13,11 +13,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from arrowquant_nb._kernels.job import LEAST_SQUARES_METHODS, METHODS
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 
 __all__ = [
     "BIT_WIDTHS",
     "GRIDS",
+    "LEAST_SQUARES_METHODS",
     "METHODS",
     "WEIGHT_DTYPES",
     "Layout",
@@ -29,10 +31,10 @@ __all__ = [
 BIT_WIDTHS = (2, 4, 8)
 KEPT_BIT_WIDTH = 16
 """Stands for "carried over in the source format" wherever a bit width is asked for."""
-GRIDS = ("zero_point", "minimum")
-METHODS = {"rtn": "zero_point", "mse": "zero_point", "uls": "minimum"}
-"""Method -> grid."""
+GRIDS = ("zero_point", "minimum", "levels")
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
+FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
+Buffer = tuple[tuple[int, ...], np.dtype[Any]]
 MAX_GROUP_SIZE = 256  # a tile of 16 groups then stays in the first-level cache
 
 
@@ -63,7 +65,7 @@ class Layout:
     group_size: int
     """A multiple of 16 from 16 to 256."""
     grid: str
-    """zero_point or minimum."""
+    """zero_point, minimum or levels."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no kernel can take."""
@@ -71,6 +73,11 @@ class Layout:
             raise ConfigurationError(f"bit_width {self.bit_width!r} is not one of 2, 4, 8")
         if self.grid not in GRIDS:
             raise ConfigurationError(f"grid {self.grid!r} is not one of {', '.join(GRIDS)}")
+        if self.grid == "levels" and self.bit_width != 2:
+            raise ConfigurationError(
+                f"method r2q (grid levels) has two sign bits a weight, so bit_width {self.bit_width} does not exist: "
+                "set bit_width=2, or method uls"
+            )
         if isinstance(self.group_size, bool) or self.group_size not in range(16, MAX_GROUP_SIZE + 1, 16):
             raise ConfigurationError(
                 f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}"
@@ -95,26 +102,36 @@ class Layout:
         return self.rows, -(-self.columns * self.bit_width // 8)
 
     @property
-    def scales_shape(self) -> tuple[int, int]:
-        """Shape of the scales (and of the minima)."""
-        return self.rows, self.n_groups
+    def scales_shape(self) -> tuple[int, ...]:
+        """Shape of the scales; levels: of the pairs a1, a2."""
+        return self.parameters(FLOAT16)[0][0]
 
     @property
-    def zero_points_shape(self) -> tuple[int, int]:
-        """Shape of the packed zero points, or of the minima."""
-        if self.grid == "minimum":
-            return self.scales_shape
-        return self.rows, -(-self.n_groups * self.bit_width // 8)
+    def zero_points_shape(self) -> tuple[int, ...]:
+        """Shape of the packed zero points, of the minima, or of the offsets of levels."""
+        return self.parameters(FLOAT16)[1][0]
+
+    def parameters(self, scale_dtype: np.dtype[Any]) -> tuple[Buffer, Buffer]:
+        """Shape and dtype of scales and of zero points, for scales of this dtype."""
+        groups = (self.rows, self.n_groups)
+        if self.grid == "zero_point":
+            return (groups, scale_dtype), ((self.rows, -(-self.n_groups * self.bit_width // 8)), np.dtype(np.uint8))
+        return ((*groups, 2) if self.grid == "levels" else groups, scale_dtype), (groups, scale_dtype)
+
+    def nbytes(self, scale_dtype: np.dtype[Any] = FLOAT16) -> int:
+        """Stored bytes: codes, scales and zero points."""
+        packed = math.prod(self.packed_shape)
+        return packed + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parameters(scale_dtype))
 
     def check_buffers(self, packed: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]) -> None:
         """Raise ShapeMismatchError unless the three buffers have this layout."""
-        if scales.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
+        if scales.dtype not in (FLOAT16, FLOAT32):
             raise ShapeMismatchError(f"scales must be float16 or float32 in native byte order, got {scales.dtype}")
-        zero_dtype = scales.dtype if self.grid == "minimum" else np.dtype(np.uint8)
+        (scales_shape, _), (zeros_shape, zeros_dtype) = self.parameters(scales.dtype)
         expected = (
             ("packed", packed, self.packed_shape, np.dtype(np.uint8)),
-            ("scales", scales, self.scales_shape, scales.dtype),
-            ("zero_points", zero_points, self.zero_points_shape, zero_dtype),
+            ("scales", scales, scales_shape, scales.dtype),
+            ("zero_points", zero_points, zeros_shape, zeros_dtype),
         )
         for name, array, shape, dtype in expected:
             if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:

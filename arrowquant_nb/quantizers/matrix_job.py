@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, dtype_named
+from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, WEIGHT_DTYPES, Layout, dtype_named
 from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 
@@ -35,11 +35,11 @@ class MatrixJob:
     group_size: int
     """A multiple of 16 from 16 to 256."""
     method: str
-    """rtn, mse or uls."""
+    """rtn, mse, uls, hqq or r2q."""
     gain_correction: bool = True
-    """Rescale each row so that <w, w'> = <w, w>; rtn ignores it."""
+    """Rescale each row so that <w, w'> = <w, w>; rtn and hqq ignore it."""
     importance: NDArray[np.float32] | None = None
-    """Weight of each column's squared error, float32 (columns,), not negative; mse and uls only."""
+    """Weight of each column's squared error, float32 (columns,), not negative; mse, uls and r2q only."""
     row_start: int = 0
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
     file: str = ""
@@ -94,8 +94,11 @@ def named_layout(name: str, shape: tuple[int, ...], bit_width: int, group_size: 
 
 
 def _check_importance(name: str, importance: NDArray[np.float32], method: str, columns: int) -> None:
-    if method == "rtn":
-        raise ConfigurationError(f"{name}: importance needs a search: use method mse or uls, rtn has none")
+    if method not in LEAST_SQUARES_METHODS:
+        raise ConfigurationError(
+            f"{name}: importance weighs squared errors, which {method} does not fit: leave it out, or use method "
+            f"{', '.join(LEAST_SQUARES_METHODS)}"
+        )
     if not isinstance(importance, np.ndarray) or importance.dtype != np.float32:
         raise TypeError(f"{name}: importance must be a float32 array with one value per column")
     if importance.shape != (columns,):

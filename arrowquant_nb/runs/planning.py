@@ -123,6 +123,8 @@ def _task(
     if not kept:
         check_rotation(entry.name, entry.columns, str(config.rotation), config.seed)
         check_low_rank(entry.name, entry.rows * entry.columns, config.low_rank)
+    at_width = core_strategy.method_at(method, assignment.bit_width)
+    why = "" if kept else core_strategy.other_method_reason(method, assignment.bit_width)
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -134,11 +136,11 @@ def _task(
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
         group_size=0 if kept else config.group_size,
-        method="" if kept else method,
+        method="" if kept else at_width,
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,
-        reason=assignment.reason,
+        reason=f"{assignment.reason}; {why}" if why else assignment.reason,
         rule=assignment.rule,
         rotation="none" if kept else str(config.rotation),
         seed=config.seed,
@@ -151,10 +153,7 @@ def payload_nbytes(task: LayerTask) -> int:
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
     layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
-    rows, packed = layout.packed_shape
-    zero_point_nbytes = 2 if layout.grid == "minimum" else 1
-    branch = 2 * task.low_rank * (task.rows + task.columns)
-    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1]) + branch
+    return layout.nbytes() + 2 * task.low_rank * (task.rows + task.columns)
 
 
 def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:

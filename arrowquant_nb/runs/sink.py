@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, LEAST_SQUARES_METHODS
 from arrowquant_nb.results import LayerReport
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
@@ -49,8 +49,8 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> s
         "bit_width": task.bit_width,
         "group_size": task.group_size,
         "method": task.method,
-        # What cannot change a byte of this tensor stays out: rtn has no gain, a kept tensor no gate.
-        "gain_correction": task.gain_correction and task.method not in ("", "rtn"),
+        # What cannot change a byte of this tensor stays out: rtn and hqq have no gain, a kept tensor no gate.
+        "gain_correction": task.gain_correction and task.method in LEAST_SQUARES_METHODS,
         "min_accuracy": None if task.kept else task.min_accuracy,
         "scale_format": "float16",
         "rotation": task.rotation,

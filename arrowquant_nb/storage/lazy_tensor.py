@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from arrowquant_nb.errors import ArrowQuantError, ShapeMismatchError, ValidationError
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
+from arrowquant_nb.quantizers.layout import (
+    FLOAT16,
+    FLOAT32,
+    KEPT_BIT_WIDTH,
+    WEIGHT_DTYPES,
+    Layout,
+    check_out_array,
+    matrix_shape,
+)
 from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
@@ -90,12 +98,15 @@ class LazyTensor:
         if self.kept:
             return [{"data": max(rows, 0) * columns * numpy_dtype(self.dtype).itemsize}]
         layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
-        data, scales, zero_points = (
-            math.prod(s) for s in (layout.packed_shape, layout.scales_shape, layout.zero_points_shape)
-        )
         return [
-            {"data": data, "scales": n * scales, "zero_points": (n if self.grid == "minimum" else 1) * zero_points}
-            for n in (2, 4)
+            {"data": math.prod(layout.packed_shape)}
+            | {
+                column: math.prod(shape) * dtype.itemsize
+                for column, (shape, dtype) in zip(
+                    ("scales", "zero_points"), layout.parameters(scale_dtype), strict=True
+                )
+            }
+            for scale_dtype in (FLOAT16, FLOAT32)
         ]
 
     def _branch_sizes(self, reference: TileReference, columns: int) -> dict[str, int]:
@@ -144,18 +155,13 @@ class LazyTensor:
     def _tile(self, reference: TileReference) -> QuantizedTensor:
         payloads = self._model.payloads(self, reference)
         rows, columns = reference.row_count, self.columns
-        n_groups = -(-columns // self.group_size)
-        scale_dtype = np.dtype(np.float16 if len(payloads.get("scales", b"")) == 2 * rows * n_groups else np.float32)
-        packed_columns = -(-columns * self.bit_width // 8)
-        zero_point_dtype, zero_point_columns = (
-            (np.dtype(np.uint8), -(-n_groups * self.bit_width // 8))
-            if self.grid == "zero_point"
-            else (scale_dtype, n_groups)
-        )
+        layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
+        narrow = len(payloads.get("scales", b"")) == FLOAT16.itemsize * math.prod(layout.scales_shape)
+        (scales_shape, scales_dtype), (zeros_shape, zeros_dtype) = layout.parameters(FLOAT16 if narrow else FLOAT32)
         try:
-            packed = np.frombuffer(payloads["data"], np.uint8).reshape(rows, packed_columns)
-            scales = np.frombuffer(payloads["scales"], scale_dtype).reshape(rows, n_groups)
-            zero_points = np.frombuffer(payloads["zero_points"], zero_point_dtype).reshape(rows, zero_point_columns)
+            packed = np.frombuffer(payloads["data"], np.uint8).reshape(layout.packed_shape)
+            scales = np.frombuffer(payloads["scales"], scales_dtype).reshape(scales_shape)
+            zero_points = np.frombuffer(payloads["zero_points"], zeros_dtype).reshape(zeros_shape)
             low_rank_a, low_rank_b = self._branch(payloads, reference)
         except (ValueError, KeyError) as error:
             raise ValidationError(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels import RowsJob
-from arrowquant_nb.quantizers.layout import METHODS, Layout
+from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, Layout
 
 COMPILED_ISAS = [isa for isa in _kernels.available_isas() if isa != "numpy"]
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -42,7 +42,7 @@ def rows_like_real_weights(seed, rows, columns, dtype, wide):
 def quantize(w, bits, group_size, method, gain, importance, wide, isa, n_threads):
     layout = Layout(*w.shape, bits, group_size, METHODS[method])
     scale = np.float32 if wide else np.float16
-    zero = scale if layout.grid == "minimum" else np.uint8
+    zero = layout.parameters(np.dtype(scale))[1][1]
     out = (
         np.full(layout.packed_shape, 0xAA, np.uint8),
         np.full(layout.scales_shape, 7, scale),
@@ -72,18 +72,20 @@ def assert_same(expected, found):
     st.sampled_from(sorted(DTYPES)),
     st.sampled_from([2, 4, 8]),
     st.sampled_from(range(16, 257, 16)),
-    st.sampled_from(["rtn", "mse", "uls"]),
+    st.sampled_from(sorted(METHODS)),
     st.booleans(),
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_quantize_equals_the_numpy_path(
     isa, seed, rows, columns, dtype, bits, group_size, method, gain, weighted, wide
 ):
     w = rows_like_real_weights(seed, rows, columns, dtype, wide)
     importance = None
-    if weighted and method != "rtn":
+    if method == "r2q":
+        bits = 2
+    if weighted and method in LEAST_SQUARES_METHODS:
         importance = (np.random.default_rng(seed).random(columns) ** 3 + 0.001).astype(np.float32)
     settings_ = (bits, group_size, method, gain, importance, wide)
     assert_same(quantize(w, *settings_, "numpy", 1), quantize(w, *settings_, isa, 2))
@@ -96,14 +98,15 @@ def test_quantize_equals_the_numpy_path(
 @settings(max_examples=25, deadline=None)
 def test_dequantize_equals_the_numpy_path(isa, dtype, seed, rows, columns, bits, wide):
     rng = np.random.default_rng(seed)
-    for grid, group_size in itertools.product(("zero_point", "minimum"), (16, 48, 64)):
+    grids = ("zero_point", "minimum", "levels") if bits == 2 else ("zero_point", "minimum")
+    for grid, group_size in itertools.product(grids, (16, 48, 64)):
         layout = Layout(rows, columns, bits, group_size, grid)
         scale = np.float32 if wide else np.float16
         packed = rng.integers(0, 256, layout.packed_shape, np.uint8)
         scales = np.exp(rng.uniform(-12, 11, layout.scales_shape)).astype(scale)
         zeros = rng.integers(0, 256, layout.zero_points_shape, np.uint8)
-        if grid == "minimum":
-            zeros = rng.normal(size=layout.scales_shape).astype(scale)
+        if grid != "zero_point":
+            zeros = rng.normal(size=layout.zero_points_shape).astype(scale)
         found = []
         for name in ("numpy", isa):
             out = np.full((rows, columns), 7, DTYPES[dtype])  # float16 may overflow to inf: alike on every path
@@ -114,12 +117,12 @@ def test_dequantize_equals_the_numpy_path(isa, dtype, seed, rows, columns, bits,
 
 @needs_compiled
 @pytest.mark.parametrize("isa", COMPILED_ISAS)
-@pytest.mark.parametrize("method", ["rtn", "uls"])
-def test_threads_do_not_matter(isa, method):
+@pytest.mark.parametrize(("method", "bits"), [("rtn", 4), ("uls", 4), ("hqq", 4), ("r2q", 2)])
+def test_threads_do_not_matter(isa, method, bits):
     w = rows_like_real_weights(5, 700, 515, "float32", False)
-    expected = quantize(w, 4, 64, method, True, None, False, isa, 1)
+    expected = quantize(w, bits, 64, method, True, None, False, isa, 1)
     for n_threads in (2, 3, 7):
-        assert_same(expected, quantize(w, 4, 64, method, True, None, False, isa, n_threads))
+        assert_same(expected, quantize(w, bits, 64, method, True, None, False, isa, n_threads))
 
 
 @needs_compiled
@@ -163,34 +166,47 @@ def test_quotients_in_the_middle_between_two_codes(isa, bits):
         row[::64], row[1::64] = -(n // 2) * s, (n - n // 2) * s  # the scale of the group is s itself
         rows.append(row)
     w = np.stack(rows)
-    for method in ("rtn", "mse", "uls"):
+    for method in ("rtn", "mse", "uls", "hqq"):
         settings_ = (bits, 64, method, False, None, False)
         assert_same(quantize(w, *settings_, "numpy", 1), quantize(w, *settings_, isa, 1))
 
 
 @needs_compiled
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38, -3e38])
-@pytest.mark.parametrize("method", ["rtn", "mse", "uls"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_unusable_rows_are_marked_on_every_path(bad, method):
     w = rows_like_real_weights(1, 20, 200, "float32", False)
     w[3, 0], w[7, 199], w[11, 64] = bad, bad, bad
     for isa in _kernels.available_isas():
-        status = quantize(w, 4, 64, method, True, None, False, isa, 1)[4]
+        status = quantize(w, 2, 64, method, True, None, False, isa, 1)[4]
         assert np.flatnonzero(status == 1).tolist() == [3, 7, 11]
+
+
+@needs_compiled
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_rows_that_float16_cannot_hold_are_marked_on_every_path(method):
+    w = rows_like_real_weights(2, 20, 200, "float32", False)
+    w[3], w[7, 64:128], w[11] = -1e30, 1e6, w[11] * np.float32(1e-9)
+    w[12] = 0.25 + (np.arange(200) == 5) * 1e7
+    status = [quantize(w, 2, 64, method, True, None, False, isa, 1)[4] for isa in _kernels.available_isas()]
+    assert all(s.tolist() == status[0].tolist() for s in status)
+    assert set(np.flatnonzero(status[0])) >= {3, 7, 11, 12}
 
 
 @needs_compiled
 def test_buffers_beside_the_output_are_left_alone():
     """Guard bytes around every OUT buffer, for sizes that are no multiple of anything."""
     for columns, bits, method, isa in itertools.product(
-        (1, 17, 63, 65, 95, 130), (2, 4, 8), ("rtn", "mse", "uls"), COMPILED_ISAS
+        (1, 17, 63, 65, 95, 130), (2, 4, 8), sorted(METHODS), COMPILED_ISAS
     ):
+        if method == "r2q" and bits != 2:
+            continue
         w = rows_like_real_weights(columns, 3, columns, "bfloat16", False)
         layout = Layout(3, columns, bits, 32, METHODS[method])
         shapes = [
             (layout.packed_shape, np.uint8),
             (layout.scales_shape, np.float16),
-            (layout.zero_points_shape, np.float16 if method == "uls" else np.uint8),
+            layout.parameters(np.dtype(np.float16))[1],
             ((3, 4), np.float64),
             ((3,), np.uint8),
         ]
