@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arrowquant_nb._kernels.numpy_levels import Planes, nearest_code, value_of
 from arrowquant_nb._kernels.numpy_rows import pack_codes, unpack_codes
 from arrowquant_nb.quantizers.affine import quantize_matrices
-from arrowquant_nb.quantizers.layout import METHODS
+from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS
 from arrowquant_nb.quantizers.matrix_job import MatrixJob
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
@@ -29,9 +30,9 @@ class Table:
     stored: QuantizedTensor
     """The slab as the kernels quantized it; of it only the parameters are kept."""
     scales: Floats
-    """(groups of the slab, rows)."""
+    """(groups of the slab, rows); of levels (groups, rows, 2): both amplitudes."""
     zeros: Floats
-    """(groups of the slab, rows): zero-point codes or minima."""
+    """(groups of the slab, rows): zero-point codes, minima or offsets."""
 
     def round(self, column: Floats, index: int, codes: NDArray[np.uint8]) -> Floats:
         """Round column `index` of the slab to its nearest codes (rows,), and return their decoded values.
@@ -40,6 +41,10 @@ class Table:
         """
         group = index // self.stored.group_size
         scale, zero = self.scales[group], self.zeros[group]
+        if self.stored.grid == "levels":
+            planes = Planes(scale[:, 0], scale[:, 1], zero)
+            codes[:] = nearest_code(column, planes)
+            return value_of(codes, planes)
         last = np.float32((1 << self.stored.bit_width) - 1)
         if self.stored.grid == "minimum":
             code = np.clip(np.rint((column - zero) / scale), np.float32(0), last)
@@ -61,13 +66,13 @@ def fit_table(job: MatrixJob, slab: Floats, importance: Floats, wide: bool) -> T
 
     Gain correction works on the slab, so that every group by itself is unbiased.
     """
-    weights = None if job.method == "rtn" else importance
+    weights = importance if job.method in LEAST_SQUARES_METHODS else None
     piece = MatrixJob(
         slab, job.name, slab.shape, job.bit_width, job.group_size, job.method, job.gain_correction, weights
     )
     stored = quantize_matrices([piece], 1, wide=wide)[0]
-    scales = stored.scales.T.astype(np.float32)
-    if METHODS[job.method] == "minimum":
+    scales = np.ascontiguousarray(stored.scales.swapaxes(0, 1), np.float32)
+    if METHODS[job.method] != "zero_point":
         return Table(stored, scales, stored.zero_points.T.astype(np.float32))
     codes = unpack_codes(stored.zero_points.view(np.uint8), job.bit_width, len(scales))
     return Table(stored, scales, codes.T.astype(np.float32))
@@ -77,7 +82,7 @@ def join_tables(tables: Sequence[Table]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return scales and zero points of the rows whose slabs, left to right, have these tables."""
     stored = [table.stored for table in tables]
     scales = np.concatenate([piece.scales for piece in stored], axis=1)
-    if stored[0].grid == "minimum":
+    if stored[0].grid != "zero_point":
         return scales, np.concatenate([piece.zero_points for piece in stored], axis=1)
     codes = np.concatenate([table.zeros for table in tables]).T.astype(np.uint8)
     return scales, pack_codes(codes, stored[0].bit_width)
