@@ -24,6 +24,8 @@ from arrowquant_nb.results import PlanRow, QuantizationResult
 __all__ = ["DrawnModel", "WidthComparison", "compare_widths"]
 
 PROFILES: Final = ("cloud", "local", "edge")
+CALIBRATION_SAMPLES: Final = 32
+"""In every row, so that the model is run once for all; more changes little (the profiles have up to 512)."""
 SHOWN_TEXTS: Final = 3
 _WRITTEN_HEADER: Final = ("model", "what it writes")
 _FIGURES: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
@@ -172,7 +174,7 @@ def compare_widths(
         say("drawing from the original", 0.0)
         rows = [_original(sample, n=n, n_images=n_images, seed=seed)]
         for i, profile in enumerate(PROFILES):
-            config = DiffusionQuantConfig.from_profile(profile)
+            config = DiffusionQuantConfig.from_profile(profile, calibration_samples=CALIBRATION_SAMPLES)
             say(f"INT{config.bit_width}: quantizing, drawing, measuring", 0.2 * (i + 1))
             if finished is not None and _equal_but_for_the_machine(finished, config):
                 result, unmatched = finished, None
@@ -195,7 +197,13 @@ def _two_bits_everywhere(sample: str) -> DiffusionQuantConfig:
     """Return edge settings under which no layer is raised by policy or gate: what 2 bits alone can do."""
     rows = ArrowQuantV2().plan(sample).rows
     widths = {row.name: 2 for row in rows if row.action == "quantized"}
-    return DiffusionQuantConfig.from_profile("edge", min_accuracy=0.0, layer_bit_widths=widths)
+    return DiffusionQuantConfig.from_profile(
+        "edge",
+        min_accuracy=0.0,
+        min_output_sqnr_db=-100.0,
+        calibration_samples=CALIBRATION_SAMPLES,
+        layer_bit_widths=widths,
+    )
 
 
 def _silent(message: str, fraction: float) -> None:
@@ -242,7 +250,7 @@ def _numbers(figures: Mapping[str, object]) -> dict[str, float]:
 
 
 def _equal_but_for_the_machine(result: QuantizationResult, config: DiffusionQuantConfig) -> bool:
-    free = {"num_threads": 0, "seed": 0}
+    free = {"num_threads": 0, "seed": 0, "calibration_samples": 0}
     return result.config | free == config.to_dict() | free
 
 

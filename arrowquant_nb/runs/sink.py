@@ -74,7 +74,6 @@ class ModelSink:
     folder : the locked output.
     checkpoint, source : the model being read, and its hashing reader.
     facts : model-wide metadata that every data file repeats (modality and the like).
-    calibration : hash of what is known of the layers' inputs.
     """
 
     def __init__(
@@ -83,13 +82,13 @@ class ModelSink:
         checkpoint: Checkpoint,
         source: LayerSource,
         facts: dict[str, Any],
-        calibration: str = "",
     ) -> None:
         self._folder = folder
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
-        self._calibration = calibration
+        self.calibration = ""
+        """Hash of what is known of the layers' inputs; set before the loop begins."""
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
         self.reused = 0
@@ -169,7 +168,7 @@ class ModelSink:
     # -- shared ------------------------------------------------------------------------------------------------------
 
     def _settings_hash(self, task: LayerTask) -> str:
-        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name, self._calibration)
+        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name, self.calibration)
 
     def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
         source_hash = self._source.source_hash(task.name)
