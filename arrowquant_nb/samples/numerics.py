@@ -78,7 +78,7 @@ def log_softmax(x: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def split_heads(x: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Split (n, tokens, width) into (n, heads, tokens, width / heads)."""
-    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
 def attend(

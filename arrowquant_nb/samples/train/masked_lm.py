@@ -364,7 +364,8 @@ def difference_from_transformers(folder: Path, steps: list[Step]) -> float:
     import torch
     from transformers import BertForMaskedLM
 
-    theirs: Any = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs: Any = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+    theirs.eval()
     ours = MaskedLM.from_folder(folder)
     worst = 0.0
     for step in steps:
