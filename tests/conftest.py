@@ -3,8 +3,12 @@
 `models` builds each folder once per session and never lets a test write into it.
 """
 
+import atexit
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from arrowquant_nb.config import DiffusionQuantConfig
+
+# Calibrations of the tests are kept apart from the user's own; child processes inherit the place.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="arrowquant-test-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # What may differ between two equal runs; every other file is byte-identical.
