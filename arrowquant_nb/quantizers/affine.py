@@ -4,6 +4,7 @@ Every input is checked here, so that the kernels may trust their buffers. Knows 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,18 @@ def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[Qua
         NaN, infinity or a weight beyond 2**125, naming tensor, count and first index.
 
     """
-    orders = _run(jobs, [_fresh_buffers(job.layout, FLOAT16) for job in jobs], n_threads)
+    plain = [job.equalized() for job in jobs]
+    orders = _run(plain, [_fresh_buffers(job.layout, FLOAT16) for job in jobs], n_threads)
     again = [k for k, order in enumerate(orders) if _needs_float32(order)]
     if again:
-        wide = _run([jobs[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
+        wide = _run([plain[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
         for k, order in zip(again, wide, strict=True):
             orders[k] = order
     return [_tensor(job, order) for job, order in zip(jobs, orders, strict=True)]
 
 
 def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
-    return QuantizedTensor(
+    tensor = QuantizedTensor(
         packed=order.packed,
         scales=order.scales,
         zero_points=order.zero_points,
@@ -92,6 +94,12 @@ def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
         dtype=order.kind,
         statistics=LayerStatistics.from_rows(order.sums, job.weight.shape[1]),
     )
+    if job.equalization is None:
+        return tensor
+    # The kernel saw the multiplied columns; the error that counts is that of the weights themselves.
+    tensor = replace(tensor, dtype=job.weight.dtype.name, equalization=job.equalization)
+    decoded = tensor.dequantize(n_threads=1).reshape(job.weight.shape)
+    return replace(tensor, statistics=LayerStatistics.between(job.weight, decoded))
 
 
 def _unusable_message(job: MatrixJob) -> str:

@@ -3,7 +3,7 @@
 Knows arrays and settings; nothing of files, models or of how codes are chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, dtype_named
+from arrowquant_nb.quantizers.scaled_columns import apply_equalization, checked_scales
 
 __all__ = ["MatrixJob", "named_layout"]
 
@@ -39,6 +40,8 @@ class MatrixJob:
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
     file: str = ""
     """File that the weights come from, for messages."""
+    equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
+    """What the columns are multiplied by before rounding, (columns,); stored, and undone at dequantize."""
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can take."""
@@ -58,6 +61,14 @@ class MatrixJob:
             raise ShapeMismatchError(f"{self.name}: weight must be C-contiguous: pass numpy.ascontiguousarray(weight)")
         if self.importance is not None:
             _check_importance(self.name, self.importance, self.method, layout.columns)
+        if self.equalization is not None:
+            checked_scales(self.equalization, layout.columns, self.name)
+
+    def equalized(self) -> "MatrixJob":
+        """Return the job on multiplied columns; the job itself without equalization."""
+        if self.equalization is None:
+            return self
+        return replace(self, weight=apply_equalization(self.weight, self.equalization), equalization=None)
 
     @property
     def layout(self) -> Layout:

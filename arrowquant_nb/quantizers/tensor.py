@@ -6,7 +6,7 @@ models or of how the codes were chosen; `affine.py` makes these objects, storage
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from arrowquant_nb.quantizers.layout import (
     check_out_array,
     dtype_named,
 )
+from arrowquant_nb.quantizers.scaled_columns import checked_scales, undo_equalization
 
 __all__ = ["LayerStatistics", "QuantizedTensor"]
 
@@ -67,6 +68,15 @@ class LayerStatistics:
             raise ShapeMismatchError(f"row sums must have shape (rows, 4), got {sums.shape}")
         ww, wq, ee = (math.fsum(sums[:, k].tolist()) for k in range(3))
         return LayerStatistics(sums.shape[0] * columns, ww, wq, ee, float(sums[:, 3].max(initial=0.0)))
+
+    @staticmethod
+    def between(weight: NDArray[Any], decoded: NDArray[np.float32]) -> "LayerStatistics":
+        """Compare a matrix (rows, columns) with its dequantized values, row by row in float64."""
+        sums = np.zeros((len(weight), 4))
+        for row, (one, other) in enumerate(zip(weight, decoded, strict=True)):
+            w, q = one.astype(np.float64), other.astype(np.float64)
+            sums[row] = w @ w, w @ q, (q - w) @ (q - w), np.abs(w).max()
+        return LayerStatistics.from_rows(sums, weight.shape[1])
 
     @staticmethod
     def combine(parts: Sequence["LayerStatistics"]) -> "LayerStatistics":
@@ -145,6 +155,8 @@ class QuantizedTensor:
     """Dtype of the original: float32, float16 or bfloat16."""
     statistics: LayerStatistics
     """What the rounding cost."""
+    equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
+    """What the codes' columns were multiplied by before rounding, (columns,); dequantize divides by it."""
 
     def __post_init__(self) -> None:
         """Refuse buffers that do not fit the shape."""
@@ -154,6 +166,8 @@ class QuantizedTensor:
                 f"dtype {self.dtype!r} (of {WEIGHT_DTYPES})"
             )
         self.layout.check_buffers(self.packed, self.scales, self.zero_points)
+        if self.equalization is not None:
+            checked_scales(self.equalization, self.columns, "tensor")
 
     @property
     def layout(self) -> Layout:
@@ -172,8 +186,9 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored: codes, scales and zero points."""
-        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes
+        """Bytes stored: codes, scales, zero points and equalization."""
+        equalization = 0 if self.equalization is None else self.equalization.nbytes
+        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes + equalization
 
     @property
     def bits_per_weight(self) -> float:
@@ -205,6 +220,10 @@ class QuantizedTensor:
             out = np.empty(self.shape, kind)
         else:
             check_out_array("out", out, self.shape, kind)
+        if self.equalization is not None:
+            plain = replace(self, equalization=None).dequantize(n_threads=n_threads)
+            out[...] = undo_equalization(plain.reshape(self.rows, self.columns), self.equalization).reshape(self.shape)
+            return out
         _kernels.dequantize_rows(
             self.packed, self.scales, self.zero_points, self.grid, self.bit_width, self.group_size,
             out.reshape(self.rows, self.columns), dtype, n_threads,

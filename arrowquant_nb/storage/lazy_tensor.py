@@ -65,6 +65,9 @@ class LazyTensor:
         n_covered = 0
         for reference in self.references:
             sizes = {column: nbytes for column, (_, nbytes) in reference.ranges.items()}
+            equalization = 0 if self.kept else sizes.pop("equalization", 0)
+            if equalization not in (0, 2 * columns, 4 * columns):
+                raise ShapeMismatchError(f"an equalization of {equalization} bytes does not fit {columns} columns")
             if reference.row_start != n_covered or sizes not in self._possible_sizes(reference.row_count, columns):
                 raise ShapeMismatchError(
                     f"tile {reference.to_dict()} after {n_covered} rows does not fit shape {self.shape}"
@@ -128,6 +131,10 @@ class LazyTensor:
             packed = np.frombuffer(payloads["data"], np.uint8).reshape(rows, packed_columns)
             scales = np.frombuffer(payloads["scales"], scale_dtype).reshape(rows, n_groups)
             zero_points = np.frombuffer(payloads["zero_points"], zero_point_dtype).reshape(rows, zero_point_columns)
+            stored = payloads.get("equalization")
+            equalization: NDArray[Any] | None = None
+            if stored is not None:
+                equalization = np.frombuffer(stored, np.float16 if stored.nbytes == 2 * columns else np.float32)
         except (ValueError, KeyError) as error:
             raise ValidationError(
                 f"{self.name!r} in {self.file!r}: stored sizes do not fit shape {self.shape}: {error}"
@@ -143,6 +150,7 @@ class LazyTensor:
             grid=self.grid,
             dtype=self.dtype if self.dtype in WEIGHT_DTYPES else "float32",
             statistics=LayerStatistics(0, 0.0, 0.0, 0.0, 0.0),
+            equalization=equalization,
         )
 
     def bytes_view(self) -> memoryview:

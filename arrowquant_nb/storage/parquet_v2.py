@@ -71,6 +71,7 @@ class Tile:
     quant_type : "int2", "int4", "int8" or "kept".
     data : uint8 codes, or the raw source bytes of a kept tensor.
     scales, zero_points : arrays as the kernel wrote them, None for kept tensors.
+    equalization : float16 or float32, one per column; dequantized columns are divided by it.
     sqnr_db, cosine, mse, w_absmax : error of this tile from the stored values.
     """
 
@@ -90,10 +91,16 @@ class Tile:
     cosine: float
     mse: float
     w_absmax: float
+    equalization: NDArray[Any] | None = None
 
     def payloads(self) -> dict[str, memoryview]:
         """Bytes of each binary column that is present."""
-        arrays = {"data": self.data, "scales": self.scales, "zero_points": self.zero_points}
+        arrays = {
+            "data": self.data,
+            "scales": self.scales,
+            "zero_points": self.zero_points,
+            "equalization": self.equalization,
+        }
         return {k: v.data.cast("B") if v.nbytes else memoryview(b"") for k, v in arrays.items() if v is not None}
 
 
