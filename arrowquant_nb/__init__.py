@@ -12,8 +12,9 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
-    runs           one run: joins storage and core
+    runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
+                                                    |   calibration what layers are given while a model denoises
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)

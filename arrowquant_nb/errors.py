@@ -3,7 +3,7 @@
 ArrowQuantError
 |- ConfigurationError   a config field, YAML key, environment variable or argument (also a ValueError)
 |- ModelNotFoundError   a path or a bundled sample that is not there
-|- MetadataError        modality, config.json, manifest or other JSON that cannot be used
+|- MetadataError        modality, config.json, manifest, calibration or other records that cannot be used
 |- CheckpointError      the source weights: damaged, hostile, unsupported, NaN, changed during the run
 |- ShapeMismatchError   sizes that do not fit together (also a ValueError)
 |- QuantizationError    layers that failed every gate, or a run that was stopped
@@ -37,7 +37,7 @@ class ModelNotFoundError(ArrowQuantError):
 
 
 class MetadataError(ArrowQuantError):
-    """A JSON file beside the weights is missing, malformed or says something unusable."""
+    """A JSON or calibration file beside the weights is missing, malformed or says something unusable."""
 
 
 class CheckpointError(ArrowQuantError):

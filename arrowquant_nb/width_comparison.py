@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from arrowquant_nb import samples, tables
 from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized

@@ -1,0 +1,278 @@
+"""Capture: run a model along its own trajectories with its own weights and record what every layer is given.
+
+Both guidance branches are in a trajectory's batch, and every step that is used is recorded, so the statistics cover
+what the layers will see. Needs a `RunnableModel` and nothing else of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xxhash
+from threadpoolctl import threadpool_limits
+
+from arrowquant_nb.calibration.accumulation import InputAccumulator, layer_captures
+from arrowquant_nb.calibration.statistics import MAX_STEPS, Calibration, CalibrationSettings, model_hash
+from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.calibration.statistics import LayerCapture
+    from arrowquant_nb.samples.runnable import RunnableModel, Step
+
+    Progress = Callable[[float], None]
+
+FIT, HELD_OUT = 0, 1
+FIRST_LOOK = 2
+"""Calls that find the histograms' ranges and the layers that share an input."""
+_SPLITS = {FIT: "calibration", HELD_OUT: "evaluation"}
+
+
+class Call(NamedTuple):
+    """One network call to record."""
+
+    step: Step
+    weight: float
+    """Share of this call in all calls of its timestep."""
+    done: float
+    """Share of the work that is done before it, 0 to 1."""
+    time: int
+    """Timestep under which it is recorded, the step's own unless several are recorded as one."""
+
+
+def capture(
+    model: RunnableModel,
+    settings: CalibrationSettings | None = None,
+    layers: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Follow a model's own trajectories and record the inputs of its layers.
+
+    Parameters
+    ----------
+    model
+        Runs with its own float weights. Where its `trajectories` take a `split`, the held-out rows come from the
+        other part of its data; else from another seed.
+    settings
+        Samples, seed and rows to keep.
+    layers
+        Weight names to record; None is all. Fewer take less memory and time.
+    progress
+        Called with a fraction that rises to 1.0 after every network call; an exception in it stops the capture.
+
+    Returns
+    -------
+    Calibration
+        Identical for any thread count on one machine: linear algebra runs on one thread here.
+
+    Raises
+    ------
+    ConfigurationError
+        A name of `layers` is not a layer of the model.
+    MetadataError
+        The model's inputs are not finite, or its trajectories do not visit the same timesteps whatever the seed.
+
+    """
+    settings = settings or CalibrationSettings()
+    fit_share = settings.n_samples / (settings.n_samples + settings.n_held_out)
+    captured = record(
+        model,
+        _trajectory_calls(model, settings, FIT, 0.0, fit_share),
+        _trajectory_calls(model, settings, HELD_OUT, fit_share, 1.0),
+        settings,
+        layers,
+        progress,
+    )
+    return Calibration(captured, "capture", settings, model_hash(model.weights))
+
+
+def record(
+    model: RunnableModel,
+    fit: Iterable[Call],
+    held_out: Iterable[Call],
+    settings: CalibrationSettings,
+    layers: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, LayerCapture]:
+    """Run calls through a model and return what its layers were given.
+
+    Parameters
+    ----------
+    model, settings, layers, progress
+        See `capture`.
+    fit, held_out
+        Calls that build the statistics, and calls that only give held-out rows; each timestep stands in both.
+
+    """
+    say = progress or (lambda _fraction: None)
+    with threadpool_limits(1, user_api="blas"):
+        calls = iter(fit)
+        first = list(itertools.islice(calls, FIRST_LOOK))
+        recorder = _Recorder(model, chosen_layers(model, layers), settings, [call.step for call in first])
+        for number, call in enumerate(itertools.chain(first, calls)):
+            recorder.run(call, FIT, number)
+            say(call.done)
+        for number, call in enumerate(held_out):
+            recorder.run(call, HELD_OUT, number)
+            say(call.done)
+        found = recorder.finish()
+    say(1.0)
+    return found
+
+
+def chosen_layers(model: RunnableModel, layers: Collection[str] | None) -> tuple[str, ...]:
+    """Return the names to record in the model's order; an unknown one is a ConfigurationError."""
+    known = model.layers()
+    unknown = sorted(set(layers or ()) - set(known))
+    if unknown or (layers is not None and not layers):
+        raise ConfigurationError(
+            f"calibration: {', '.join(map(repr, unknown[:5])) or 'an empty list'} names no layer of the model; it has "
+            f"{len(known)}, such as {next(iter(known), 'none')!r}"
+        )
+    return tuple(name for name in known if layers is None or name in layers)
+
+
+def _trajectory_calls(
+    model: RunnableModel, settings: CalibrationSettings, which: int, begin: float, end: float
+) -> Iterator[Call]:
+    """Yield the calls of all trajectories, a batch at a time, each batch from a seed of its own."""
+    n = settings.n_samples if which == FIT else settings.n_held_out
+    splits = "split" in inspect.signature(model.trajectories).parameters
+    options: dict[str, Any] = {"split": _SPLITS[which]} if splits else {}
+    for number, start in enumerate(range(0, n, settings.batch_samples)):
+        count = min(settings.batch_samples, n - start)
+        seed = int(np.random.SeedSequence([settings.seed, which, number]).generate_state(1)[0])
+        for step in model.trajectories(count, seed, **options):
+            yield Call(step, count / n, begin + (end - begin) * start / n, step.time)
+
+
+class _Recorder:
+    """The hook's side of a capture: which layers share an input, and the statistics of each input."""
+
+    def __init__(
+        self, model: RunnableModel, names: tuple[str, ...], settings: CalibrationSettings, first: list[Step]
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        looks = [_FirstLook(model, names, step) for step in first]
+        if not looks:
+            raise MetadataError("calibration: the model's trajectories have no steps, so there is nothing to record")
+        self._leaders: dict[str, str] = {}
+        by_content: dict[tuple[bytes, ...], str] = {}
+        for name in names:
+            content = tuple(look.digests[name] for look in looks)
+            self._leaders[name] = by_content.setdefault(content, name)
+        self._inputs = {
+            name: InputAccumulator(
+                name,
+                looks[0].columns[name],
+                min(look.ranges[name][0] for look in looks),
+                max(look.ranges[name][1] for look in looks),
+                settings.rows_per_step,
+                settings.held_out_rows_per_step,
+            )
+            for name in names
+            if self._leaders[name] == name
+        }
+        self._times: set[int] = set()
+
+    def run(self, call: Call, which: int, number: int) -> None:
+        """Run one call and add its inputs."""
+        time = call.time
+        self._times.add(time)
+        if len(self._times) > MAX_STEPS or not 0 <= time < self._settings.n_timesteps:
+            raise MetadataError(
+                f"calibration: timestep {time} is not in 0..{self._settings.n_timesteps - 1}, or is one of more than "
+                f"{MAX_STEPS} different ones; set n_timesteps to the model's training timesteps"
+            )
+        digests: dict[str, bytes] = {}
+        shared = {leader for name, leader in self._leaders.items() if leader != name}
+
+        def observe(name: str, rows: NDArray[np.float32]) -> None:
+            leader = self._leaders.get(name)
+            if leader is None:
+                return
+            if leader in shared:
+                digests[name] = _digest(rows)
+            if leader != name:
+                if digests.get(leader) != digests[name]:
+                    raise MetadataError(
+                        f"calibration: {name!r} had the input of {leader!r} at first, but not at timestep {time}; "
+                        "calibrate the two in separate calls"
+                    )
+                return
+            rng = np.random.default_rng([self._settings.seed, which, time, number])
+            keys = rng.random(len(rows))
+            if which == FIT:
+                self._inputs[name].add(time, rows, call.weight, keys)
+            else:
+                self._inputs[name].hold_out(time, rows, keys)
+
+        run_observed(self._model, call.step, observe)
+
+    def finish(self) -> dict[str, LayerCapture]:
+        """Return the captures in the order of use."""
+        found: dict[str, LayerCapture] = {}
+        for leader, accumulator in self._inputs.items():
+            found |= layer_captures(accumulator, [n for n, first in self._leaders.items() if first == leader])
+        return {name: found[name] for name in self._leaders}
+
+
+class _FirstLook:
+    """Contents, widths and ranges of all inputs of one call."""
+
+    def __init__(self, model: RunnableModel, names: tuple[str, ...], step: Step) -> None:
+        self.digests: dict[str, bytes] = {}
+        self.columns: dict[str, int] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
+        run_observed(model, step, self._observe)
+        missing = [name for name in names if name not in self.digests]
+        if missing:
+            raise MetadataError(
+                f"calibration: the model never used its layer {missing[0]!r} at timestep {step.time}, so there is "
+                "nothing to record; leave it out of the layers"
+            )
+
+    def _observe(self, name: str, rows: NDArray[np.float32]) -> None:
+        self.digests[name] = _digest(rows)
+        self.columns[name] = rows.shape[1]
+        self.ranges[name] = (float(rows.min()), float(rows.max()))
+
+
+def run_observed(model: RunnableModel, step: Step, observe: Callable[[str, NDArray[np.float32]], None]) -> None:
+    """Run one call with the model's own weights and show the input rows (n, columns) of every layer.
+
+    Raises
+    ------
+    ShapeMismatchError
+        An input's width is not that of its weight, or there are no rows.
+    MetadataError
+        An input holds NaN or infinity.
+
+    """
+
+    def linear(name: str, x: NDArray[np.float32], time: int) -> NDArray[np.float32]:
+        weight = model.weights[name]
+        matrix = weight.reshape(len(weight), -1)
+        rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+        if rows.shape[1] != matrix.shape[1] or not len(rows):
+            raise ShapeMismatchError(
+                f"calibration of {name!r}: its input is {x.shape} at timestep {time}, but the weight has "
+                f"{matrix.shape[1]} columns"
+            )
+        if not np.isfinite(rows.sum(dtype=np.float64)) and not np.isfinite(rows).all():
+            raise MetadataError(f"calibration of {name!r}: its input holds NaN or infinity at timestep {time}")
+        observe(name, rows)
+        return (rows @ matrix.T).reshape(*x.shape[:-1], len(matrix))
+
+    model.forward(step, linear)
+
+
+def _digest(rows: NDArray[np.float32]) -> bytes:
+    return xxhash.xxh3_128(rows.data, seed=rows.shape[1]).digest()
