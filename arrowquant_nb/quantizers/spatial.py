@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
 from arrowquant_nb.json_form import JsonForm
