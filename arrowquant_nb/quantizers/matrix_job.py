@@ -65,10 +65,17 @@ class MatrixJob:
             checked_scales(self.equalization, layout.columns, self.name)
 
     def equalized(self) -> "MatrixJob":
-        """Return the job on multiplied columns; the job itself without equalization."""
+        """Return the job on multiplied columns; the job itself without equalization.
+
+        An error there is as many times larger, so each column's importance is divided by the square of its scale.
+        """
         if self.equalization is None:
             return self
-        return replace(self, weight=apply_equalization(self.weight, self.equalization), equalization=None)
+        importance = self.importance
+        if importance is not None:
+            importance = (importance / np.square(self.equalization.astype(np.float64))).astype(np.float32)
+        weight = apply_equalization(self.weight, self.equalization)
+        return replace(self, weight=weight, importance=importance, equalization=None)
 
     @property
     def layout(self) -> Layout:

@@ -197,6 +197,20 @@ def test_stored_scales_are_undone_at_dequantize_and_counted():
     assert tensor.statistics.w_absmax == np.abs(weight).max()
 
 
+def test_importance_means_the_error_of_the_weights_themselves():
+    """It goes along with the scales: what is minimized is the error after they are divided out."""
+    weight, _ = layer_with_outliers()
+    rng = np.random.default_rng(4)
+    importance = np.exp(rng.normal(0, 2, 64)).astype(np.float32)
+    scales = np.exp2(rng.integers(-2, 3, 64)).astype(np.float32)
+
+    def codes(matrix, v, equalization=None):
+        job = MatrixJob(matrix, "a", matrix.shape, 4, 32, "uls", False, v, equalization=equalization)
+        return quantize_matrices([job])[0].packed
+
+    np.testing.assert_array_equal(codes(weight, importance, scales), codes(weight * scales, importance / scales**2))
+
+
 def test_dequantize_into_a_buffer_and_to_other_dtypes():
     weight, _ = layer_with_outliers()
     tensor = SpatialQuantizer(8, 32).per_group_quantize("a", weight, np.full(64, 0.3, np.float32))
