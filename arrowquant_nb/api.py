@@ -17,6 +17,7 @@ from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
+from arrowquant_nb.quantizers.transforms import quantize_rotated_array
 from arrowquant_nb.runs import record, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
@@ -193,7 +194,7 @@ def quantize_tensor(
     rotation: str = "none",
     gain_correction: bool = True,
     importance: NDArray[np.float32] | None = None,
-    seed: int = 0,  # noqa: ARG001 - draws the signs of a rotation; there is nothing to draw without one
+    seed: int = 0,
     out: QuantizedTensor | None = None,
     n_threads: int = 0,
 ) -> QuantizedTensor:
@@ -208,10 +209,13 @@ def quantize_tensor(
     group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256.
     method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), or "auto" (= uls).
     scale_format : "float16".
-    rotation : "none".
+    rotation : "none", "hadamard" (spreads outliers over their row; undone by `dequantize`), or "auto": hadamard where
+        the squared error of the weights is lower by it, at equal bytes; `.rotation_seed` of the result says which.
+        Rows need a length that 16 divides; otherwise "auto" leaves them, and "hadamard" is an error.
     gain_correction : rescale each row of uls and mse grids so that <w, w'> = <w, w>.
     importance : float32 (columns,), optional
         Weight of each column's squared error; uls and mse only.
+    seed : signs of the rotation, 0 to 2**63 - 1.
     out : a result of the same layout whose buffers are filled; what is returned views them with its own statistics.
     n_threads : 0 = all cores this process may use.
 
@@ -233,15 +237,13 @@ def quantize_tensor(
     >>> tensor.bits_per_weight
     4.5
     """
-    for name, value, only in (
-        ("scale_format", scale_format, str(ScaleFormat.FLOAT16)), ("rotation", rotation, "none"),
-    ):  # fmt: skip
-        if value != only:
-            raise ConfigurationError(f"{name}={value!r} is not available yet; use {only!r}")
+    if scale_format != str(ScaleFormat.FLOAT16):
+        raise ConfigurationError(f"scale_format={scale_format!r} is not available yet; use 'float16'")
     chosen = "uls" if method == str(QuantMethod.AUTO) else method
-    return quantize_array(
-        array, bit_width, group_size, chosen, gain_correction, importance, out=out, n_threads=n_threads
-    )
+    settings = (bit_width, group_size, chosen, gain_correction, importance)
+    if rotation == "none":
+        return quantize_array(array, *settings, out=out, n_threads=n_threads)
+    return quantize_rotated_array(array, settings, rotation, seed, out=out, n_threads=n_threads)
 
 
 def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0) -> dict[str, Any]:

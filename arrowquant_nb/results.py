@@ -58,6 +58,8 @@ class LayerReport(JsonForm):
     n_weights, source_nbytes, nbytes : elements, source bytes, stored payload bytes (codes, scales, zero points).
     sqnr_db, cosine, mse, gain, w_absmax : error of the weights from the stored values; gain = <w, w'> / <w, w>.
     attempts : every attempt in order.
+    rotation_seed : signs of the Hadamard rotation that was applied; None = not rotated.
+    low_rank : rank of the float16 branch that is stored; 0 = none.
     """
 
     name: str
@@ -81,6 +83,8 @@ class LayerReport(JsonForm):
     gain: float
     w_absmax: float
     attempts: tuple[AttemptReport, ...] = ()
+    rotation_seed: int | None = None
+    low_rank: int = 0
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:

@@ -11,6 +11,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "rounding.h"
 #include "rows_scalar.h"
 #if defined(__x86_64__)
 #include "rows_avx2.h"
@@ -41,29 +42,6 @@ static inline int supported_sets(instruction_set out[4]) {
     out[n++] = (instruction_set){"neon", quantize_block_neon, dequantize_block_neon};
 #endif
     return n;
-}
-
-/* Libraries built with -ffast-math flush denormals on the threads they touch; codes must not depend on that. */
-static inline uint64_t default_rounding(void) {
-    uint64_t before = 0;
-#if defined(__x86_64__)
-    before = _mm_getcsr();
-    _mm_setcsr(0x1F80);
-#elif defined(__aarch64__)
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
-    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
-#endif
-    return before;
-}
-
-static inline void restore_rounding(uint64_t before) {
-#if defined(__x86_64__)
-    _mm_setcsr((unsigned)before);
-#elif defined(__aarch64__)
-    __asm__ volatile("msr fpcr, %0" : : "r"(before));
-#else
-    (void)before;
-#endif
 }
 
 static inline void run_quantize(const instruction_set *isa, const quantize_job *job, int64_t start, int64_t stop, float *gain) {

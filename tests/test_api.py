@@ -277,7 +277,8 @@ def test_one_array_goes_through_the_same_fallback_as_a_run():
     "argument",
     [
         {"scale_format": "k"},
-        {"rotation": "hadamard"},
+        {"rotation": "diagonal"},
+        {"rotation": "hadamard", "seed": -1},
         {"method": "gptq"},
         {"method": "nonsense"},
         {"bit_width": 3},

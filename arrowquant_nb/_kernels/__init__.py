@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels import numpy_rows
+from arrowquant_nb._kernels import numpy_rotation, numpy_rows
 from arrowquant_nb._kernels.job import RowsJob
 from arrowquant_nb.errors import ConfigurationError
 
@@ -21,9 +21,11 @@ from arrowquant_nb.errors import ConfigurationError
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 compiled_rows: Any = None
+compiled_rotation: Any = None
 # Absent after a build with ARROWQUANT_NB_PURE=1 and in a bare source tree; present but broken is an error.
 if find_spec("arrowquant_nb._kernels.rows") is not None:
     compiled_rows = import_module("arrowquant_nb._kernels.rows")
+    compiled_rotation = import_module("arrowquant_nb._kernels.rotation")
 
 __all__ = [
     "COMPILED",
@@ -33,6 +35,7 @@ __all__ = [
     "dequantize_rows",
     "quantize_rows",
     "resolve_threads",
+    "rotate_rows",
 ]
 
 COMPILED: bool = compiled_rows is not None
@@ -130,3 +133,13 @@ def dequantize_rows(
     isa = _choose_isa(isa) if isa else _ACTIVE
     path = numpy_rows if isa == "numpy" else compiled_rows
     path.dequantize_rows(packed, scales, zero_points, grid, bit_width, group_size, out, kind, threads, isa)
+
+
+def rotate_rows(
+    values: NDArray[Any], signs: NDArray[Any], length: int, backward: bool, n_threads: int, isa: str | None = None
+) -> None:
+    """Rotate rows in place, see `numpy_rotation`; float64 always takes the NumPy path."""
+    threads = resolve_threads(n_threads, values.size)
+    isa = _choose_isa(isa) if isa else _ACTIVE
+    path = numpy_rotation if isa == "numpy" or values.dtype != np.float32 else compiled_rotation
+    path.rotate_rows(values, signs, length, backward, threads, isa)

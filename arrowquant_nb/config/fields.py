@@ -182,11 +182,13 @@ class ConfigFields(BaseModel):
         "scale_format", "Scale format", "How scales are stored.", kind="word", valid="float16 or k",
     )  # fmt: skip
     rotation: Rotation = _setting(
-        "rotation", "Rotation", "Mixing of the input axis before quantization.",
+        "rotation", "Rotation", "Hadamard mixing of the input axis before quantization, undone at dequantize; auto "
+        "rotates a layer where that lowers its weight error.",
         kind="word", valid="none, hadamard or auto",
     )  # fmt: skip
     low_rank: IntegerField = _setting(
-        "low_rank", "Low-rank correction", "Rank of a float16 correction branch.",
+        "low_rank", "Low-rank correction", "Rank of a float16 product stored beside the codes of a layer, where that "
+        "lowers its error.",
         kind="integer", valid="0 to 128", unit="rank", ge=0, le=128,
     )  # fmt: skip
     target_model_size_mb: NumberField | None = _setting(
@@ -198,8 +200,7 @@ class ConfigFields(BaseModel):
         kind="integer", valid="0 to 1024", unit="threads", ge=0, le=1024,
     )  # fmt: skip
     seed: IntegerField = _setting(
-        "seed", "Seed", "Starting noise of sample pictures and of their evaluation; quantization itself draws nothing "
-        "yet.",
+        "seed", "Seed", "Signs of a rotation; starting noise of sample pictures and of their evaluation.",
         kind="integer", valid="0 to 2^63 - 1", ge=0, le=2**63 - 1,
     )  # fmt: skip
 

@@ -100,8 +100,6 @@ AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "min_output_sqnr_db": (None,),
     "method": ("auto", "rtn", "mse", "uls"),
     "scale_format": ("float16",),
-    "rotation": ("none",),
-    "low_rank": (0,),
     "target_model_size_mb": (None,),
     "group_size": (32, 64, 128, 256),
 })  # fmt: skip

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Final
 from arrowquant_nb.core.gates import NOT_MEASURED, Judgement, fallback_chain, judge, required_cosine
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
-from arrowquant_nb.quantizers.affine import MatrixJob, quantize_matrices
+from arrowquant_nb.quantizers.matrix_job import MatrixJob
+from arrowquant_nb.quantizers.measure import tiles_of
 from arrowquant_nb.quantizers.tensor import LayerStatistics
+from arrowquant_nb.quantizers.transforms import quantize_transformed
 from arrowquant_nb.results import AttemptReport, LayerReport
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.core.task import Control, LayerTask, Sink, Source, TileWriter
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
 # A tile is the unit of reading, quantizing and storing: 8 Mi weights are 32 MiB of float32 and at most 8 MiB of codes.
 TILE_WEIGHTS: Final = 1 << 23
@@ -70,6 +73,11 @@ def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
 def tile_rows(columns: int) -> int:
     """Rows of one tile of a matrix with so many columns."""
     return max(1, TILE_WEIGHTS // max(1, columns))
+
+
+def rows_at_once(task: LayerTask) -> int:
+    """Rows of a layer that are read and quantized together: one tile, or all of them for a low-rank branch."""
+    return task.rows if task.low_rank else tile_rows(task.columns)
 
 
 class LayerLoop:
@@ -132,21 +140,22 @@ class LayerLoop:
         if len(pending) == 1:
             self._stream(pending[0])
             return
-        jobs = [_job(item, self.source.read_rows(item.task.name, 0, item.task.rows), 0) for item in pending]
-        tensors = quantize_matrices(jobs, self.control.n_threads)
+        jobs = [_job(item, self.source.read_rows(item.task.name, 0, item.task.rows)) for item in pending]
+        tensors = quantize_transformed(jobs, self.control.n_threads)
         for item, tensor in zip(pending, tensors, strict=True):
             writer = self.sink.begin(item.task, tensor.bit_width)
             writer.append(0, tensor)
-            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor.grid)
+            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor)
 
     def _stream(self, item: Pending) -> None:
         """Try one layer tile by tile; memory stays at a few tiles whatever its size."""
         task = item.task
-        step = tile_rows(task.columns)
+        step = rows_at_once(task)
+        rotation = task.rotation
         writer = self.sink.begin(task, item.bit_width)
         parts: list[LayerStatistics] = []
         nbytes = 0
-        grid = ""
+        tensor: QuantizedTensor | None = None
         try:
             for start in range(0, task.rows, step):
                 if self.control.cancelled():
@@ -154,28 +163,39 @@ class LayerLoop:
                     writer.discard()
                     return
                 weight = self.source.read_rows(task.name, start, min(step, task.rows - start))
-                tensor = quantize_matrices([_job(item, weight, start)], self.control.n_threads)[0]
-                writer.append(start, tensor)
+                job = _job(item, weight, start, rotation)
+                tensor = quantize_transformed([job], self.control.n_threads)[0]
+                # The first tile decides for a layer that spans several: a reader undoes one rotation for all of them.
+                rotation = "none" if tensor.rotation_seed is None else "hadamard"
+                for first, tile in tiles_of(tensor, weight, tile_rows(task.columns), self.control.n_threads):
+                    writer.append(start + first, tile)
                 parts.append(tensor.statistics)
                 nbytes += tensor.nbytes
-                grid = tensor.grid
                 if start + step < task.rows:
                     fraction = (start + step) / task.rows
                     self.control.emit(LayerProgress(name=task.name, fraction=fraction))
         except BaseException:
             writer.discard()
             raise
-        self._judge(item, writer, LayerStatistics.combine(parts), nbytes, grid)
+        if tensor is not None:
+            self._judge(item, writer, LayerStatistics.combine(parts), nbytes, tensor)
 
-    def _judge(self, item: Pending, writer: TileWriter, statistics: LayerStatistics, nbytes: int, grid: str) -> None:
-        """Gate an attempt: commit it, or discard it and leave the layer pending, or record it as failed."""
+    def _judge(
+        self, item: Pending, writer: TileWriter, statistics: LayerStatistics, nbytes: int, tensor: QuantizedTensor
+    ) -> None:
+        """Gate an attempt: commit it, or discard it and leave the layer pending, or record it as failed.
+
+        `tensor` is the layer or its last tile.
+        """
         task = item.task
         bit_width = item.bit_width
         wider = item.next_bit_width
         judgement = judge(
             bit_width, task.bit_width, task.method, statistics.cosine, None, task.min_accuracy, None, wider
         )
-        attempt = attempt_report(statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, judgement)
+        attempt = attempt_report(
+            statistics, bit_width, task.bit_width, task.min_accuracy, task.method, tensor.grid, judgement
+        )
         item.attempts.append(attempt)
         self.control.emit(
             AttemptFinished(
@@ -188,7 +208,7 @@ class LayerLoop:
             )
         )
         if attempt.passed or not wider:
-            item.report = _report(item, statistics, nbytes, grid, bit_width)
+            item.report = _report(item, statistics, nbytes, tensor)
         if attempt.passed and item.report is not None:
             writer.commit(item.report)
             return
@@ -242,7 +262,8 @@ def quantize_layers(tasks: list[LayerTask], source: Source, sink: Sink, control:
     return reports
 
 
-def _job(item: Pending, weight: NDArray[Any], row_start: int) -> MatrixJob:
+def _job(item: Pending, weight: NDArray[Any], row_start: int = 0, rotation: str = "") -> MatrixJob:
+    """Order for some rows of a layer; `rotation` goes before the task's where an earlier tile has decided."""
     task = item.task
     return MatrixJob(
         weight=weight,
@@ -255,11 +276,15 @@ def _job(item: Pending, weight: NDArray[Any], row_start: int) -> MatrixJob:
         importance=None,
         row_start=row_start,
         file=task.file,
+        rotation=rotation or task.rotation,
+        seed=task.seed,
+        low_rank=task.low_rank,
     )
 
 
-def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, bit_width: int) -> LayerReport:
+def _report(item: Pending, statistics: LayerStatistics, nbytes: int, tensor: QuantizedTensor) -> LayerReport:
     task = item.task
+    branch = tensor.low_rank_a
     return LayerReport(
         name=task.name,
         shape=task.shape,
@@ -269,9 +294,9 @@ def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, 
         reason=task.reason,
         rule=task.rule,
         requested_bit_width=task.bit_width,
-        bit_width=bit_width,
+        bit_width=tensor.bit_width,
         method=task.method,
-        grid=grid,
+        grid=tensor.grid,
         group_size=task.group_size,
         n_weights=task.n_weights,
         source_nbytes=task.source_nbytes,
@@ -282,4 +307,6 @@ def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, 
         gain=statistics.gain,
         w_absmax=statistics.w_absmax,
         attempts=tuple(item.attempts),
+        rotation_seed=tensor.rotation_seed,
+        low_rank=0 if branch is None else branch.shape[1],
     )

@@ -38,6 +38,9 @@ class LayerTask:
         reason: str,
         rule: str,
         file: str = "",
+        rotation: str = "none",
+        seed: int = 0,
+        low_rank: int = 0,
     ) -> None:
         self.index = index
         self.file = file
@@ -55,6 +58,9 @@ class LayerTask:
         self.role = role
         self.reason = reason
         self.rule = rule
+        self.rotation = rotation
+        self.seed = seed
+        self.low_rank = low_rank
 
     @property
     def n_weights(self) -> int:

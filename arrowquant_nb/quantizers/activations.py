@@ -10,19 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError, ValidationError
 from arrowquant_nb.quantizers.activation_grid import check_activation_bit_width, round_rows, round_to_grid
+from arrowquant_nb.quantizers.rotation import rotate, unrotate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
     from arrowquant_nb.samples import Linear
 
-__all__ = ["ActivationQuantizer", "InputTransform", "Rotation"]
+__all__ = ["ActivationQuantizer", "HadamardRotation", "InputTransform", "Rotation"]
 
 
 class Rotation(Protocol):
@@ -35,6 +37,27 @@ class Rotation(Protocol):
     def rotate_back(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return x R^T."""
         ...
+
+
+@dataclass(frozen=True)
+class HadamardRotation:
+    """The rotation that weights of the same seed are stored in (`rotation.py`)."""
+
+    seed: int
+    """Of the signs."""
+
+    def rotate(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return x R."""
+        return self._apply(x, rotate)
+
+    def rotate_back(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return x R^T."""
+        return self._apply(x, unrotate)
+
+    def _apply(self, x: NDArray[np.float32], turn: Callable[[NDArray[np.float32], int], None]) -> NDArray[np.float32]:
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float32, order="C", copy=True)
+        turn(rows, self.seed)
+        return rows.reshape(x.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,18 @@ from arrowquant_nb import _kernels
 from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, check_out_array, dtype_named
-from arrowquant_nb.quantizers.matrix_job import MatrixJob, named_layout
+from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob, named_layout
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 
-__all__ = ["MatrixJob", "quantize_array", "quantize_matrices"]
+__all__ = [
+    "MatrixJob",
+    "checked_array",
+    "given_buffers",
+    "no_room_for_float32",
+    "quantize_array",
+    "quantize_matrices",
+    "unusable_message",
+]
 
 
 Buffers = tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]
@@ -35,6 +43,8 @@ def _fresh_buffers(layout: Layout, scale_dtype: np.dtype[Any]) -> Buffers:
 
 
 def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
+    if job.transformed:
+        raise ConfigurationError(f"{job.name}: rotation and low_rank are not a grid's: use quantize_transformed")
     importance = job.importance
     if importance is not None:  # a power of two keeps the order of all candidates and the sums in range
         largest = np.float64(importance.max(initial=0.0))
@@ -53,7 +63,7 @@ def _run(jobs: Sequence[MatrixJob], buffers: Sequence[Buffers], n_threads: int) 
     _kernels.quantize_rows(orders, n_threads)
     for job, order in zip(jobs, orders, strict=True):
         if (order.status & STATUS_NOT_USABLE).any():
-            raise CheckpointError(_unusable_message(job))
+            raise CheckpointError(unusable_message(job))
     return orders
 
 
@@ -62,8 +72,10 @@ def _needs_float32(order: RowsJob) -> bool:
     return bool((order.status & STATUS_NEEDS_FLOAT32).any())
 
 
-def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[QuantizedTensor]:
+def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0, *, wide: bool = False) -> list[QuantizedTensor]:
     """Quantize all jobs in one parallel region; the bytes do not depend on `n_threads`.
+
+    Scales are float16, and float32 where float16 cannot hold them or `wide` asks for it.
 
     Raises
     ------
@@ -71,12 +83,13 @@ def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[Qua
         NaN, infinity or a weight beyond 2**125, naming tensor, count and first index.
 
     """
+    first = FLOAT32 if wide else FLOAT16
     plain = [job.equalized() for job in jobs]
-    orders = _run(plain, [_fresh_buffers(job.layout, FLOAT16) for job in jobs], n_threads)
+    orders = _run(plain, [_fresh_buffers(job.layout, first) for job in jobs], n_threads)
     again = [k for k, order in enumerate(orders) if _needs_float32(order)]
     if again:
-        wide = _run([plain[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
-        for k, order in zip(again, wide, strict=True):
+        widened = _run([plain[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
+        for k, order in zip(again, widened, strict=True):
             orders[k] = order
     return [_tensor(job, order) for job, order in zip(jobs, orders, strict=True)]
 
@@ -102,12 +115,12 @@ def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
     return replace(tensor, statistics=LayerStatistics.between(job.weight, decoded))
 
 
-def _unusable_message(job: MatrixJob) -> str:
+def unusable_message(job: MatrixJob) -> str:
     """Name the tensor, the count and the first index of weights that cannot be quantized."""
     count, first, value = 0, -1, 0.0
     for row, weights in enumerate(job.weight):
         wide = weights.astype(np.float32)
-        bad = ~(np.abs(wide) <= np.float32(2.0**125))
+        bad = ~(np.abs(wide) <= np.float32(LARGEST_WEIGHT))
         if count == 0 and bad.any():
             column = int(bad.argmax())
             first, value = row * weights.size + column, float(wide[column])
@@ -174,6 +187,22 @@ def quantize_array(
     ((2, 64), (2, 1), 8.5)
 
     """
+    layout, target = checked_array(array, bit_width, group_size, method, name)
+    buffers = _fresh_buffers(layout, FLOAT16) if out is None else given_buffers(out, layout, array, name)
+    settings = (bit_width, group_size, method, gain_correction, importance)
+    orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
+    if any(map(_needs_float32, orders)):
+        if out is not None:
+            raise no_room_for_float32(name)
+        buffers = _fresh_buffers(layout, FLOAT32)
+        orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
+    sums = np.concatenate([order.sums for order in orders])
+    statistics = LayerStatistics.from_rows(sums, layout.columns)
+    return QuantizedTensor(*buffers, array.shape, bit_width, group_size, method, layout.grid, target.name, statistics)
+
+
+def checked_array(array: Any, bit_width: int, group_size: int, method: str, name: str) -> tuple[Layout, np.dtype[Any]]:
+    """Return the layout of the result and the dtype in which the kernels read this input."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.ndim == 0:
@@ -181,21 +210,15 @@ def quantize_array(
     if method not in METHODS:
         raise ConfigurationError(f"{name}: method {method!r} is not one of {', '.join(METHODS)}")
     layout = named_layout(name, array.shape, bit_width, group_size, METHODS[method])
-    target = _kernel_dtype(array, name)
-    buffers = _fresh_buffers(layout, FLOAT16) if out is None else _given_buffers(out, layout, array, name)
-    settings = (bit_width, group_size, method, gain_correction, importance)
-    orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
-    if any(map(_needs_float32, orders)):
-        if out is not None:
-            raise ShapeMismatchError(
-                f"{name}: scales of this tensor do not fit float16, but those of out are float16: "
-                "leave out away, or pass one with float32 scales"
-            )
-        buffers = _fresh_buffers(layout, FLOAT32)
-        orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
-    sums = np.concatenate([order.sums for order in orders])
-    statistics = LayerStatistics.from_rows(sums, layout.columns)
-    return QuantizedTensor(*buffers, array.shape, bit_width, group_size, method, layout.grid, target.name, statistics)
+    return layout, _kernel_dtype(array, name)
+
+
+def no_room_for_float32(name: str) -> ShapeMismatchError:
+    """Say that the scales of a result do not fit the buffers that were given."""
+    return ShapeMismatchError(
+        f"{name}: scales of this tensor do not fit float16, but those of out are float16: "
+        "leave out away, or pass one with float32 scales"
+    )
 
 
 def _kernel_dtype(array: NDArray[Any], name: str) -> np.dtype[Any]:
@@ -232,7 +255,7 @@ def _run_tiles(
     return orders
 
 
-def _given_buffers(out: QuantizedTensor, layout: Layout, array: NDArray[Any], name: str) -> Buffers:
+def given_buffers(out: QuantizedTensor, layout: Layout, array: NDArray[Any], name: str) -> Buffers:
     """Return the buffers of `out` after checking that the result fits."""
     if not isinstance(out, QuantizedTensor):
         raise TypeError(f"{name}: out must be a QuantizedTensor, got {type(out).__name__}")

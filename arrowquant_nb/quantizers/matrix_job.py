@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import METHODS, WEIGHT_DTYPES, Layout, dtype_named
+from arrowquant_nb.quantizers.low_rank import check_low_rank
+from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.quantizers.scaled_columns import apply_equalization, checked_scales
 
-__all__ = ["MatrixJob", "named_layout"]
+__all__ = ["LARGEST_WEIGHT", "MatrixJob", "named_layout"]
+
+LARGEST_WEIGHT = 2.0**125
+"""No kernel takes a weight beyond: twice the range of a group still is a float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,12 @@ class MatrixJob:
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
     file: str = ""
     """File that the weights come from, for messages."""
+    rotation: str = "none"
+    """none, hadamard, or auto: rotated where that lowers the error."""
+    seed: int = 0
+    """Signs of the rotation."""
+    low_rank: int = 0
+    """Rank of the float16 branch; 0 = none."""
     equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
     """What the columns are multiplied by before rounding, (columns,); stored, and undone at dequantize."""
 
@@ -59,6 +70,8 @@ class MatrixJob:
             )
         if not self.weight.flags.c_contiguous:
             raise ShapeMismatchError(f"{self.name}: weight must be C-contiguous: pass numpy.ascontiguousarray(weight)")
+        check_rotation(self.name, layout.columns, self.rotation, self.seed)
+        check_low_rank(self.name, self.weight.size, self.low_rank)
         if self.importance is not None:
             _check_importance(self.name, self.importance, self.method, layout.columns)
         if self.equalization is not None:
@@ -76,6 +89,11 @@ class MatrixJob:
             importance = (importance / np.square(self.equalization.astype(np.float64))).astype(np.float32)
         weight = apply_equalization(self.weight, self.equalization)
         return replace(self, weight=weight, importance=importance, equalization=None)
+
+    @property
+    def transformed(self) -> bool:
+        """Whether more than the grid is asked for."""
+        return self.rotation != "none" or self.low_rank > 0
 
     @property
     def layout(self) -> Layout:

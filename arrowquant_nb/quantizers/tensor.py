@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from arrowquant_nb import _kernels
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
+from arrowquant_nb.quantizers.blas import BLOCK_ROWS
 from arrowquant_nb.quantizers.layout import (
     BIT_WIDTHS,
     GRIDS,
@@ -22,9 +23,13 @@ from arrowquant_nb.quantizers.layout import (
     check_out_array,
     dtype_named,
 )
+from arrowquant_nb.quantizers.low_rank import add_product, check_factors
+from arrowquant_nb.quantizers.rotation import check_rotation, unrotate
 from arrowquant_nb.quantizers.scaled_columns import checked_scales, undo_equalization
 
 __all__ = ["LayerStatistics", "QuantizedTensor"]
+
+TILE_WEIGHTS = 1 << 20  # rotated back at a time: 4 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,12 @@ class QuantizedTensor:
     """Dtype of the original: float32, float16 or bfloat16."""
     statistics: LayerStatistics
     """What the rounding cost."""
+    rotation_seed: int | None = None
+    """Signs of the Hadamard rotation that dequantizing undoes; None = not rotated."""
+    low_rank_a: NDArray[np.float16] | None = None
+    """(rows, rank) of the low-rank branch; None = no branch."""
+    low_rank_b: NDArray[np.float16] | None = None
+    """(rank, columns) of the low-rank branch."""
     equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
     """What the codes' columns were multiplied by before rounding, (columns,); dequantize divides by it."""
 
@@ -166,6 +177,9 @@ class QuantizedTensor:
                 f"dtype {self.dtype!r} (of {WEIGHT_DTYPES})"
             )
         self.layout.check_buffers(self.packed, self.scales, self.zero_points)
+        if self.rotation_seed is not None:
+            check_rotation("rotation_seed", self.columns, "hadamard", self.rotation_seed)
+        check_factors(self.low_rank_a, self.low_rank_b, self.rows, self.columns)
         if self.equalization is not None:
             checked_scales(self.equalization, self.columns, "tensor")
 
@@ -184,15 +198,23 @@ class QuantizedTensor:
         """Columns of the matrix view."""
         return self.layout.columns
 
+    def rows_of(self, rows: slice) -> "QuantizedTensor":
+        """Return some rows of the matrix view as a tensor that shares the buffers; the statistics stay the whole's."""
+        packed, scales, zero_points = self.packed[rows], self.scales[rows], self.zero_points[rows]
+        shape = (len(packed), self.columns)
+        part = None if self.low_rank_a is None else self.low_rank_a[rows]
+        return replace(self, packed=packed, scales=scales, zero_points=zero_points, shape=shape, low_rank_a=part)
+
     @property
     def nbytes(self) -> int:
-        """Bytes stored: codes, scales, zero points and equalization."""
-        equalization = 0 if self.equalization is None else self.equalization.nbytes
-        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes + equalization
+        """Bytes stored: codes, scales, zero points, the low-rank branch and equalization."""
+        optional = (self.low_rank_a, self.low_rank_b, self.equalization)
+        extra = sum(part.nbytes for part in optional if part is not None)
+        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes + extra
 
     @property
     def bits_per_weight(self) -> float:
-        """Stored bits for each weight, scales and zero points counted."""
+        """Stored bits for each weight; every stored byte counts."""
         return 8 * self.nbytes / (self.rows * self.columns)
 
     def dequantize(self, dtype: str = "float32", out: NDArray[Any] | None = None, n_threads: int = 0) -> NDArray[Any]:
@@ -220,19 +242,46 @@ class QuantizedTensor:
             out = np.empty(self.shape, kind)
         else:
             check_out_array("out", out, self.shape, kind)
-        if self.equalization is not None:
-            plain = replace(self, equalization=None).dequantize(n_threads=n_threads)
-            out[...] = undo_equalization(plain.reshape(self.rows, self.columns), self.equalization).reshape(self.shape)
+        matrix = out.reshape(self.rows, self.columns)
+        if self.rotation_seed is None and self.low_rank_a is None and self.equalization is None:
+            self._decode(matrix, dtype, n_threads)
             return out
-        _kernels.dequantize_rows(
-            self.packed, self.scales, self.zero_points, self.grid, self.bit_width, self.group_size,
-            out.reshape(self.rows, self.columns), dtype, n_threads,
-        )  # fmt: skip
+        step = max(1, TILE_WEIGHTS // self.columns // BLOCK_ROWS) * BLOCK_ROWS
+        for start in range(0, self.rows, step):
+            part = self.rows_of(slice(start, start + step))
+            with np.errstate(over="ignore"):  # a float16 output may overflow to inf, as any conversion does
+                matrix[start : start + step] = part._restored(n_threads)  # noqa: SLF001 - a part of itself
         return out
+
+    def _decode(self, out: NDArray[Any], dtype: str, n_threads: int) -> None:
+        """Fill `out` (rows, columns) with the values of the codes."""
+        _kernels.dequantize_rows(
+            self.packed,
+            self.scales,
+            self.zero_points,
+            self.grid,
+            self.bit_width,
+            self.group_size,
+            out,
+            dtype,
+            n_threads,
+        )
+
+    def _restored(self, n_threads: int) -> NDArray[np.float32]:
+        """Return the values of the codes, rotated back, plus the low-rank branch, over the equalization."""
+        values = np.empty((self.rows, self.columns), np.float32)
+        self._decode(values, "float32", n_threads)
+        if self.rotation_seed is not None:
+            unrotate(values, self.rotation_seed, n_threads)
+        if self.low_rank_a is not None and self.low_rank_b is not None:
+            add_product(self.low_rank_a, self.low_rank_b, values)
+        return values if self.equalization is None else undo_equalization(values, self.equalization)
 
     def __repr__(self) -> str:
         """One line: what it is and how many bits it takes."""
         return (
             f"QuantizedTensor({'x'.join(map(str, self.shape))}, INT{self.bit_width} g{self.group_size} {self.method}, "
+            f"{'' if self.rotation_seed is None else 'rotated, '}"
+            f"{'' if self.low_rank_a is None else f'rank {self.low_rank_a.shape[1]}, '}"
             f"{self.bits_per_weight:.3f} bits per weight, SQNR {self.statistics.sqnr_db:.2f} dB)"
         )

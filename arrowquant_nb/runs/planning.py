@@ -15,6 +15,8 @@ from arrowquant_nb.core import strategy as core_strategy
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ModelNotFoundError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, METHODS, Layout
+from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
+from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.results import Plan, PlanRow, Strategy
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
@@ -118,6 +120,9 @@ def _task(
     index: int, entry: TensorEntry, assignment: Assignment, method: str, config: DiffusionQuantConfig
 ) -> LayerTask:
     kept = assignment.bit_width == KEPT_BIT_WIDTH
+    if not kept:
+        check_rotation(entry.name, entry.columns, str(config.rotation), config.seed)
+        check_low_rank(entry.name, entry.rows * entry.columns, config.low_rank)
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -135,17 +140,21 @@ def _task(
         role=assignment.role,
         reason=assignment.reason,
         rule=assignment.rule,
+        rotation="none" if kept else str(config.rotation),
+        seed=config.seed,
+        low_rank=0 if kept else effective_rank(entry.rows, entry.columns, config.low_rank),
     )
 
 
 def payload_nbytes(task: LayerTask) -> int:
-    """Exact stored bytes of a task at its requested width with float16 scales."""
+    """Exact stored bytes of a task at its requested width, with float16 scales and the low-rank branch asked for."""
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
     layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
     rows, packed = layout.packed_shape
     zero_point_nbytes = 2 if layout.grid == "minimum" else 1
-    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1])
+    branch = 2 * task.low_rank * (task.rows + task.columns)
+    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1]) + branch
 
 
 def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:

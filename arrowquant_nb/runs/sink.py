@@ -55,6 +55,9 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str) -> s
         "gain_correction": task.gain_correction and task.method not in ("", "rtn"),
         "min_accuracy": None if task.kept else task.min_accuracy,
         "scale_format": "float16",
+        "rotation": task.rotation,
+        "seed": task.seed if task.rotation != "none" else None,
+        "low_rank": task.low_rank,
         "role": task.role,
         "reason": task.reason,
         "rule": task.rule,
@@ -192,6 +195,7 @@ class ModelSink:
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]
     ) -> dict[str, Any]:
+        transforms = {"rotation_seed": report.rotation_seed, "low_rank": report.low_rank or None}
         return {
             "file": file,
             "shape": list(task.shape),
@@ -200,6 +204,7 @@ class ModelSink:
             "method": report.method,
             "grid": report.grid,
             "group_size": report.group_size,
+            **{key: value for key, value in transforms.items() if value is not None},
             "source_file": self._checkpoint.entries[task.name].file.name,
             "source_xxh3": source_hash,
             "tiles": [r.to_dict() for r in references],
@@ -233,6 +238,9 @@ class LayerWriter:
                 data=tensor.packed,
                 scales=tensor.scales,
                 zero_points=tensor.zero_points,
+                rotation_seed=tensor.rotation_seed,
+                low_rank_a=tensor.low_rank_a,
+                low_rank_b=tensor.low_rank_b if row_start == 0 else None,
                 sqnr_db=statistics.sqnr_db,
                 cosine=statistics.cosine,
                 mse=statistics.mse,

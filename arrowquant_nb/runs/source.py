@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import xxhash
 
-from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, tile_rows
+from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, rows_at_once
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class LayerSource:
         self._checkpoint = checkpoint
         large = [t for t in tasks if not t.kept and t.n_weights >= BATCH_WEIGHTS]
         self._next_large = {a.name: b.name for a, b in itertools.pairwise(large)}
+        self._steps = {t.name: rows_at_once(t) for t in large}
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         self._ahead: tuple[_Tile, Future[NDArray[Any]]] | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-reader")
@@ -99,7 +100,7 @@ class LayerSource:
                 return
             name, start = self._next_large[name], 0
         entry = self._checkpoint.entries[name]
-        following = _Tile(name, start, min(tile_rows(entry.columns), entry.rows - start))
+        following = _Tile(name, start, min(self._steps[name], entry.rows - start))
         buffer = self._buffer(following)
         self._ahead = (following, self._pool.submit(self._read, following, buffer))
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from arrowquant_nb.errors import ArrowQuantError, ShapeMismatchError, ValidationError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
+from arrowquant_nb.quantizers.low_rank import check_low_rank
+from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.parquet_v2 import TileReference
@@ -35,6 +37,7 @@ class LazyTensor:
     name, shape, dtype : the source tensor (dtype as a string such as "float16").
     bit_width : 2, 4, 8, or 16 for a kept tensor.
     method, grid, group_size : how it was quantized ("" and 0 when kept).
+    rotation_seed, low_rank : the rotation that dequantizing undoes, rank of the branch it adds (None and 0 without).
     nbytes : stored payload bytes.
     """
 
@@ -49,6 +52,8 @@ class LazyTensor:
             self.method, self.grid, self.group_size = str(entry["method"]), str(entry["grid"]), int(entry["group_size"])
             self.file, self.source_file = str(entry["file"]), str(entry["source_file"])
             self.source_hash = str(entry["source_xxh3"])
+            seed, self.low_rank = entry.get("rotation_seed"), int(entry.get("low_rank", 0))
+            self.rotation_seed = None if seed is None else int(seed)
             self.references = [TileReference.from_dict(t) for t in entry["tiles"]]
             if "/" in self.source_file or "\0" in self.source_file or not self.source_file.endswith(".safetensors"):
                 raise ShapeMismatchError(f"source file {self.source_file!r} is not the name of a safetensors file")
@@ -62,13 +67,20 @@ class LazyTensor:
         rows, columns = matrix_shape(self.shape)
         if min(self.shape, default=0) < 0 or self.dtype not in (DTYPES.values() if self.kept else QUANTIZABLE_DTYPES):
             raise ShapeMismatchError(f"shape {self.shape} of {self.dtype} cannot be")
+        if self.kept and (self.rotation_seed is not None or self.low_rank):
+            raise ShapeMismatchError("a kept tensor is neither rotated nor has it a low-rank branch")
+        if self.rotation_seed is not None:
+            check_rotation(self.name, columns, "hadamard", self.rotation_seed)
+        check_low_rank(self.name, rows * columns, self.low_rank)
         n_covered = 0
         for reference in self.references:
             sizes = {column: nbytes for column, (_, nbytes) in reference.ranges.items()}
             equalization = 0 if self.kept else sizes.pop("equalization", 0)
             if equalization not in (0, 2 * columns, 4 * columns):
                 raise ShapeMismatchError(f"an equalization of {equalization} bytes does not fit {columns} columns")
-            if reference.row_start != n_covered or sizes not in self._possible_sizes(reference.row_count, columns):
+            branch = self._branch_sizes(reference, columns)
+            possible = [base | branch for base in self._possible_sizes(reference.row_count, columns)]
+            if reference.row_start != n_covered or sizes not in possible:
                 raise ShapeMismatchError(
                     f"tile {reference.to_dict()} after {n_covered} rows does not fit shape {self.shape}"
                 )
@@ -88,6 +100,13 @@ class LazyTensor:
             {"data": data, "scales": n * scales, "zero_points": (n if self.grid == "minimum" else 1) * zero_points}
             for n in (2, 4)
         ]
+
+    def _branch_sizes(self, reference: TileReference, columns: int) -> dict[str, int]:
+        """Bytes of the low-rank factors: every tile has its rows of A, the first one has B."""
+        if not self.low_rank:
+            return {}
+        b = {} if reference.row_start else {"low_rank_b": 2 * self.low_rank * columns}
+        return {"low_rank_a": 2 * self.low_rank * reference.row_count, **b}
 
     @property
     def kept(self) -> bool:
@@ -131,6 +150,7 @@ class LazyTensor:
             packed = np.frombuffer(payloads["data"], np.uint8).reshape(rows, packed_columns)
             scales = np.frombuffer(payloads["scales"], scale_dtype).reshape(rows, n_groups)
             zero_points = np.frombuffer(payloads["zero_points"], zero_point_dtype).reshape(rows, zero_point_columns)
+            low_rank_a, low_rank_b = self._branch(payloads, reference)
             stored = payloads.get("equalization")
             equalization: NDArray[Any] | None = None
             if stored is not None:
@@ -150,8 +170,21 @@ class LazyTensor:
             grid=self.grid,
             dtype=self.dtype if self.dtype in WEIGHT_DTYPES else "float32",
             statistics=LayerStatistics(0, 0.0, 0.0, 0.0, 0.0),
+            rotation_seed=self.rotation_seed,
+            low_rank_a=low_rank_a,
+            low_rank_b=low_rank_b,
             equalization=equalization,
         )
+
+    def _branch(
+        self, payloads: Mapping[str, memoryview], reference: TileReference
+    ) -> tuple[NDArray[np.float16] | None, NDArray[np.float16] | None]:
+        """View the low-rank factors of a tile; the second is the first tile's."""
+        if not self.low_rank:
+            return None, None
+        first = payloads if reference.row_start == 0 else self._model.payloads(self, self.references[0])
+        a = np.frombuffer(payloads["low_rank_a"], np.float16).reshape(reference.row_count, self.low_rank)
+        return a, np.frombuffer(first["low_rank_b"], np.float16).reshape(self.low_rank, self.columns)
 
     def bytes_view(self) -> memoryview:
         """Source bytes of a kept tensor (joined when it spans several tiles)."""

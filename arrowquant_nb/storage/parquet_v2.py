@@ -71,6 +71,9 @@ class Tile:
     quant_type : "int2", "int4", "int8" or "kept".
     data : uint8 codes, or the raw source bytes of a kept tensor.
     scales, zero_points : arrays as the kernel wrote them, None for kept tensors.
+    rotation_seed : signs of the Hadamard rotation that dequantizing undoes, the same in every tile; None = none.
+    low_rank_a : float16 (row_count, rank), this tile's rows of the branch; None = no branch.
+    low_rank_b : float16 (rank, columns), the branch's other factor, in the first tile only.
     equalization : float16 or float32, one per column; dequantized columns are divided by it.
     sqnr_db, cosine, mse, w_absmax : error of this tile from the stored values.
     """
@@ -91,16 +94,17 @@ class Tile:
     cosine: float
     mse: float
     w_absmax: float
+    rotation_seed: int | None = None
+    low_rank_a: NDArray[Any] | None = None
+    low_rank_b: NDArray[Any] | None = None
     equalization: NDArray[Any] | None = None
 
     def payloads(self) -> dict[str, memoryview]:
         """Bytes of each binary column that is present."""
         arrays = {
-            "data": self.data,
-            "scales": self.scales,
-            "zero_points": self.zero_points,
-            "equalization": self.equalization,
-        }
+            "data": self.data, "scales": self.scales, "zero_points": self.zero_points,
+            "low_rank_a": self.low_rank_a, "low_rank_b": self.low_rank_b, "equalization": self.equalization,
+        }  # fmt: skip
         return {k: v.data.cast("B") if v.nbytes else memoryview(b"") for k, v in arrays.items() if v is not None}
 
 
@@ -154,6 +158,7 @@ def _row(tile: Tile) -> pa.RecordBatch:
             "quant_type",
             "method",
             "grid",
+            "rotation_seed",
             "sqnr_db",
             "cosine",
             "mse",
@@ -162,7 +167,6 @@ def _row(tile: Tile) -> pa.RecordBatch:
     }
     for column in BINARY_COLUMNS:
         values[column] = _binary(payloads.get(column))
-    values["rotation_seed"] = pa.nulls(1, pa.int64())
     values["row_xxh3"] = pa.array([row_hash(payloads)], pa.binary(8))
     return pa.RecordBatch.from_arrays([values[n] for n in SCHEMA.names], schema=SCHEMA)
 

@@ -45,7 +45,7 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
     for name in available_fields():
         assert f"--{name.replace('_', '-')}" in text
     assert "(bits; 2, 4 or 8). [edge 2, local 4, cloud 8]" in text
-    for unbuilt in ("--rotation", "--low-rank", "--target-model-size-mb", "gptq", "hadamard"):
+    for unbuilt in ("--scale-format", "--target-model-size-mb", "gptq"):
         assert unbuilt not in text
 
 
@@ -91,7 +91,11 @@ def test_show_config_names_the_source_of_every_setting():
         (["--bit-width", "3"], 1, "option --bit-width: bit_width = 3 is refused; it must be 2, 4 or 8."),
         (["--bit-width", "four"], 1, "bit_width = 'four' is refused"),
         (["--profile", "edgy"], 1, "option --profile: deployment_profile = 'edgy' is refused"),
-        (["--rotation", "auto"], 1, "option --rotation: rotation = 'auto' is not available yet; available: none"),
+        (
+            ["--scale-format", "k"],
+            1,
+            "option --scale-format: scale_format = 'k' is not available yet; available: float16",
+        ),
         (["--method", "gptq"], 1, "method = 'gptq' is not available yet"),
         (["--layer-bit-width", "x"], 2, "'x' is not NAME=BITS"),
         (["--layer-bit-width", "x=4", "--layer-bit-width", "x=8"], 2, "'x' is given twice"),

@@ -138,7 +138,7 @@ def test_all_bad_values_are_named_at_once():
     "values",
     [
         {"activation_bit_width": 8}, {"min_output_sqnr_db": 20.0}, {"method": "hqq"}, {"method": "r2q"},
-        {"method": "gptq"}, {"scale_format": "k"}, {"rotation": "hadamard"}, {"rotation": "auto"}, {"low_rank": 1},
+        {"method": "gptq"}, {"scale_format": "k"},
         {"target_model_size_mb": 4.9}, {"group_size": 16}, {"num_time_groups": 11}, {"num_time_groups": 1},
         {"calibration_samples": 127}, {"deployment_profile": "edge", "num_time_groups": 10},
     ],
@@ -165,7 +165,7 @@ def test_descriptions_do_not_promise_what_is_not_done():
     facts = field_facts()
     for name in ("enable_time_aware", "enable_spatial"):
         assert "nothing is applied yet" in facts[name]["description"]
-    assert facts["seed"]["description"].endswith("quantization itself draws nothing yet.")
+    assert facts["seed"]["description"].startswith("Signs of a rotation")
 
 
 def test_the_rooms_docstrings_name_its_files():
@@ -189,7 +189,7 @@ def test_a_form_offers_only_what_works():
     offered = available_fields()
     assert "bit_width" in offered
     assert not {
-        "activation_bit_width", "min_output_sqnr_db", "scale_format", "rotation", "low_rank", "target_model_size_mb",
+        "activation_bit_width", "min_output_sqnr_db", "scale_format", "target_model_size_mb",
         "num_time_groups", "calibration_samples",
     } & set(offered)  # fmt: skip
     assert field_facts()["method"]["values"] == ("auto", "rtn", "mse", "uls")
@@ -422,7 +422,7 @@ def test_yaml_round_trips(tmp_path_factory, config):
         ("seed: 1:30\n", "seed = '1:30' is refused"),
         ("seed: 2020-13-45\n", "seed = '2020-13-45' is refused"),
         ("<<: {seed: 1}\n", 'unknown setting "<<"'),
-        ("rotation: auto\n", "line 1: rotation = 'auto' is not available yet"),
+        ("scale_format: k\n", "line 1: scale_format = 'k' is not available yet"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(write, text, said):

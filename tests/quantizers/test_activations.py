@@ -8,7 +8,8 @@ from arrowquant_nb import ConfigurationError, ShapeMismatchError, TimeAwareQuant
 from arrowquant_nb.quantizers.activation_fit import fit_input, group_means
 from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
 from arrowquant_nb.quantizers.activation_ranges import StepRanges
-from arrowquant_nb.quantizers.activations import ActivationQuantizer, InputTransform
+from arrowquant_nb.quantizers.activations import ActivationQuantizer, HadamardRotation, InputTransform
+from arrowquant_nb.quantizers.rotation import rotate
 from arrowquant_nb.samples.evaluate import Recording, decibels
 from arrowquant_nb.samples.hooked import HookedModel
 
@@ -86,6 +87,16 @@ def test_transforms_are_undone_in_reverse_order():
     transform = InputTransform(scales, np.arange(8, dtype=np.float32)[None], Flip())
     np.testing.assert_allclose(transform.apply(x), -(x / scales - np.arange(8))[:, ::-1], rtol=1e-6)
     np.testing.assert_allclose(transform.undo(transform.apply(x)), x, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_are_rotated_as_weights_of_the_same_seed_are():
+    rng = np.random.default_rng(2)
+    weight, x = (rng.standard_normal((n, 64)).astype(np.float32) for n in (5, 6))
+    turned = weight.copy()
+    rotate(turned, 11)
+    rotation = HadamardRotation(11)
+    np.testing.assert_allclose(rotation.rotate(x[None])[0] @ turned.T, x @ weight.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(rotation.rotate_back(rotation.rotate(x)), x, rtol=1e-5, atol=1e-6)
 
 
 def test_centring_is_kept_where_channels_have_offsets_and_dropped_where_not():

@@ -23,6 +23,7 @@ from arrowquant_nb.quantizers import MatrixJob, quantize_matrices
 from arrowquant_nb.quantizers.equalization import equalization_scales
 from arrowquant_nb.quantizers.scaled_columns import storable_scales
 from arrowquant_nb.quantizers.spatial import smoothed_bias
+from arrowquant_nb.quantizers.transforms import quantize_compensated, quantize_transformed
 
 few = settings(max_examples=40, deadline=None)
 
@@ -195,6 +196,28 @@ def test_stored_scales_are_undone_at_dequantize_and_counted():
         10 * math.log10((weight.astype(float) ** 2).sum() / (error**2).sum())
     )
     assert tensor.statistics.w_absmax == np.abs(weight).max()
+
+
+@pytest.mark.parametrize("with_hessian", [False, True])
+def test_scales_go_with_rotation_and_low_rank(with_hessian):
+    """Equalized first, then branched and rotated; the last is undone first, and errors are those of the weights."""
+    weight, rows = layer_with_outliers()
+    scales = search(SpatialQuantizer(4, 32, activation_bit_width=8), {"a": weight}, rows).scales
+    asked = {"rotation": "hadamard", "seed": 3, "low_rank": 2}
+    job = MatrixJob(weight, "a", weight.shape, 4, 32, "rtn", equalization=storable_scales(scales), **asked)
+    multiplied = MatrixJob(weight * scales, "a", weight.shape, 4, 32, "rtn", **asked)
+    if with_hessian:
+        x = rows.reshape(-1, weight.shape[1]).astype(np.float64)
+        tensor, report = quantize_compensated(job, x.T @ x)
+        inner, inner_report = quantize_compensated(multiplied, (x / scales).T @ (x / scales))
+        assert report.objective_gptq == pytest.approx(inner_report.objective_gptq, rel=1e-6)
+    else:
+        (tensor,), (inner,) = quantize_transformed([job]), quantize_transformed([multiplied])
+    assert tensor.rotation_seed == 3
+    assert tensor.nbytes == inner.nbytes + 2 * 64
+    np.testing.assert_allclose(tensor.dequantize(), inner.dequantize() / scales, rtol=1e-6)
+    error = tensor.dequantize().astype(np.float64) - weight
+    assert tensor.statistics.sum_ee == pytest.approx((error**2).sum(), rel=1e-9)
 
 
 def test_importance_means_the_error_of_the_weights_themselves():
