@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -149,3 +150,17 @@ class Models:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Small checkpoints and quantized models; see `Models`."""
     return Models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Pin matrix products to one thread: on a busy machine the threads of many tiny ones only wait for each other."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(1)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
+    if torch:
+        torch.set_num_threads(before)

@@ -80,6 +80,7 @@ class Tile:
     rotation_seed : signs of the Hadamard rotation that dequantizing undoes, the same in every tile; None = none.
     low_rank_a : float16 (row_count, rank), this tile's rows of the branch; None = no branch.
     low_rank_b : float16 (rank, columns), the branch's other factor, in the first tile only.
+    equalization : float16 or float32, one per column; dequantized columns are divided by it.
     sqnr_db, cosine, mse, w_absmax : error of this tile from the stored values.
     """
 
@@ -102,12 +103,13 @@ class Tile:
     rotation_seed: int | None = None
     low_rank_a: NDArray[Any] | None = None
     low_rank_b: NDArray[Any] | None = None
+    equalization: NDArray[Any] | None = None
 
     def payloads(self) -> dict[str, memoryview]:
         """Bytes of each binary column that is present."""
         arrays = {
             "data": self.data, "scales": self.scales, "zero_points": self.zero_points,
-            "low_rank_a": self.low_rank_a, "low_rank_b": self.low_rank_b,
+            "low_rank_a": self.low_rank_a, "low_rank_b": self.low_rank_b, "equalization": self.equalization,
         }  # fmt: skip
         return {k: v.data.cast("B") if v.nbytes else memoryview(b"") for k, v in arrays.items() if v is not None}
 
