@@ -111,7 +111,7 @@ def test_every_field_says_what_it_is():
         ({"fail_fast": 1}, "fail_fast = 1 is refused; it must be true or false."),
         ({"modality": "TEXT"}, "modality = 'TEXT' is refused; it must be text, code, image, audio or none. Did you"),
         ({"modality": " text "}, 'Did you mean "text"?'),
-        ({"method": "hqqq"}, "method = 'hqqq' is refused; it must be auto, rtn, mse or uls."),
+        ({"method": "hqqq"}, "method = 'hqqq' is refused; it must be auto, rtn, mse, uls, hqq or r2q."),
         ({"deployment_profile": "edgy"}, 'Did you mean "edge"?'),
         ({"deployment_profile": ["edge"]}, "deployment_profile = ['edge'] is refused"),
         ({"layer_bit_widths": {"proj": 3}}, "layer_bit_widths['proj'] = 3 is refused; it must be layer names or globs"),
@@ -137,7 +137,7 @@ def test_all_bad_values_are_named_at_once():
 @pytest.mark.parametrize(
     "values",
     [
-        {"activation_bit_width": 8}, {"min_output_sqnr_db": 20.0}, {"method": "hqq"}, {"method": "r2q"},
+        {"activation_bit_width": 8}, {"min_output_sqnr_db": 20.0},
         {"method": "gptq"}, {"scale_format": "k"}, {"rotation": "hadamard"}, {"rotation": "auto"}, {"low_rank": 1},
         {"target_model_size_mb": 4.9}, {"group_size": 16}, {"num_time_groups": 11}, {"num_time_groups": 1},
         {"calibration_samples": 127}, {"deployment_profile": "edge", "num_time_groups": 10},
@@ -192,7 +192,7 @@ def test_a_form_offers_only_what_works():
         "activation_bit_width", "min_output_sqnr_db", "scale_format", "rotation", "low_rank", "target_model_size_mb",
         "num_time_groups", "calibration_samples",
     } & set(offered)  # fmt: skip
-    assert field_facts()["method"]["values"] == ("auto", "rtn", "mse", "uls")
+    assert field_facts()["method"]["values"] == ("auto", "rtn", "mse", "uls", "hqq", "r2q")
 
 
 def test_numpy_scalars_become_plain_values():

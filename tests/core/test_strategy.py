@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from arrowquant_nb.core.strategy import AVAILABLE_METHODS, select
+from arrowquant_nb.core.strategy import AVAILABLE_METHODS, method_at, other_method_reason, select
 from arrowquant_nb.errors import ConfigurationError
 
 
@@ -33,7 +33,21 @@ def test_without_calibration_the_best_direct_grid_is_used_and_said():
             "spatial equalization is skipped for the same reason"
         ),
     )
-    assert "this version does not have r2q" in select("text", 2, "auto", False, True, True).reason
+
+
+def test_text_and_code_use_sign_planes_at_two_bits():
+    choice = select("code", 2, "auto", False, True, True)
+    assert (choice.preferred_method, choice.used_method) == ("r2q", "r2q")
+    assert choice.reason == "r2q suits code at 2 bits"
+
+
+def test_sign_planes_exist_at_two_bits_only():
+    assert [method_at("r2q", bits) for bits in (2, 4, 8)] == ["r2q", "uls", "uls"]
+    assert [method_at("hqq", bits) for bits in (2, 4, 8)] == ["hqq"] * 3
+    assert other_method_reason("r2q", 2) == other_method_reason("mse", 8) == ""
+    assert other_method_reason("r2q", 8) == "r2q exists at 2 bits only, so INT8 uses uls"
+    with pytest.raises(ConfigurationError, match="method r2q exists at 2 bits only, not at 4: set bit_width=2"):
+        select("image", 4, "r2q", False, True, True)
 
 
 def test_second_parts_follow_modality_and_switches():
@@ -46,15 +60,17 @@ def test_second_parts_follow_modality_and_switches():
 
 def test_every_combination_uses_a_method_that_exists():
     for modality, bits, method in itertools.product(
-        ("text", "code", "image", "audio"), (2, 4, 8), ("auto", "rtn", "mse", "uls")
+        ("text", "code", "image", "audio"), (2, 4, 8), ("auto", *AVAILABLE_METHODS)
     ):
+        if method == "r2q" and bits != 2:
+            continue
         choice = select(modality, bits, method, False, True, True)
         assert choice.used_method in AVAILABLE_METHODS
         assert choice.reason
         if method != "auto":
             assert (choice.used_method, choice.reason) == (method, f"method {method} set by the user")
         elif bits == 2:
-            assert choice.used_method == "uls"
+            assert choice.used_method == ("r2q" if modality in ("text", "code") else "uls")
 
 
 def test_unknown_words_are_errors():
