@@ -119,7 +119,7 @@ class Layout:
         return ((*groups, 2) if self.grid == "levels" else groups, scale_dtype), (groups, scale_dtype)
 
     def nbytes(self, scale_dtype: np.dtype[Any] = FLOAT16) -> int:
-        """Stored bytes: codes, scales and zero points."""
+        """Return the stored bytes: codes, scales and zero points."""
         packed = math.prod(self.packed_shape)
         return packed + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parameters(scale_dtype))
 

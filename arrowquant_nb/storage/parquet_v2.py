@@ -6,8 +6,8 @@ tile is a contiguous byte range of a standard Parquet file and can be mapped wit
 With code the integer of a weight, s, m, a1, a2, mu float16 (float32 where that is out of range) per group, `grid` says:
     zero_point  w = (code - z) s            scales s; zero_points z, packed like the codes
     minimum     w = s code + m              scales s; zero_points m
-    levels      w = (mu +- a1) +- a2        scales pairs a1, a2; zero_points mu; INT2 only: bit 1 of a code is the sign of
-                                            a1, bit 0 that of a2, 1 = plus
+    levels      w = (mu +- a1) +- a2        scales pairs a1, a2; zero_points mu; INT2 only, bit 1 of a code is the sign
+                                            of a1, bit 0 that of a2, 1 = plus
 Knows nothing of models, manifests or how codes came about.
 """
 
