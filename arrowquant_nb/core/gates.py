@@ -139,8 +139,8 @@ def judge(
     Parameters
     ----------
     bit_width, requested : width of this attempt, and the one the layer was to have.
-    compensated : whether errors were moved between columns (GPTQ), which lowers the weight cosine on purpose: it is waived
-        when the output gates pass.
+    compensated : whether errors were moved between columns (GPTQ), which lowers the weight cosine on purpose: it is
+        waived when the output gates pass.
     cosine : weight cosine of the attempt.
     output : figures of the layer's output on held-out rows; None without calibration.
     min_accuracy, min_output_sqnr_db : the user's thresholds; None takes the table's.

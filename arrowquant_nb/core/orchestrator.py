@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.core.gates import OutputFigures, fallback_chain, judge
+from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.core.reports import attempt_report, layer_report
 from arrowquant_nb.core.trial_choice import Choice, matrix_job
-from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.quantizers.measure import tiles_of

@@ -125,7 +125,9 @@ def test_loosening_a_threshold_never_makes_an_attempt_fail(cosine, figures, comp
 
 
 @given(COSINE, DECIBELS, DECIBELS, st.sampled_from([2, 4, 8]), st.booleans())
-def test_an_attempt_passes_exactly_when_no_gate_failed_and_the_deciding_gate_says_the_same(c, mean, worst, b, compensated):
+def test_an_attempt_passes_exactly_when_no_gate_failed_and_the_deciding_gate_says_the_same(
+    c, mean, worst, b, compensated
+):
     judgement = judge(b, 2, compensated, c, output(mean, worst), 0.9, None, 8)
     assert judgement.passed == ("failed" not in verdicts(judgement).values())
     assert (verdicts(judgement)[judgement.decided_by] == "passed") == judgement.passed
@@ -148,7 +150,9 @@ def test_every_verdict_is_one_sentence_with_the_deciding_figures_and_what_comes_
         "INT4 gives the layer's output 15.50 dB in its worst timestep group, below the 16 dB asked for, so INT8 is "
         "tried next."
     )
-    assert sentence(2, 0.93, output(18, 15), 4, compensated=True).endswith("; that outweighs a weight cosine of 0.93000.")
+    assert sentence(2, 0.93, output(18, 15), 4, compensated=True).endswith(
+        "; that outweighs a weight cosine of 0.93000."
+    )
 
 
 def test_a_figure_that_rounds_up_to_its_threshold_is_written_out_so_that_it_does_not_read_as_passed():
