@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from arrowquant_nb.samples.evaluation import Recording, decibels
 from captured import capture
 
 from arrowquant_nb import ConfigurationError, ShapeMismatchError, TimeAwareQuantizer, ValidationError, samples
@@ -11,6 +10,8 @@ from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
 from arrowquant_nb.quantizers.activation_ranges import StepRanges
 from arrowquant_nb.quantizers.activations import ActivationQuantizer, HadamardRotation, InputTransform
 from arrowquant_nb.quantizers.rotation import rotate
+from arrowquant_nb.samples.divergences import decibels
+from arrowquant_nb.samples.evaluation import Recording
 from arrowquant_nb.samples.hooked import HookedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
