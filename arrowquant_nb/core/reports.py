@@ -41,7 +41,7 @@ def attempt_report(
         worst_output_sqnr=NOT_MEASURED if output is None else output.worst_sqnr_db,
         output_cosine=NOT_MEASURED if output is None else output.cosine,
         output_gain=NOT_MEASURED if output is None else output.gain,
-        compared=dict(choice.compared),
+        compared=dict(choice.compared) if len(choice.compared) > 1 else {},
     )
 
 

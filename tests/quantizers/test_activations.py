@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from captured import capture
 
 from arrowquant_nb import ConfigurationError, ShapeMismatchError, TimeAwareQuantizer, ValidationError, samples
 from arrowquant_nb.quantizers.activation_fit import fit_input, group_means
@@ -13,6 +12,7 @@ from arrowquant_nb.quantizers.rotation import rotate
 from arrowquant_nb.samples.divergences import decibels
 from arrowquant_nb.samples.evaluation import Recording
 from arrowquant_nb.samples.hooked import HookedModel
+from tests.captured import capture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYER = "a.weight"
