@@ -107,7 +107,8 @@ static void ISA(search_tiles)(const ISA(batch) *b, const quantize_job *job, ISA(
             ISA(search_mse)(x, v, b->length, n, job->wide, &a, &c);
             ISA(put_found)(r, p, ISA(range_grid)(v_min(lo, (vf){0}), v_max(hi, (vf){0}), a, c, n, job->wide));
         } else {
-            ISA(found) f = ISA(search_uls)(x, v, b->length, n, job->wide);
+            const int shifts = job->bits == 4 && job->group_size == 32 && !job->wide; /* where they pay */
+            ISA(found) f = ISA(search_uls)(x, v, b->length, n, job->wide, shifts);
             ISA(put_found)(r, p, job->wide ? ISA(denormalise)(f, exponent) : f);
         }
     }

@@ -57,8 +57,23 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
     }
 }
 
+/* Scales and zero points of n <= STEP groups from `group` on, a multiple of STEP. */
+INLINE void ISA(load_grids)(const dequantize_job *job, int64_t row, int64_t group, int n, const int bits, float scale[STEP],
+                            float zero[STEP]) {
+    const int64_t first = (row * job->n_groups + group) * (job->wide ? 4 : 2);
+    if (job->k_bits) {
+        ISA(k_load_values)(job->scales + row * job->k_stride, job, group, n, scale);
+        ISA(k_load_values)(job->zeros + row * job->k_stride, job, group, n, zero);
+        EACH_PIECE ISA(v_store)(zero + p * LANES, -ISA(v_load)(zero + p * LANES));
+        return;
+    }
+    ISA(load_stored)(job->scales + first, n, job->wide, scale);
+    if (job->minimum) ISA(load_stored)(job->zeros + first, n, job->wide, zero);
+    else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+}
+
 INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int kind) {
-    const int item = kind == KIND_FLOAT32 ? 4 : 2, stored = job->wide ? 4 : 2, group_bytes = job->group_size * bits / 8;
+    const int item = kind == KIND_FLOAT32 ? 4 : 2, group_bytes = job->group_size * bits / 8;
     const int64_t full = job->columns / job->group_size;
     const int tail = (int)(job->columns % job->group_size);
     float scale[STEP], zero[STEP];
@@ -72,9 +87,7 @@ INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t s
             const int n = job->n_groups - group < STEP ? (int)(job->n_groups - group) : STEP;
             const int whole = full - group < n ? (int)(full - group) : n;
             const uint8_t *from = job->packed + row * job->packed_stride + group * group_bytes;
-            ISA(load_stored)(job->scales + (row * job->n_groups + group) * stored, n, job->wide, scale);
-            if (job->minimum) ISA(load_stored)(job->zeros + (row * job->n_groups + group) * stored, n, job->wide, zero);
-            else ISA(load_codes)(job->zeros + row * job->zeros_stride + group * bits / 8, n, bits, zero);
+            ISA(load_grids)(job, row, group, n, bits, scale, zero);
             for (int g = 0; g < whole; g++, from += group_bytes) {
                 ISA(decode_group)(from, job->group_size, bits, scale[g], zero[g], job->minimum, kind, out.stage + out.held);
                 out.held += job->group_size * item;

@@ -86,6 +86,8 @@ FOLD(fold_max, v_max)
 #include "search.h"
 #include "encode.h"
 #include "batch.h"
+#include "k_search.h"
+#include "k_grid.h"
 #include "score.h"
 #include "store.h"
 #include "quantize.h"
