@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb import _kernels, samples
-from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod, ScaleFormat
+from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, ShapeMismatchError
@@ -205,9 +205,10 @@ def quantize_tensor(
         Seen as the matrix [O, rest]; 1-D counts as one row. Strided, big-endian and read-only arrays work; the
         caller's array is never written.
     bit_width : 2, 4 or 8.
-    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256.
+    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256 (see scale_format).
     method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), or "auto" (= uls).
-    scale_format : "float16".
+    scale_format : "float16", one float16 scale and minimum per group; or "k" (method uls; INT2 with group_size 16 or
+        32, INT4 with 32 or 64): integers under one float16 pair per 256 weights, which Q2_K and Q4_K blocks can take.
     rotation : "none".
     gain_correction : rescale each row of uls and mse grids so that <w, w'> = <w, w>.
     importance : float32 (columns,), optional
@@ -233,15 +234,13 @@ def quantize_tensor(
     >>> tensor.bits_per_weight
     4.5
     """
-    for name, value, only in (
-        ("scale_format", scale_format, str(ScaleFormat.FLOAT16)), ("rotation", rotation, "none"),
-    ):  # fmt: skip
-        if value != only:
-            raise ConfigurationError(f"{name}={value!r} is not available yet; use {only!r}")
+    if rotation != "none":
+        raise ConfigurationError(f"rotation={rotation!r} is not available yet; use 'none'")
     chosen = "uls" if method == str(QuantMethod.AUTO) else method
     return quantize_array(
-        array, bit_width, group_size, chosen, gain_correction, importance, out=out, n_threads=n_threads
-    )
+        array, bit_width, group_size, chosen, gain_correction, importance, out=out, n_threads=n_threads,
+        scale_format=str(scale_format),
+    )  # fmt: skip
 
 
 def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0) -> dict[str, Any]:

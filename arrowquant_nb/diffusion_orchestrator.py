@@ -102,12 +102,14 @@ class DiffusionOrchestrator:
         chain = gates.fallback_chain(requested)
         attempts: list[AttemptReport] = []
         for bits, wider in zip(chain, [*chain[1:], 0], strict=True):
+            group_size, scale_format = gates.scale_layout(bits, self.config.group_size, str(self.config.scale_format))
             tensor = quantize_array(
-                weight, bits, self.config.group_size, method, self.config.gain_correction, name=name,
-                n_threads=self.config.num_threads,
+                weight, bits, group_size, method, self.config.gain_correction, name=name,
+                n_threads=self.config.num_threads, scale_format=scale_format,
             )  # fmt: skip
             attempts.append(core_orchestrator.attempt_report(
-                tensor.statistics, bits, requested, self.config.min_accuracy, method, tensor.grid, wider
+                tensor.statistics, bits, requested, self.config.min_accuracy, method, tensor.grid, wider,
+                group_size, scale_format,
             ))  # fmt: skip
             if attempts[-1].passed:
                 return tensor, tuple(attempts)

@@ -30,6 +30,7 @@ class AttemptReport(JsonForm):
     passed : verdict.
     output_sqnr : "not_measured" without calibration.
     sentence : why, in plain words.
+    group_size, scale_format : weights that share a scale, and how scales were stored (float16 or k).
     """
 
     bit_width: int
@@ -42,6 +43,8 @@ class AttemptReport(JsonForm):
     passed: bool
     output_sqnr: str
     sentence: str
+    group_size: int = 0
+    scale_format: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class LayerReport(JsonForm):
     n_weights, source_nbytes, nbytes : elements, source bytes, stored payload bytes (codes, scales, zero points).
     sqnr_db, cosine, mse, gain, w_absmax : error of the weights from the stored values; gain = <w, w'> / <w, w>.
     attempts : every attempt in order.
+    scale_format : float16 or k ("" when kept).
     """
 
     name: str
@@ -81,6 +85,7 @@ class LayerReport(JsonForm):
     gain: float
     w_absmax: float
     attempts: tuple[AttemptReport, ...] = ()
+    scale_format: str = ""
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
@@ -131,6 +136,7 @@ class PlanRow(JsonForm):
     n_weights: int
     source_nbytes: int
     nbytes: int
+    scale_format: str = ""
 
     @property
     def bits_per_weight(self) -> float:

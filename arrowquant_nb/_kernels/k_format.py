@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "GROUP_SIZES", "INTEGER_BITS", "expand", "join", "parts", "row_nbytes", "split"]
+__all__ = ["BLOCK", "INTEGER_BITS", "expand", "join", "parts", "row_nbytes", "split"]
 
 BLOCK = 256
 """Weights of one row that share a float."""
-GROUP_SIZES = {2: (16, 32), 4: (32, 64)}
-"""Bit width -> group sizes with this format."""
 INTEGER_BITS = {2: 4, 4: 6}
 """Bit width -> bits of an integer."""
 

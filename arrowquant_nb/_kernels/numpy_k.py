@@ -85,8 +85,11 @@ def search(weight: Floats, importance: Floats | None, bit_width: int, group_size
         span = fits.span.max(axis=1)
         flushed = (span > 0) & ((span / F32(n)) / most <= FLOAT16_FLUSH)
         misfit = flushed | ~(d <= 65504)[:, 0] | ~(dmin <= 65504)[:, 0]  # a NaN counts as one
-    integers = [np.nan_to_num(a).astype(np.uint8).reshape(rows, -1)[:, :n_groups] for a in (sc, mn)]
-    return Pairs(d.reshape(rows, -1), dmin.reshape(rows, -1), *integers, misfit.reshape(rows, -1).any(axis=1))
+    bad = np.asarray(misfit.reshape(rows, -1).any(axis=1))
+    scales, minima = (np.nan_to_num(a).astype(np.uint8).reshape(rows, -1)[:, :n_groups] for a in (sc, mn))
+    return Pairs(
+        d.reshape(rows, -1), dmin.reshape(rows, -1), scales, minima, bad
+    )  # fmt: skip
 
 
 def rescale(pairs: Pairs, gain: Floats, wide: bool) -> Pairs:
@@ -179,7 +182,7 @@ def _sweep(
     sc, mn = sc.reshape(-1), mn.reshape(-1)
 
     def codes_of(s: Floats, m: Floats) -> tuple[Floats, Floats, Floats]:
-        """Steps above the minimum, their codes, and the length of a step; a scale of 0 has the code 0 alone."""
+        """Return steps above the minimum, their codes, the length of a step; a scale of 0 has the code 0 alone."""
         flat = s == 0
         s = np.where(flat, F32(1), s)
         y = (x - m) * (F32(1) / s)

@@ -29,7 +29,7 @@ ULS_REFITS = 3
 RANGE_SHIFTS = (
     (0.0, 0.0), (0.0, 0.4), (-0.2, 0.6), (0.2, -0.2), (0.4, -0.4), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2),
 )  # fmt: skip
-"""Steps by which the ends of a range move inwards: of 64 pairs the eight that together leave the least error, measured."""
+"""Steps by which the ends of a range move inwards: of 64 pairs the eight that leave the least error, measured."""
 
 
 class Grid(NamedTuple):

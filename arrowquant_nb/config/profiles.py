@@ -11,6 +11,7 @@ from typing import Final
 __all__ = [
     "AVAILABLE_VALUES",
     "BASE_MODE",
+    "K_GROUP_SIZES",
     "NEEDS_CALIBRATION",
     "PROFILES",
     "PROFILE_ONLY",
@@ -68,6 +69,9 @@ class Rotation(StrEnum):
 
 BASE_MODE: Final = "base_mode"
 
+K_GROUP_SIZES: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({2: (16, 32), 4: (32, 64)})
+"""Bit width -> group sizes that scale format `k` has: those of llama.cpp's Q2_K and Q4_K blocks, and twice that."""
+
 _LOCAL: Final[dict[str, object]] = {
     "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 64, "enable_time_aware": True,
     "enable_spatial": True, "min_accuracy": 0.98, "calibration_samples": 128, "deployment_profile": "local",
@@ -99,11 +103,9 @@ AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "activation_bit_width": (None,),
     "min_output_sqnr_db": (None,),
     "method": ("auto", "rtn", "mse", "uls"),
-    "scale_format": ("float16",),
     "rotation": ("none",),
     "low_rank": (0,),
     "target_model_size_mb": (None,),
-    "group_size": (32, 64, 128, 256),
 })  # fmt: skip
 # Nothing reads these yet, so they stay at the profile's value.
 PROFILE_ONLY: Final = ("num_time_groups", "calibration_samples")

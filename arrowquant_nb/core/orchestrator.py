@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from arrowquant_nb.core.gates import NOT_MEASURED, explain, fallback_chain, passes, required_cosine
+from arrowquant_nb.core.gates import NOT_MEASURED, explain, fallback_chain, passes, required_cosine, scale_layout
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.quantizers.affine import MatrixJob, quantize_matrices
@@ -42,6 +42,16 @@ class Pending:
     def bit_width(self) -> int:
         """Width to try now."""
         return self.chain[len(self.attempts)]
+
+    @property
+    def group_size(self) -> int:
+        """Group size at this width."""
+        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[0]
+
+    @property
+    def scale_format(self) -> str:
+        """Scale format at this width."""
+        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[1]
 
     @property
     def next_bit_width(self) -> int:
@@ -172,7 +182,10 @@ class LayerLoop:
         task = item.task
         bit_width = item.bit_width
         wider = item.next_bit_width
-        attempt = attempt_report(statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, wider)
+        group_size, scale_format = item.group_size, item.scale_format
+        attempt = attempt_report(
+            statistics, bit_width, task.bit_width, task.min_accuracy, task.method, grid, wider, group_size, scale_format
+        )
         item.attempts.append(attempt)
         gate: dict[str, object] = {
             "gate": "weight_cosine",
@@ -191,7 +204,7 @@ class LayerLoop:
             )
         )
         if attempt.passed or not wider:
-            item.report = _report(item, statistics, nbytes, grid, bit_width)
+            item.report = _report(item, statistics, nbytes, attempt)
         if attempt.passed and item.report is not None:
             writer.commit(item.report)
             return
@@ -204,7 +217,15 @@ class LayerLoop:
 
 
 def attempt_report(
-    statistics: LayerStatistics, bit_width: int, requested: int, min_accuracy: float, method: str, grid: str, wider: int
+    statistics: LayerStatistics,
+    bit_width: int,
+    requested: int,
+    min_accuracy: float,
+    method: str,
+    grid: str,
+    wider: int,
+    group_size: int,
+    scale_format: str,
 ) -> AttemptReport:
     """Judge one attempt: its figures against the gate, with the sentence why; `wider` is 0 where no width is left."""
     threshold = required_cosine(bit_width, requested, min_accuracy)
@@ -220,6 +241,8 @@ def attempt_report(
         passed=passed,
         output_sqnr=NOT_MEASURED,
         sentence=explain(bit_width, statistics.cosine, threshold, passed, wider),
+        group_size=group_size,
+        scale_format=scale_format,
     )
 
 
@@ -248,16 +271,17 @@ def _job(item: Pending, weight: NDArray[Any], row_start: int) -> MatrixJob:
         name=task.name,
         shape=weight.shape,
         bit_width=item.bit_width,
-        group_size=task.group_size,
+        group_size=item.group_size,
         method=task.method,
         gain_correction=task.gain_correction,
         importance=None,
         row_start=row_start,
         file=task.file,
+        scale_format=item.scale_format,
     )
 
 
-def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, bit_width: int) -> LayerReport:
+def _report(item: Pending, statistics: LayerStatistics, nbytes: int, attempt: AttemptReport) -> LayerReport:
     task = item.task
     return LayerReport(
         name=task.name,
@@ -268,10 +292,10 @@ def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, 
         reason=task.reason,
         rule=task.rule,
         requested_bit_width=task.bit_width,
-        bit_width=bit_width,
-        method=task.method,
-        grid=grid,
-        group_size=task.group_size,
+        bit_width=attempt.bit_width,
+        method=attempt.method,
+        grid=attempt.grid,
+        group_size=attempt.group_size,
         n_weights=task.n_weights,
         source_nbytes=task.source_nbytes,
         nbytes=nbytes,
@@ -281,4 +305,5 @@ def _report(item: Pending, statistics: LayerStatistics, nbytes: int, grid: str, 
         gain=statistics.gain,
         w_absmax=statistics.w_absmax,
         attempts=tuple(item.attempts),
+        scale_format=attempt.scale_format,
     )

@@ -38,6 +38,7 @@ class LayerTask:
         reason: str,
         rule: str,
         file: str = "",
+        scale_format: str = "float16",
     ) -> None:
         self.index = index
         self.file = file
@@ -55,6 +56,7 @@ class LayerTask:
         self.role = role
         self.reason = reason
         self.rule = rule
+        self.scale_format = scale_format
 
     @property
     def n_weights(self) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels.job import STATUS_NEEDS_FLOAT32, STATUS_NOT_USABLE, RowsJob
-from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
+from arrowquant_nb.errors import CheckpointError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import (
     FLOAT16,
     FLOAT32,
@@ -32,8 +32,8 @@ TILE_WEIGHTS = 1 << 22  # converted at a time when the input is strided, big-end
 
 
 def _fresh_buffers(layout: Layout, scale_dtype: np.dtype[Any]) -> Buffers:
-    scales, zero_points = layout.parameters(scale_dtype)
-    return np.empty(layout.packed_shape, np.uint8), np.empty(*scales), np.empty(*zero_points)
+    packed, scales, zero_points = layout.buffers(scale_dtype)
+    return np.empty(*packed), np.empty(*scales), np.empty(*zero_points)
 
 
 def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:

@@ -5,8 +5,9 @@ weights, the last one possibly shorter. Knows nothing of values.
 
 Grid `k`: w = d * sc * code - dmin * mn, d and dmin one float per 256 weights of a row, sc and mn one integer per
 group. The buffer `scales` holds for each row the bytes [d of every block][packed sc], `zero_points` the same of dmin
-and mn; `arrowquant_nb._kernels.k_format` reads and writes them. Integers of 6 bits at INT4 and 4 bits at INT2 give, where
-256 divides the columns, (2 * 16) / 256 + 12 / group_size or 8 / group_size bits per weight beside the codes.
+and mn; `arrowquant_nb._kernels.k_format` reads and writes them. Integers of 6 bits at INT4 and 4 bits at INT2 take,
+where 256 divides the columns, (2 * 16) / 256 + 12 / group_size or 8 / group_size bits per weight beside the codes:
+4.5 (INT4 g32), 4.3125 (INT4 g64), 2.625 (INT2 g16), 2.375 (INT2 g32) in all.
 """
 
 import math
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arrowquant_nb._kernels import k_format
+from arrowquant_nb.config.profiles import K_GROUP_SIZES
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 
 __all__ = [
@@ -99,10 +101,9 @@ class Layout:
             raise ConfigurationError(
                 f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}"
             )
-        if self.grid == "k" and self.group_size not in k_format.GROUP_SIZES.get(self.bit_width, ()):
+        if self.grid == "k" and self.group_size not in K_GROUP_SIZES.get(self.bit_width, ()):
             allowed = "; ".join(
-                f"INT{bits} with group_size {' or '.join(map(str, sizes))}"
-                for bits, sizes in k_format.GROUP_SIZES.items()
+                f"INT{bits} with group_size {' or '.join(map(str, sizes))}" for bits, sizes in K_GROUP_SIZES.items()
             )
             raise ConfigurationError(
                 f"scale_format k does not have INT{self.bit_width} with group_size {self.group_size}; it has {allowed}"
@@ -147,10 +148,13 @@ class Layout:
             return scales, scales
         return scales, ((self.rows, -(-self.n_groups * self.bit_width // 8)), np.dtype(np.uint8))
 
+    def buffers(self, scale_dtype: np.dtype[Any]) -> tuple[Buffer, Buffer, Buffer]:
+        """Shape and dtype of codes, scales and zero points."""
+        return ((self.packed_shape, np.dtype(np.uint8)), *self.parameters(scale_dtype))
+
     def nbytes(self, scale_dtype: np.dtype[Any] = FLOAT16) -> int:
-        """Stored bytes: codes, scales and zero points."""
-        packed = math.prod(self.packed_shape)
-        return packed + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parameters(scale_dtype))
+        """Return the stored bytes: codes, scales and zero points."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.buffers(scale_dtype))
 
     def scale_dtype(self, scales: NDArray[Any]) -> np.dtype[Any]:
         """Dtype of the floats in a buffer of scales."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from arrowquant_nb import samples
 from arrowquant_nb.core import modality as core_modality
 from arrowquant_nb.core import strategy as core_strategy
+from arrowquant_nb.core.gates import scale_layout
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ModelNotFoundError
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, METHODS, Layout
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
 from arrowquant_nb.results import Plan, PlanRow, Strategy
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
@@ -118,6 +119,7 @@ def _task(
     index: int, entry: TensorEntry, assignment: Assignment, method: str, config: DiffusionQuantConfig
 ) -> LayerTask:
     kept = assignment.bit_width == KEPT_BIT_WIDTH
+    group_size, scale_format = scale_layout(assignment.bit_width, config.group_size, str(config.scale_format))
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -128,13 +130,14 @@ def _task(
         columns=entry.columns,
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
-        group_size=0 if kept else config.group_size,
+        group_size=0 if kept else group_size,
         method="" if kept else method,
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,
         reason=assignment.reason,
         rule=assignment.rule,
+        scale_format="" if kept else scale_format,
     )
 
 
@@ -142,10 +145,8 @@ def payload_nbytes(task: LayerTask) -> int:
     """Exact stored bytes of a task at its requested width with float16 scales."""
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
-    layout = Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method])
-    rows, packed = layout.packed_shape
-    zero_point_nbytes = 2 if layout.grid == "minimum" else 1
-    return rows * (packed + 2 * layout.n_groups + zero_point_nbytes * layout.zero_points_shape[1])
+    grid = grid_of(task.method, task.scale_format, task.name)
+    return Layout(task.rows, task.columns, task.bit_width, task.group_size, grid).nbytes()
 
 
 def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQuantConfig) -> Plan:
@@ -165,6 +166,7 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
             n_weights=t.n_weights,
             source_nbytes=t.source_nbytes,
             nbytes=payload_nbytes(t),
+            scale_format=t.scale_format,
         )
         for t in tasks
     )

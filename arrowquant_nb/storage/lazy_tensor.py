@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from arrowquant_nb.errors import ArrowQuantError, ShapeMismatchError, ValidationError
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, WEIGHT_DTYPES, Layout, check_out_array, matrix_shape
+from arrowquant_nb.quantizers.layout import (
+    FLOAT16,
+    FLOAT32,
+    KEPT_BIT_WIDTH,
+    WEIGHT_DTYPES,
+    Layout,
+    check_out_array,
+    matrix_shape,
+)
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.parquet_v2 import TileReference
@@ -78,12 +86,10 @@ class LazyTensor:
         if self.kept:
             return [{"data": max(rows, 0) * columns * numpy_dtype(self.dtype).itemsize}]
         layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
-        data, scales, zero_points = (
-            math.prod(s) for s in (layout.packed_shape, layout.scales_shape, layout.zero_points_shape)
-        )
+        names = ("data", "scales", "zero_points")
         return [
-            {"data": data, "scales": n * scales, "zero_points": (n if self.grid == "minimum" else 1) * zero_points}
-            for n in (2, 4)
+            {n: math.prod(shape) * dtype.itemsize for n, (shape, dtype) in zip(names, buffers, strict=True)}
+            for buffers in (layout.buffers(FLOAT16), layout.buffers(FLOAT32))
         ]
 
     @property
@@ -116,18 +122,14 @@ class LazyTensor:
     def _tile(self, reference: TileReference) -> QuantizedTensor:
         payloads = self._model.payloads(self, reference)
         rows, columns = reference.row_count, self.columns
-        n_groups = -(-columns // self.group_size)
-        scale_dtype = np.dtype(np.float16 if len(payloads.get("scales", b"")) == 2 * rows * n_groups else np.float32)
-        packed_columns = -(-columns * self.bit_width // 8)
-        zero_point_dtype, zero_point_columns = (
-            (np.dtype(np.uint8), -(-n_groups * self.bit_width // 8))
-            if self.grid == "zero_point"
-            else (scale_dtype, n_groups)
-        )
+        layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
+        half_nbytes = self._possible_sizes(rows, columns)[0]["scales"]
+        buffers = layout.buffers(FLOAT16 if len(payloads.get("scales", b"")) == half_nbytes else FLOAT32)
         try:
-            packed = np.frombuffer(payloads["data"], np.uint8).reshape(rows, packed_columns)
-            scales = np.frombuffer(payloads["scales"], scale_dtype).reshape(rows, n_groups)
-            zero_points = np.frombuffer(payloads["zero_points"], zero_point_dtype).reshape(rows, zero_point_columns)
+            packed, scales, zero_points = (
+                np.frombuffer(payloads[name], dtype).reshape(shape)
+                for name, (shape, dtype) in zip(("data", "scales", "zero_points"), buffers, strict=True)
+            )
         except (ValueError, KeyError) as error:
             raise ValidationError(
                 f"{self.name!r} in {self.file!r}: stored sizes do not fit shape {self.shape}: {error}"

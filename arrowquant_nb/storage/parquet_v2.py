@@ -70,7 +70,8 @@ class Tile:
     bit_width : 2, 4, 8, or 16 for a kept tensor.
     quant_type : "int2", "int4", "int8" or "kept".
     data : uint8 codes, or the raw source bytes of a kept tensor.
-    scales, zero_points : arrays as the kernel wrote them, None for kept tensors.
+    scales, zero_points : arrays as the kernel wrote them, None for kept tensors. Grid k: bytes of every row, one float
+        per 256 weights and then one integer of 6 (int4) or 4 bits (int2) per group.
     sqnr_db, cosine, mse, w_absmax : error of this tile from the stored values.
     """
 
