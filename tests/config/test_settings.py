@@ -100,7 +100,7 @@ def test_every_field_says_what_it_is():
         ({"bit_width": True}, "bit_width = True is refused"),
         ({"bit_width": 4.0}, "bit_width = 4.0 is refused"),
         ({"bit_width": "4"}, "bit_width = '4' is refused"),
-        ({"group_size": 48}, "group_size = 48 is refused; it must be 32, 64, 128 or 256."),
+        ({"group_size": 48}, "group_size = 48 is refused; it must be 32, 64, 128 or 256; 16 too with scale_format k."),
         ({"min_accuracy": 1.2}, "min_accuracy = 1.2 is refused; it must be between 0 and 1."),
         ({"min_accuracy": float("nan")}, "min_accuracy = nan is refused"),
         ({"min_accuracy": True}, "min_accuracy = True is refused"),
@@ -138,8 +138,8 @@ def test_all_bad_values_are_named_at_once():
     "values",
     [
         {"activation_bit_width": 8}, {"min_output_sqnr_db": 20.0}, {"method": "hqq"}, {"method": "r2q"},
-        {"method": "gptq"}, {"scale_format": "k"},
-        {"target_model_size_mb": 4.9}, {"group_size": 16}, {"num_time_groups": 11}, {"num_time_groups": 1},
+        {"method": "gptq"},
+        {"target_model_size_mb": 4.9}, {"num_time_groups": 11}, {"num_time_groups": 1},
         {"calibration_samples": 127}, {"deployment_profile": "edge", "num_time_groups": 10},
     ],
 )  # fmt: skip
@@ -189,7 +189,7 @@ def test_a_form_offers_only_what_works():
     offered = available_fields()
     assert "bit_width" in offered
     assert not {
-        "activation_bit_width", "min_output_sqnr_db", "scale_format", "target_model_size_mb",
+        "activation_bit_width", "min_output_sqnr_db", "target_model_size_mb",
         "num_time_groups", "calibration_samples",
     } & set(offered)  # fmt: skip
     assert field_facts()["method"]["values"] == ("auto", "rtn", "mse", "uls")
