@@ -29,7 +29,8 @@ def rotate_rows(float[:, ::1] values, const float[::1] signs, int64_t length, bi
         raise ValueError(f"{rows} x {values.shape[1]} values do not go with {signs.shape[0]} signs")
     if length < 16 or length & (length - 1) or values.shape[1] % length:
         raise ValueError(f"length {length} is not a power of two from 16 that divides {values.shape[1]}")
-    job.values, job.signs, job.columns, job.length, job.backward = &values[0, 0], &signs[0], values.shape[1], length, backward
+    job.values, job.signs = &values[0, 0], &signs[0]
+    job.columns, job.length, job.backward = values.shape[1], length, backward
     step = max(1, BLOCK_WEIGHTS // job.columns)
     n_blocks = (rows + step - 1) // step
     for i in prange(n_blocks, nogil=True, schedule="dynamic", num_threads=n_threads):

@@ -134,7 +134,9 @@ def r2q(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
     for _ in range(REFITS):
         refitted = [refit(u, v, share, trial) for trial in refitted]
     best = np.full(lo.shape, np.inf, F32)
-    kept = [Planes(stored(t.a1, wide), stored(t.a2, wide), stored(t.mu + centre, wide)) for t in (*trials[:2], *refitted)]
+    kept = [
+        Planes(stored(t.a1, wide), stored(t.a2, wide), stored(t.mu + centre, wide)) for t in (*trials[:2], *refitted)
+    ]
     found = kept[0]  # stays where its offset overflows, and is reported as a misfit
     for trial in kept:
         sse = squared_error(x, v, trial)

@@ -117,7 +117,7 @@ class ConfigFields(BaseModel):
     method: QuantMethod = _setting(
         "method", "Method", "How codes are chosen: rtn rounds, mse clips, uls fits scale and minimum by least squares, "
         "hqq fits the minimum to small errors, r2q fits two sign planes (2 bits only); auto takes the best one for the "
-        "model.", kind="word", valid="auto, rtn, mse, uls, hqq or r2q",
+        "model.", kind="word", valid="auto, rtn, mse, uls, hqq, r2q or gptq",
     )  # fmt: skip
     min_accuracy: NumberField = _setting(
         "min_accuracy", "Quality floor (cosine)", "A layer whose cosine similarity to the original is lower falls back "

@@ -89,8 +89,6 @@ def select(
     methods = (DIRECT_GRID, SIGN_PLANES) if preferred == SIGN_PLANES else (DIRECT_GRID,)
     used = preferred if preferred != COMPENSATED or has_calibration else DIRECT_GRID
     reason = _reason(modality, bit_width, preferred, has_calibration, calibration)
-    if enable_spatial and modality in _SIGNAL and not has_calibration:
-        reason += "; spatial equalization is skipped for the same reason"
     return StrategyChoice(preferred, used, methods, has_calibration, time_aware, spatial, reason)
 
 

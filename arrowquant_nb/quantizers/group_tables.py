@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels import k_format, numpy_k, numpy_levels
+from arrowquant_nb._kernels import k_format, numpy_k
+from arrowquant_nb._kernels.numpy_levels import Planes, nearest_code, value_of
 from arrowquant_nb._kernels.numpy_rows import pack_codes, unpack_codes
 from arrowquant_nb.quantizers.affine import quantize_matrices
 from arrowquant_nb.quantizers.layout import FLOAT32, LEAST_SQUARES_METHODS
@@ -49,7 +50,7 @@ class Table:
     stored: QuantizedTensor
     """The slab as the kernels quantized it; of it only the parameters are kept."""
     scales: Floats
-    """(groups of the slab, rows); levels: amplitudes (groups, 2, rows)."""
+    """(groups of the slab, rows); of levels (groups, rows, 2): both amplitudes."""
     zeros: Floats
     """(groups of the slab, rows): zero-point codes, minima or offsets."""
     pairs: _Pairs | None = None
@@ -81,9 +82,9 @@ class Table:
         group = index // self.stored.group_size
         scale, zero = self.scales[group], self.zeros[group]
         if self.stored.grid == "levels":
-            planes = numpy_levels.Planes(scale[0], scale[1], zero)
-            codes[:] = numpy_levels.nearest_code(column, planes)
-            return numpy_levels.value_of(codes, planes)
+            planes = Planes(scale[:, 0], scale[:, 1], zero)
+            codes[:] = nearest_code(column, planes)
+            return value_of(codes, planes)
         last = np.float32((1 << self.stored.bit_width) - 1)
         if self.stored.grid == "zero_point":
             code = np.clip(np.rint(column / scale) + zero, np.float32(0), last)
@@ -115,7 +116,7 @@ def fit_table(job: MatrixJob, slab: Floats, importance: Floats, wide: bool) -> T
     stored = quantize_matrices([piece], 1, wide=wide)[0]
     if stored.grid == "k":
         return _k_table(stored, importance)
-    scales = np.moveaxis(stored.scales, 0, -1).astype(np.float32)
+    scales = np.ascontiguousarray(stored.scales.swapaxes(0, 1), np.float32)
     if stored.grid != "zero_point":
         return Table(stored, scales, stored.zero_points.T.astype(np.float32))
     codes = unpack_codes(stored.zero_points.view(np.uint8), job.bit_width, len(scales))

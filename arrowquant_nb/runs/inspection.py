@@ -128,7 +128,7 @@ def _quantized(folder: Path) -> Listing:
             ListedTensor(
                 tensor.name,
                 tensor.shape,
-                tensor.dtype if tensor.kept else f"INT{tensor.bit_width} {tensor.method} g{tensor.group_size}",
+                tensor.stored_as,
                 tensor.nbytes,
                 tensor.bits_per_weight,
             )

@@ -74,9 +74,9 @@ def public_strategy(choice: StrategyChoice) -> Strategy:
         preferred_method=choice.preferred_method,
         used_method=choice.used_method,
         time_aware=choice.time_aware,
-        spatial=choice.spatial,
+        spatial=False,
         tables="none (weights only)",
-        reason=choice.reason,
+        reason=f"{choice.reason}; spatial equalization is not built yet" if choice.spatial else choice.reason,
     )
 
 

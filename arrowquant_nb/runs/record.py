@@ -32,6 +32,7 @@ _STATS_SCHEMA = pa.schema(
         ("bits_per_weight", pa.float64()),
         ("sqnr_db", pa.float64()), ("cosine", pa.float64()), ("mse", pa.float64()), ("gain", pa.float64()),
         ("w_absmax", pa.float64()), ("n_attempts", pa.int32()),
+        ("rotation_seed", pa.int64()), ("low_rank", pa.int32()),
         *[(f"{figure}_int{bits}", pa.float64()) for bits in (2, 4, 8) for figure in ("sqnr_db", "cosine")],
     ]
 )  # fmt: skip

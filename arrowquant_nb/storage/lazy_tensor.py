@@ -117,6 +117,15 @@ class LazyTensor:
         return self.bit_width == KEPT_BIT_WIDTH
 
     @property
+    def stored_as(self) -> str:
+        """In words: the dtype of a kept tensor, else width, method, group size, and what goes around the grid."""
+        if self.kept:
+            return self.dtype
+        rotated = "" if self.rotation_seed is None else ", rotated"
+        branch = f", rank {self.low_rank}" if self.low_rank else ""
+        return f"INT{self.bit_width} {self.method} g{self.group_size}{rotated}{branch}"
+
+    @property
     def n_weights(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
@@ -251,5 +260,5 @@ class LazyTensor:
         return np.array(array, dtype=dtype, copy=True if copy else None)
 
     def __repr__(self) -> str:
-        kind = f"kept {self.dtype}" if self.kept else f"INT{self.bit_width} {self.method} g{self.group_size}"
+        kind = f"kept {self.dtype}" if self.kept else self.stored_as
         return f"LazyTensor({self.name!r}, {self.shape}, {kind}, {self.bits_per_weight:.4f} bits per weight)"

@@ -45,12 +45,12 @@ def test_after_a_fallback_the_stage_floor_holds_and_before_it_the_users_own_figu
 
 
 @pytest.mark.parametrize(
-    ("bits", "method", "mean", "worst"),
-    [(2, "uls", 9, 6), (2, "gptq", 12, 9), (4, "uls", 20, 16), (4, "gptq", 20, 16), (8, "rtn", 35, 30)],
+    ("bits", "compensated", "mean", "worst"),
+    [(2, False, 9, 6), (2, True, 12, 9), (4, False, 20, 16), (4, True, 20, 16), (8, False, 35, 30)],
 )
-def test_the_output_must_reach_the_tables_figures_and_a_hair_less_fails(bits, method, mean, worst):
+def test_the_output_must_reach_the_tables_figures_and_a_hair_less_fails(bits, compensated, mean, worst):
     def passed(figures):
-        return judge(bits, bits, method, 1.0, figures, 0.9, None, 0).passed
+        return judge(bits, bits, compensated, 1.0, figures, 0.9, None, 0).passed
 
     assert passed(output(mean, worst))
     assert not passed(output(math.nextafter(mean, 0), worst))
@@ -60,20 +60,20 @@ def test_the_output_must_reach_the_tables_figures_and_a_hair_less_fails(bits, me
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_users_output_sqnr_replaces_the_table_at_every_width_and_the_worst_group_may_lie_3_db_below(bits):
     assert gates.required_output_sqnr_db(bits, True, 17.5) == (17.5, 14.5)
-    assert judge(bits, 2, "uls", 1.0, output(17.5, 14.5), 0.9, 17.5, 0).passed
-    assert not judge(bits, 2, "uls", 1.0, output(17.5, 14.4), 0.9, 17.5, 0).passed
+    assert judge(bits, 2, False, 1.0, output(17.5, 14.5), 0.9, 17.5, 0).passed
+    assert not judge(bits, 2, False, 1.0, output(17.5, 14.4), 0.9, 17.5, 0).passed
 
 
 def test_a_figure_at_the_threshold_passes_and_nan_never_does():
     assert gates.passes(0.98, 0.98)
     assert not gates.passes(math.nextafter(0.98, 0), 0.98)
     assert not gates.passes(math.nan, 0.0)
-    assert not judge(4, 4, "uls", 1.0, output(math.nan, 20), 0.9, None, 0).passed
-    assert not judge(4, 4, "uls", math.nan, output(30, 30), 0.0, None, 0).passed
+    assert not judge(4, 4, False, 1.0, output(math.nan, 20), 0.9, None, 0).passed
+    assert not judge(4, 4, False, math.nan, output(30, 30), 0.0, None, 0).passed
 
 
 def test_without_calibration_the_weights_decide_and_the_output_reads_not_measured_not_passed():
-    judgement = judge(4, 4, "gptq", 0.99, None, 0.98, None, 8)
+    judgement = judge(4, 4, True, 0.99, None, 0.98, None, 8)
     assert judgement.passed
     assert judgement.decided_by == "weight_cosine"
     assert verdicts(judgement) == {
@@ -91,48 +91,48 @@ def test_without_calibration_the_weights_decide_and_the_output_reads_not_measure
     }
     assert records[1]["value"] == "not_measured"
     assert records[1]["passed"] is None
-    assert not judge(4, 4, "gptq", 0.9, None, 0.98, None, 8).passed
+    assert not judge(4, 4, True, 0.9, None, 0.98, None, 8).passed
 
 
 def test_gptqs_weight_cosine_is_waived_only_when_the_output_passes():
-    good = judge(2, 2, "gptq", 0.92, output(18, 15), 0.95, None, 4)
+    good = judge(2, 2, True, 0.92, output(18, 15), 0.95, None, 4)
     assert good.passed
     assert verdicts(good)["weight_cosine"] == "waived"
     assert good.gates[0].to_dict()["passed"] is None
-    bad = judge(2, 2, "gptq", 0.92, output(18, 8), 0.95, None, 4)
+    bad = judge(2, 2, True, 0.92, output(18, 8), 0.95, None, 4)
     assert not bad.passed
     assert verdicts(bad)["weight_cosine"] == "failed"
-    assert not judge(2, 2, "uls", 0.92, output(18, 15), 0.95, None, 4).passed
+    assert not judge(2, 2, False, 0.92, output(18, 15), 0.95, None, 4).passed
 
 
-@given(COSINE, DECIBELS, DECIBELS, st.floats(-1, 1), st.floats(0, 2), st.sampled_from(["uls", "gptq"]))
-def test_output_cosine_and_gain_are_reported_and_never_gate(cosine, mean, worst, output_cosine, gain, method):
-    plain = judge(4, 2, method, cosine, output(mean, worst), 0.9, None, 8)
-    other = judge(4, 2, method, cosine, output(mean, worst, output_cosine, gain), 0.9, None, 8)
+@given(COSINE, DECIBELS, DECIBELS, st.floats(-1, 1), st.floats(0, 2), st.booleans())
+def test_output_cosine_and_gain_are_reported_and_never_gate(cosine, mean, worst, output_cosine, gain, compensated):
+    plain = judge(4, 2, compensated, cosine, output(mean, worst), 0.9, None, 8)
+    other = judge(4, 2, compensated, cosine, output(mean, worst, output_cosine, gain), 0.9, None, 8)
     assert plain.passed == other.passed
     assert verdicts(other)["output_cosine"] == verdicts(other)["output_gain"] == "reported"
 
 
 @given(
-    COSINE, st.none() | st.tuples(DECIBELS, DECIBELS), st.sampled_from(["uls", "gptq"]), st.sampled_from([2, 4, 8]),
+    COSINE, st.none() | st.tuples(DECIBELS, DECIBELS), st.booleans(), st.sampled_from([2, 4, 8]),
     st.floats(0, 1), st.floats(0, 1), st.none() | DECIBELS,
 )  # fmt: skip
-def test_loosening_a_threshold_never_makes_an_attempt_fail(cosine, figures, method, bits, asked, looser, least):
+def test_loosening_a_threshold_never_makes_an_attempt_fail(cosine, figures, compensated, bits, asked, looser, least):
     measured = None if figures is None else output(*figures)
-    strict = judge(bits, 2, method, cosine, measured, max(asked, looser), least, 0)
-    loose = judge(bits, 2, method, cosine, measured, min(asked, looser), None if least is None else least - 1, 0)
+    strict = judge(bits, 2, compensated, cosine, measured, max(asked, looser), least, 0)
+    loose = judge(bits, 2, compensated, cosine, measured, min(asked, looser), None if least is None else least - 1, 0)
     assert loose.passed >= strict.passed
 
 
-@given(COSINE, DECIBELS, DECIBELS, st.sampled_from([2, 4, 8]), st.sampled_from(["uls", "gptq"]))
-def test_an_attempt_passes_exactly_when_no_gate_failed_and_the_deciding_gate_says_the_same(c, mean, worst, b, method):
-    judgement = judge(b, 2, method, c, output(mean, worst), 0.9, None, 8)
+@given(COSINE, DECIBELS, DECIBELS, st.sampled_from([2, 4, 8]), st.booleans())
+def test_an_attempt_passes_exactly_when_no_gate_failed_and_the_deciding_gate_says_the_same(c, mean, worst, b, compensated):
+    judgement = judge(b, 2, compensated, c, output(mean, worst), 0.9, None, 8)
     assert judgement.passed == ("failed" not in verdicts(judgement).values())
     assert (verdicts(judgement)[judgement.decided_by] == "passed") == judgement.passed
 
 
-def sentence(bits, cosine, measured=None, next_bits=0, method="uls"):
-    return judge(bits, bits, method, cosine, measured, 0.98, None, next_bits).sentence
+def sentence(bits, cosine, measured=None, next_bits=0, compensated=False):
+    return judge(bits, bits, compensated, cosine, measured, 0.98, None, next_bits).sentence
 
 
 def test_every_verdict_is_one_sentence_with_the_deciding_figures_and_what_comes_next():
@@ -148,7 +148,7 @@ def test_every_verdict_is_one_sentence_with_the_deciding_figures_and_what_comes_
         "INT4 gives the layer's output 15.50 dB in its worst timestep group, below the 16 dB asked for, so INT8 is "
         "tried next."
     )
-    assert sentence(2, 0.93, output(18, 15), 4, "gptq").endswith("; that outweighs a weight cosine of 0.93000.")
+    assert sentence(2, 0.93, output(18, 15), 4, compensated=True).endswith("; that outweighs a weight cosine of 0.93000.")
 
 
 def test_a_figure_that_rounds_up_to_its_threshold_is_written_out_so_that_it_does_not_read_as_passed():

@@ -23,7 +23,7 @@ def task(index, rows, columns, bit_width=4, min_accuracy=0.5, **changes):
         "source_nbytes": 4 * rows * columns,
         "bit_width": bit_width,
         "group_size": 64,
-        "method": "rtn",
+        "methods": ["rtn"],
         "gain_correction": True,
         "min_accuracy": min_accuracy,
         "role": "linear",
@@ -47,9 +47,13 @@ class Memory:
         self._asked = itertools.count()
         self._cancel_after = cancel_after
         self._reusable = dict(reusable)
+        self.layer_inputs = {}
 
     def read_rows(self, name, row_start, row_count):
         return self.weights[name][row_start : row_start + row_count]
+
+    def inputs(self, task):
+        return self.layer_inputs.get(task.name)
 
     def reuse(self, task):
         return self._reusable.get(task.name)

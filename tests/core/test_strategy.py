@@ -23,17 +23,36 @@ def test_preferred_methods(modality, bit_width, preferred):
 
 def test_without_calibration_the_best_direct_grid_is_used_and_said():
     choice = select("image", 4, "auto", False, True, True)
-    assert choice == (
-        "gptq",
-        "uls",
-        False,
-        False,
-        (
-            "image at 4 bits calls for gptq, but there is no calibration data: uls, the best data-free grid, is used; "
-            "spatial equalization is skipped for the same reason"
-        ),
+    assert (choice.used_method, choice.methods, choice.compensated, choice.spatial) == ("uls", ("uls",), False, False)
+    assert choice.reason == (
+        "image at 4 bits calls for gptq, but there is no calibration data: uls, the best data-free grid, is used"
     )
-    assert "this version does not have r2q" in select("text", 2, "auto", False, True, True).reason
+
+
+def test_with_calibration_every_grid_is_compensated_and_its_source_is_said():
+    choice = select("audio", 2, "auto", True, True, True, calibration="128 trajectories")
+    assert (choice.used_method, choice.methods, choice.compensated) == ("gptq", ("uls",), True)
+    assert choice.reason == "audio at 2 bits calls for gptq (128 trajectories)"
+    choice = select("text", 4, "auto", True, True, True)
+    assert (choice.methods, choice.compensated) == (("uls",), True)
+    assert choice.reason == "text at 4 bits calls for uls, compensated by gptq"
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_two_bit_text_takes_sign_planes_or_their_rival_per_layer(calibrated):
+    choice = select("code", 2, "auto", calibrated, True, True)
+    assert (choice.preferred_method, choice.methods, choice.compensated) == ("r2q", ("uls", "r2q"), calibrated)
+    assert "each layer takes it or uls, whichever has the smaller error at no more bytes" in choice.reason
+
+
+def test_gptq_asked_for_without_calibration_gives_way_and_says_so():
+    choice = select("image", 4, "gptq", False, True, True, calibration="no file")
+    assert (choice.used_method, choice.compensated) == ("uls", False)
+    assert choice.reason == (
+        "method gptq set by the user, but there is no calibration data (no file): uls, the best data-free grid, is used"
+    )
+    assert select("image", 4, "gptq", True, True, True).compensated
+    assert not select("image", 4, "uls", True, True, True).compensated
 
 
 def test_second_parts_follow_modality_and_switches():
@@ -53,8 +72,6 @@ def test_every_combination_uses_a_method_that_exists():
         assert choice.reason
         if method != "auto":
             assert (choice.used_method, choice.reason) == (method, f"method {method} set by the user")
-        elif bits == 2:
-            assert choice.used_method == "uls"
 
 
 def test_unknown_words_are_errors():

@@ -222,7 +222,9 @@ def test_what_fits_no_squares_refuses_importance(method):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_r2q_refuses_other_widths_and_names_the_fix(bits):
-    with pytest.raises(ConfigurationError, match=rf"^w: method r2q .* bit_width {bits} .* set bit_width=2, or method uls"):
+    with pytest.raises(
+        ConfigurationError, match=rf"^w: method r2q .* bit_width {bits} .* set bit_width=2, or method uls"
+    ):
         quantize_array(normal(2, 32), bits, 32, "r2q", name="w")
     with pytest.raises(ConfigurationError, match="set bit_width=2"):
         MatrixJob(normal(2, 32), "w", (2, 32), bits, 32, "r2q").layout  # noqa: B018 - the sizes refuse it
@@ -329,7 +331,15 @@ def test_many_matrices_in_one_call_equal_one_call_each():
     jobs = [
         MatrixJob(normal(rows, columns, seed=k), f"w{k}", (rows, columns), bits, 64, method)
         for k, (rows, columns, bits, method) in enumerate(
-            [(1, 1, 2, "uls"), (50, 64, 4, "rtn"), (3, 1000, 8, "mse"), (200, 32, 4, "uls"), (2, 5, 2, "rtn"), (9, 70, 2, "r2q"), (4, 90, 4, "hqq")]
+            [
+                (1, 1, 2, "uls"),
+                (50, 64, 4, "rtn"),
+                (3, 1000, 8, "mse"),
+                (200, 32, 4, "uls"),
+                (2, 5, 2, "rtn"),
+                (9, 70, 2, "r2q"),
+                (4, 90, 4, "hqq"),
+            ]
         )
     ]
     for job, tensor in zip(jobs, quantize_matrices(jobs, n_threads=2), strict=True):

@@ -13,8 +13,9 @@ from arrowquant_nb.quantizers import MatrixJob, quantize_array, quantize_matrice
 from arrowquant_nb.quantizers.gptq import GptqReport, gptq_matrix
 
 few = settings(max_examples=15, deadline=None)
-methods = st.sampled_from(["rtn", "mse", "uls"])
-bits_of = st.sampled_from([2, 4, 8])
+# Every grid with every width it has.
+GRIDS = [*itertools.product(["rtn", "mse", "uls", "hqq"], [2, 4, 8]), ("r2q", 2)]
+grids = st.sampled_from(GRIDS)
 
 
 def weights(rows, columns, seed=0):
@@ -96,11 +97,10 @@ def test_the_values_are_those_of_the_slow_algorithm(method, bits, columns, group
     assert np.array_equal(tensor.dequantize(), slow_gptq(w, h, bits, group, method))
 
 
-@given(
-    st.integers(1, 300), st.integers(1, 200), bits_of, st.sampled_from([16, 48, 64, 256]), methods, st.integers(0, 9)
-)
+@given(st.integers(1, 300), st.integers(1, 200), grids, st.sampled_from([16, 48, 64, 256]), st.integers(0, 9))
 @few
-def test_never_worse_than_the_direct_grid(rows, columns, bits, group, method, seed):
+def test_never_worse_than_the_direct_grid(rows, columns, grid, group, seed):
+    method, bits = grid
     w, h = weights(rows, columns, seed), correlated(columns, seed)
     job = job_of(w, bits, group, method)
     tensor, report = gptq_matrix(job, h)
@@ -114,14 +114,15 @@ def test_never_worse_than_the_direct_grid(rows, columns, bits, group, method, se
 
 def test_correlated_inputs_lose_half_the_error():
     w, h = weights(96, 256), correlated(256)
-    for method, bits in itertools.product(["rtn", "mse", "uls"], [2, 4]):
+    for method, bits in GRIDS:
         _, report = gptq_matrix(job_of(w, bits, 32, method), h)
         assert report.objective_gptq < 0.5 * report.objective_direct
 
 
-@given(st.integers(1, 40), st.integers(1, 300), bits_of, st.sampled_from([16, 64, 128]), methods, st.floats(1e-6, 1e6))
+@given(st.integers(1, 40), st.integers(1, 300), grids, st.sampled_from([16, 64, 128]), st.floats(1e-6, 1e6))
 @few
-def test_uncorrelated_equal_inputs_give_the_direct_grid(rows, columns, bits, group, method, scale):
+def test_uncorrelated_equal_inputs_give_the_direct_grid(rows, columns, grid, group, scale):
+    method, bits = grid
     w = weights(rows, columns)
     job = job_of(w, bits, group, method, gain_correction=False)
     tensor, report = gptq_matrix(job, np.eye(columns) * scale)
@@ -131,17 +132,19 @@ def test_uncorrelated_equal_inputs_give_the_direct_grid(rows, columns, bits, gro
     assert tensor.statistics.sum_ee == pytest.approx(direct.statistics.sum_ee, rel=1e-5, abs=1e-20)
 
 
-@given(st.integers(1, 200), bits_of, methods, st.integers(-12, 12))
+@given(st.integers(1, 200), grids, st.integers(-12, 12))
 @few
-def test_the_scale_of_the_hessian_does_not_matter(columns, bits, method, exponent):
+def test_the_scale_of_the_hessian_does_not_matter(columns, grid, exponent):
+    method, bits = grid
     w, h = weights(9, columns), correlated(columns)
     one, other = (gptq_matrix(job_of(w, bits, 32, method), x)[0] for x in (h, h * 4.0**exponent))
     assert bytes_of(one) == bytes_of(other)
 
 
-@given(st.integers(1, 120), bits_of, methods, st.randoms(use_true_random=False))
+@given(st.integers(1, 120), grids, st.randoms(use_true_random=False))
 @few
-def test_rows_are_independent(columns, bits, method, random):
+def test_rows_are_independent(columns, grid, random):
+    method, bits = grid
     w, h = weights(30, columns), correlated(columns)
     order = list(range(30))
     random.shuffle(order)
@@ -152,7 +155,7 @@ def test_rows_are_independent(columns, bits, method, random):
 
 def test_any_number_of_threads_gives_the_same_bytes():
     w, h = weights(600, 200), correlated(200)  # three blocks of rows
-    for method in ("mse", "uls"):
+    for method in ("mse", "uls", "r2q"):
         one, two, five = (gptq_matrix(job_of(w, 2, 32, method), h, n_threads=n) for n in (1, 2, 5))
         assert bytes_of(one[0]) == bytes_of(two[0]) == bytes_of(five[0])
         assert one[1] == two[1] == five[1]
@@ -199,9 +202,10 @@ def test_an_indefinite_hessian_is_named():
     assert "no damping" in report.reason
 
 
-@given(st.integers(17, 200), st.sampled_from([2, 4]), st.sampled_from(["mse", "uls"]))
+@given(st.integers(17, 200), st.sampled_from([("mse", 2), ("mse", 4), ("uls", 2), ("uls", 4), ("r2q", 2)]))
 @few
-def test_groups_are_unbiased_after_compensation(columns, bits, method):
+def test_groups_are_unbiased_after_compensation(columns, grid):
+    method, bits = grid
     w, h = weights(40, columns), correlated(columns)
     plain, fixed = (gptq_matrix(job_of(w, bits, 16, method, gain_correction=g), h) for g in (False, True))
     if plain[1].compensated and fixed[1].compensated:
