@@ -51,7 +51,10 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
+    from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
+    from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
@@ -76,6 +79,11 @@ _HOMES = {
     "QuantMethod": "config",
     "LayerStatistics": "quantizers.tensor",
     "QuantizedTensor": "quantizers.tensor",
+    "SpatialQuantMetadata": "quantizers.spatial",
+    "SpatialQuantizer": "quantizers.spatial",
+    "TimeAwareQuantMetadata": "quantizers.time_tables",
+    "TimeAwareQuantizer": "quantizers.time_aware",
+    "TimeGroupParams": "quantizers.time_tables",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -111,6 +119,11 @@ __all__ = [
     "QuantizedTensor",
     "ReproductionReport",
     "ShapeMismatchError",
+    "SpatialQuantMetadata",
+    "SpatialQuantizer",
+    "TimeAwareQuantMetadata",
+    "TimeAwareQuantizer",
+    "TimeGroupParams",
     "ValidationError",
     "ValidationReport",
     "build_info",

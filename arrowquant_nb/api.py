@@ -264,16 +264,15 @@ def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, 
     Returns
     -------
     dict
-        `network_sqnr_db` (teacher-forced, over all sampling steps), `sample_psnr_db` (median, same seed), and what they
-        were measured on: n, steps, seed.
+        `network_sqnr_db` (teacher-forced, over all sampling steps); images and audio: `sample_psnr_db` (median, same
+        seed) and `frechet_distance` or `log_spectral_distance_db`; text and code: `kl`, `top1_agreement`, `nelbo` and
+        `trained_nelbo`; and what they were measured on: n, steps, seed. `samples.evaluate` describes each.
     """
-    from arrowquant_nb.samples.evaluate import evaluate  # noqa: PLC0415 - the numerics load on first use
-
     if name not in samples.names():
         raise ModelNotFoundError(f"there is no bundled sample {name!r}; there are: {', '.join(samples.names())}")
     opened = model if isinstance(model, QuantizedModel) else open_quantized(model)
     try:
-        return dict(evaluate(name, opened.weights(), n, seed))
+        return dict(samples.evaluate(name, opened.weights(), n, seed))
     except ValueError as error:
         raise ShapeMismatchError(f"{opened.path} is not a quantized {name!r}: {error}") from error
 

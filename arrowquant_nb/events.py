@@ -48,6 +48,15 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationProgress(Event):
+    """The model is being run to see what its layers are given; `fraction` of that is done, 0 to 1."""
+
+    kind: ClassVar[str] = "calibration_progress"
+    source: str
+    fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerStarted(Event):
     """Work on one layer begins; `index` counts from 0 to `n_layers - 1`."""
 
@@ -120,6 +129,7 @@ _KINDS: dict[str, type[Event]] = {
     c.kind: c
     for c in (
         RunStarted,
+        CalibrationProgress,
         LayerStarted,
         LayerProgress,
         AttemptFinished,

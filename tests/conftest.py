@@ -3,8 +3,13 @@
 `models` builds each folder once per session and never lets a test write into it.
 """
 
+import atexit
 import hashlib
 import json
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from arrowquant_nb.config import DiffusionQuantConfig
+
+# Calibrations of the tests are kept apart from the user's own; child processes inherit the place.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="arrowquant-test-cache-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # What may differ between two equal runs; every other file is byte-identical.
@@ -141,3 +150,17 @@ class Models:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Small checkpoints and quantized models; see `Models`."""
     return Models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Pin matrix products to one thread: on a busy machine the threads of many tiny ones only wait for each other."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    if torch:
+        torch.set_num_threads(1)
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
+    if torch:
+        torch.set_num_threads(before)

@@ -232,69 +232,76 @@ def level_code(w, a1, a2, mu):
     return 1 if -t < a1 else 0
 
 
+def r2q_classes(total, one, two, both):
+    """Sums over the four codes from the sum over all and those times b1, b2 and b1 b2, four times as large."""
+    outer, inner, far, near = F(total + both), F(total - both), F(one + two), F(one - two)
+    return [F(outer - far), F(inner - near), F(inner + near), F(outer + far)]
+
+
+def r2q_refit(u, v, share, a1, a2, mu):
+    """Assign every value to its nearest level, then fit the levels: one round of alternating least squares."""
+    vu = [F(a * b) for a, b in zip(v, u, strict=True)]
+    codes = [level_code(y, a1, a2, mu) for y in u]
+
+    def signed(values):
+        for row in ((1, 1, 1, 1), (-1, -1, 1, 1), (-1, 1, -1, 1), (1, -1, -1, 1)):  # 1, b1, b2 and b1 b2 of each code
+            yield in_order([y * F(row[c]) for y, c in zip(values, codes, strict=True)])
+
+    ridge, quarter = F(2.0**-20), F(share * F(0.25))
+    levels = levels_of(a1, a2, mu)
+    f = [F(F(max(a, F(0)) * quarter) + ridge) for a in r2q_classes(*signed(v))]
+    y = [F(F(a * quarter) + F(level * ridge)) for a, level in zip(r2q_classes(*signed(vu)), levels, strict=True)]
+
+    def cross(i, j):
+        return F(F(f[i] * y[j]) - F(f[j] * y[i]))
+
+    def mixed(i, j):
+        return F(F(f[j] * y[i]) + F(f[i] * y[j]))
+
+    def pair(i, j):
+        return F(f[i] + f[j])
+
+    # The 3x3 normal equations, expanded over triples of classes: every determinant of three sign rows is +-4.
+    triples = F(F(F(f[0] * f[1]) * pair(2, 3)) + F(F(f[2] * f[3]) * pair(0, 1)))
+    d = F(triples + triples)
+    p = F(F(F(cross(0, 2) * pair(1, 3)) + F(cross(1, 3) * pair(0, 2))) / d)
+    q = F(F(F(cross(0, 1) * pair(2, 3)) + F(cross(2, 3) * pair(0, 1))) / d)
+    m = F(F(F(mixed(1, 2) * pair(0, 3)) + F(mixed(0, 3) * pair(1, 2))) / d)
+    return F(max(p, q, F(0)) + F(0)), F(max(min(p, q), F(0)) + F(0)), m
+
+
+def r2q_greedy(u, v, share, mu):
+    t = [abs(F(y - mu)) for y in u]
+    a1 = F(in_order([F(a * b) for a, b in zip(v, t, strict=True)]) * share)
+    a2 = F(in_order([F(a * abs(F(b - a1))) for a, b in zip(v, t, strict=True)]) * share)
+    return max(a1, a2), min(a1, a2), mu
+
+
+def r2q_error(x, v, a1, a2, mu):
+    e = [F(abs(F(abs(F(y - mu)) - a1)) - a2) for y in x]
+    return in_order([F(a * F(b * b)) for a, b in zip(v, e, strict=True)])
+
+
 def r2q_grid(w, v, n, wide, shifts=False):
-    """Alternating least squares over the four class sums; see the normal equations below."""
     x, exponent = normalised(w) if wide else (w, 0)
     stored = (lambda y: y) if wide else half
     lo, hi = F(min(x) + F(0)), F(max(x) + F(0))
     span, centre = F(hi - lo), F(F(lo + hi) * F(0.5))
     u = [F(F(y - centre) + F(0)) for y in x]
-    vu = [F(a * b) for a, b in zip(v, u, strict=True)]
-    sv, su = in_order(v), in_order(vu)
+    sv, su = in_order(v), in_order([F(a * b) for a, b in zip(v, u, strict=True)])
     share = F(F(1) / sv) if sv > F(2.0**-60) else F(0)
-
-    def greedy(mu):
-        t = [abs(F(y - mu)) for y in u]
-        a1 = F(in_order([F(a * b) for a, b in zip(v, t, strict=True)]) * share)
-        a2 = F(in_order([F(a * abs(F(b - a1))) for a, b in zip(v, t, strict=True)]) * share)
-        return max(a1, a2), min(a1, a2), mu
-
-    def refit(a1, a2, mu):
-        codes = [level_code(y, a1, a2, mu) for y in u]
-        rows = ((-1, -1, 1, 1), (-1, 1, -1, 1), (1, -1, -1, 1))  # b1, b2 and b1 b2 of each code
-        signed = lambda values, row: in_order([y * F(row[c]) for y, c in zip(values, codes, strict=True)])
-
-        def classes(total, one, two, both):
-            outer, inner, far, near = F(total + both), F(total - both), F(one + two), F(one - two)
-            return [F(outer - far), F(inner - near), F(inner + near), F(outer + far)]
-
-        weights = classes(sv, *(signed(v, row) for row in rows))
-        values = classes(su, *(signed(vu, row) for row in rows))
-        ridge, quarter = F(2.0**-20), F(share * F(0.25))
-        levels = levels_of(a1, a2, mu)
-        f = [F(F(max(a, F(0)) * quarter) + ridge) for a in weights]
-        y = [F(F(a * quarter) + F(level * ridge)) for a, level in zip(values, levels, strict=True)]
-        # The 3x3 normal equations, expanded over triples of classes: every determinant of three sign rows is +-4.
-        cross = lambda i, j: F(F(f[i] * y[j]) - F(f[j] * y[i]))
-        mixed = lambda i, j: F(F(f[j] * y[i]) + F(f[i] * y[j]))
-        pair = lambda i, j: F(f[i] + f[j])
-        triples = F(F(F(f[0] * f[1]) * pair(2, 3)) + F(F(f[2] * f[3]) * pair(0, 1)))
-        d = F(triples + triples)
-        p = F(F(F(cross(0, 2) * pair(1, 3)) + F(cross(1, 3) * pair(0, 2))) / d)
-        q = F(F(F(cross(0, 1) * pair(2, 3)) + F(cross(2, 3) * pair(0, 1))) / d)
-        m = F(F(F(mixed(1, 2) * pair(0, 3)) + F(mixed(0, 3) * pair(1, 2))) / d)
-        return F(max(p, q, F(0)) + F(0)), F(max(min(p, q), F(0)) + F(0)), m
-
-    def squared_error(a1, a2, mu):
-        e = [F(abs(F(abs(F(y - mu)) - a1)) - a2) for y in x]
-        return in_order([F(a * F(b * b)) for a, b in zip(v, e, strict=True)])
-
-    about_mean = greedy(F(su * share))
+    about_mean = r2q_greedy(u, v, share, F(su * share))
     trials = [(F(span / F(3)), F(span / F(6)), F(0)), about_mean]
-    starts = [*trials, greedy(F(0)), (F(about_mean[0] * F(1.5)), *about_mean[1:])]
-    for start in starts:
+    for planes in (*trials, r2q_greedy(u, v, share, F(0)), (F(about_mean[0] * F(1.5)), *about_mean[1:])):
+        refitted = planes
         for _ in range(8):
-            start = refit(*start)
-        trials.append(start)
-    best, found = F(np.inf), None
-    for a1, a2, mu in trials:
-        kept = stored(a1), stored(a2), stored(F(mu + centre))
-        sse = squared_error(*kept)
-        if sse < best:
-            best, found = sse, kept
+            refitted = r2q_refit(u, v, share, *refitted)
+        trials.append(refitted)
+    kept = [(stored(a1), stored(a2), stored(F(mu + centre))) for a1, a2, mu in trials]
+    a1, a2, mu = min(kept, key=lambda planes: r2q_error(x, v, *planes))  # the first of equals
     if wide:
-        found = tuple(F(D(part) * 2.0**exponent) for part in found)
-    return found[:2], found[2]
+        a1, a2, mu = (F(D(part) * 2.0**exponent) for part in (a1, a2, mu))
+    return (a1, a2), mu
 
 
 GRIDS = {"rtn": rtn_grid, "mse": mse_grid, "uls": uls_grid, "hqq": hqq_grid, "r2q": r2q_grid}

@@ -227,7 +227,9 @@ def test_unmatched_layer_rules_are_errors_before_anything_is_written(models, tmp
 
 
 def test_the_bundled_sample_runs_by_its_name(tmp_path):
-    result = aq.ArrowQuantV2().quantize_diffusion_model("digits-dit", tmp_path / "model")
+    result = aq.ArrowQuantV2(aq.DiffusionQuantConfig(calibration_samples=4)).quantize_diffusion_model(
+        "digits-dit", tmp_path / "model"
+    )
     assert result.modality == "image"
     assert result.model == "digits-dit"
     assert aq.ArrowQuantV2().validate_quality("digits-dit", tmp_path / "model").passed

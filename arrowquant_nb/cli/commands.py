@@ -100,7 +100,8 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def main() -> None:
     """Quantize diffusion models to INT2, INT4 or INT8.
 
-    A MODEL is a diffusers or transformers folder, a .safetensors file, or the name of a bundled sample (digits-dit).
+    A MODEL is a diffusers or transformers folder, a .safetensors file, or the name of a bundled sample
+    (digits-dit, docs-mlm, plucks-dit, stdlib-mlm).
     """
 
 

@@ -182,13 +182,15 @@ class LayerLoop:
     def _attempt(self, pending: list[Pending]) -> None:
         """Try every pending layer once at its present width."""
         together = [item for item in pending if item.batchable]
+        alone = [item for item in pending if not item.batchable]
         if len(together) > 1:
             self._try_together(together)
-        for item in pending:
+        else:
+            alone = pending
+        for item in alone:
             if self.stopped:
                 return
-            if len(together) < 2 or not item.batchable:
-                self._stream(item)
+            self._stream(item)
 
     def _try_together(self, items: list[Pending]) -> None:
         """Try several small layers in one parallel region."""

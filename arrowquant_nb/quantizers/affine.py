@@ -4,6 +4,7 @@ Every input is checked here, so that the kernels may trust their buffers. Knows 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,17 +87,18 @@ def quantize_matrices(jobs: Sequence[MatrixJob], n_threads: int = 0, *, wide: bo
 
     """
     first = FLOAT32 if wide else FLOAT16
-    orders = _run(jobs, [_fresh_buffers(job.layout, first) for job in jobs], n_threads)
+    plain = [job.equalized() for job in jobs]
+    orders = _run(plain, [_fresh_buffers(job.layout, first) for job in jobs], n_threads)
     again = [k for k, order in enumerate(orders) if _needs_float32(order)]
     if again:
-        widened = _run([jobs[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
+        widened = _run([plain[k] for k in again], [_fresh_buffers(jobs[k].layout, FLOAT32) for k in again], n_threads)
         for k, order in zip(again, widened, strict=True):
             orders[k] = order
     return [_tensor(job, order) for job, order in zip(jobs, orders, strict=True)]
 
 
 def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
-    return QuantizedTensor(
+    tensor = QuantizedTensor(
         packed=order.packed,
         scales=order.scales,
         zero_points=order.zero_points,
@@ -108,6 +110,12 @@ def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
         dtype=order.kind,
         statistics=LayerStatistics.from_rows(order.sums, job.weight.shape[1]),
     )
+    if job.equalization is None:
+        return tensor
+    # The kernel saw the multiplied columns; the error that counts is that of the weights themselves.
+    tensor = replace(tensor, dtype=job.weight.dtype.name, equalization=job.equalization)
+    decoded = tensor.dequantize(n_threads=1).reshape(job.weight.shape)
+    return replace(tensor, statistics=LayerStatistics.between(job.weight, decoded))
 
 
 def unusable_message(job: MatrixJob) -> str:

@@ -3,7 +3,7 @@
 Knows arrays and settings; nothing of files, models or of how codes are chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, WEIGHT_DTYPES, Layout, dtype_named, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
+from arrowquant_nb.quantizers.scaled_columns import apply_equalization, checked_scales
 
 __all__ = ["LARGEST_WEIGHT", "MatrixJob", "named_layout"]
 
@@ -52,6 +53,8 @@ class MatrixJob:
     """Signs of the rotation."""
     low_rank: int = 0
     """Rank of the float16 branch; 0 = none."""
+    equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
+    """What the columns are multiplied by before rounding, (columns,); stored, and undone at dequantize."""
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can take."""
@@ -72,6 +75,21 @@ class MatrixJob:
         check_low_rank(self.name, self.weight.size, self.low_rank)
         if self.importance is not None:
             _check_importance(self.name, self.importance, self.method, layout.columns)
+        if self.equalization is not None:
+            checked_scales(self.equalization, layout.columns, self.name)
+
+    def equalized(self) -> "MatrixJob":
+        """Return the job on multiplied columns; the job itself without equalization.
+
+        An error there is as many times larger, so each column's importance is divided by the square of its scale.
+        """
+        if self.equalization is None:
+            return self
+        importance = self.importance
+        if importance is not None:
+            importance = (importance / np.square(self.equalization.astype(np.float64))).astype(np.float32)
+        weight = apply_equalization(self.weight, self.equalization)
+        return replace(self, weight=weight, importance=importance, equalization=None)
 
     @property
     def transformed(self) -> bool:

@@ -25,6 +25,7 @@ from arrowquant_nb.quantizers.layout import (
 )
 from arrowquant_nb.quantizers.low_rank import add_product, check_factors
 from arrowquant_nb.quantizers.rotation import check_rotation, unrotate
+from arrowquant_nb.quantizers.scaled_columns import checked_scales, undo_equalization
 
 __all__ = ["LayerStatistics", "QuantizedTensor"]
 
@@ -72,6 +73,15 @@ class LayerStatistics:
             raise ShapeMismatchError(f"row sums must have shape (rows, 4), got {sums.shape}")
         ww, wq, ee = (math.fsum(sums[:, k].tolist()) for k in range(3))
         return LayerStatistics(sums.shape[0] * columns, ww, wq, ee, float(sums[:, 3].max(initial=0.0)))
+
+    @staticmethod
+    def between(weight: NDArray[Any], decoded: NDArray[np.float32]) -> "LayerStatistics":
+        """Compare a matrix (rows, columns) with its dequantized values, row by row in float64."""
+        sums = np.zeros((len(weight), 4))
+        for row, (one, other) in enumerate(zip(weight, decoded, strict=True)):
+            w, q = one.astype(np.float64), other.astype(np.float64)
+            sums[row] = w @ w, w @ q, (q - w) @ (q - w), np.abs(w).max()
+        return LayerStatistics.from_rows(sums, weight.shape[1])
 
     @staticmethod
     def combine(parts: Sequence["LayerStatistics"]) -> "LayerStatistics":
@@ -159,6 +169,8 @@ class QuantizedTensor:
     """(rows, rank) of the low-rank branch; None = no branch."""
     low_rank_b: NDArray[np.float16] | None = None
     """(rank, columns) of the low-rank branch."""
+    equalization: NDArray[np.float16] | NDArray[np.float32] | None = None
+    """What the codes' columns were multiplied by before rounding, (columns,); dequantize divides by it."""
 
     def __post_init__(self) -> None:
         """Refuse buffers that do not fit the shape."""
@@ -171,6 +183,8 @@ class QuantizedTensor:
         if self.rotation_seed is not None:
             check_rotation("rotation_seed", self.columns, "hadamard", self.rotation_seed)
         check_factors(self.low_rank_a, self.low_rank_b, self.rows, self.columns)
+        if self.equalization is not None:
+            checked_scales(self.equalization, self.columns, "tensor")
 
     @property
     def layout(self) -> Layout:
@@ -196,9 +210,10 @@ class QuantizedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored: codes, scales, zero points and the low-rank branch."""
-        branch = sum(part.nbytes for part in (self.low_rank_a, self.low_rank_b) if part is not None)
-        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes + branch
+        """Bytes stored: codes, scales, zero points, the low-rank branch and equalization."""
+        optional = (self.low_rank_a, self.low_rank_b, self.equalization)
+        extra = sum(part.nbytes for part in optional if part is not None)
+        return self.packed.nbytes + self.scales.nbytes + self.zero_points.nbytes + extra
 
     @property
     def bits_per_weight(self) -> float:
@@ -231,7 +246,7 @@ class QuantizedTensor:
         else:
             check_out_array("out", out, self.shape, kind)
         matrix = out.reshape(self.rows, self.columns)
-        if self.rotation_seed is None and self.low_rank_a is None:
+        if self.rotation_seed is None and self.low_rank_a is None and self.equalization is None:
             self._decode(matrix, dtype, n_threads)
             return out
         step = max(1, TILE_WEIGHTS // self.columns // BLOCK_ROWS) * BLOCK_ROWS
@@ -256,14 +271,14 @@ class QuantizedTensor:
         )
 
     def _restored(self, n_threads: int) -> NDArray[np.float32]:
-        """Return the values of the codes, rotated back, plus the low-rank branch."""
+        """Return the values of the codes, rotated back, plus the low-rank branch, over the equalization."""
         values = np.empty((self.rows, self.columns), np.float32)
         self._decode(values, "float32", n_threads)
         if self.rotation_seed is not None:
             unrotate(values, self.rotation_seed, n_threads)
         if self.low_rank_a is not None and self.low_rank_b is not None:
             add_product(self.low_rank_a, self.low_rank_b, values)
-        return values
+        return values if self.equalization is None else undo_equalization(values, self.equalization)
 
     def __repr__(self) -> str:
         """One line: what it is and how many bits it takes."""

@@ -1,8 +1,8 @@
 """What goes around a grid: the matrix is rotated, or a low-rank branch taken off it, before it is quantized.
 
-The branch stands outside and the rotation inside: W = A B + Q(W' R) R^T with W' = W - A B. Every choice is made by
-measured error: `auto` rotates where that lowers it, and a branch that does not lower it is left out. Knows arrays and a
-Hessian; nothing of files or models.
+The branch stands outside and the rotation inside: W = A B + Q(W' R) R^T with W' = W - A B, W equalized where scales
+are given. Every choice is made by measured error: `auto` rotates where that lowers it, and a branch that does not
+lower it is left out. Knows arrays and a Hessian; nothing of files or models.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,7 +73,19 @@ def quantize_transformed(jobs: Sequence[MatrixJob], n_threads: int = 0) -> list[
         return _Outcome(tensor, tensor.statistics.sum_ee)
 
     plain = iter(quantize_matrices([job for job in jobs if not job.transformed], n_threads))
-    return [_with_branch(job, grid, None, n_threads).tensor if job.transformed else next(plain) for job in jobs]
+    return [_transformed(job, grid, n_threads) if job.transformed else next(plain) for job in jobs]
+
+
+def _transformed(job: MatrixJob, grid: _Grid, n_threads: int) -> QuantizedTensor:
+    """Rotate and branch the equalized matrix."""
+    return _with_scales(_with_branch(job.equalized(), grid, None, n_threads).tensor, job, n_threads)
+
+
+def _with_scales(tensor: QuantizedTensor, job: MatrixJob, n_threads: int) -> QuantizedTensor:
+    """Give the tensor of an equalized matrix its scales, and the statistics of the weights themselves."""
+    if job.equalization is None:
+        return tensor
+    return _measured(replace(tensor, dtype=job.weight.dtype.name, equalization=job.equalization), job, n_threads)
 
 
 def quantize_rotated_array(
@@ -126,6 +138,9 @@ def quantize_compensated(
     @cache
     def basis(seed: int | None) -> NDArray[np.float64]:
         checked = checked_hessian(hessian, job.weight.shape[1], job.name)
+        if job.equalization is not None:  # inputs come divided
+            scales = job.equalization.astype(np.float64)
+            checked = checked / scales / scales[:, None]
         return checked if seed is None else rotated_hessian(checked, seed)
 
     def grid(plain: MatrixJob, seed: int | None) -> _Outcome:
@@ -137,12 +152,12 @@ def quantize_compensated(
 
     diagonal = basis(None).diagonal()
     try:
-        outcome = _with_branch(job, grid, diagonal + DAMPING * diagonal.mean(), n_threads)
+        outcome = _with_branch(job.equalized(), grid, diagonal + DAMPING * diagonal.mean(), n_threads)
     except _CancelledError:
         return None
     if outcome.report is None:
         raise AssertionError(job.name)
-    return outcome.tensor, outcome.report
+    return _with_scales(outcome.tensor, job, n_threads), outcome.report
 
 
 def _with_branch(job: MatrixJob, grid: _Grid, diagonal: NDArray[np.float64] | None, n_threads: int) -> _Outcome:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from arrowquant_nb.errors import QuantizationError
-from arrowquant_nb.events import Event, LayerFinished, LayerProgress, RunFinished, RunStarted
+from arrowquant_nb.events import CalibrationProgress, Event, LayerFinished, LayerProgress, RunFinished, RunStarted
 from arrowquant_nb.storage.durable import as_output_error
 from arrowquant_nb.storage.output import EVENTS_NAME
 
@@ -101,18 +101,25 @@ class Progress:
 
     # What the layers take of the bar; the rest is sealing the folder.
     _LAYERS_SHARE = 0.99
+    # What calibration takes of it, where there is any.
+    _CALIBRATION_SHARE = 0.3
 
     def __init__(self, callback: Callable[[str, float], None]) -> None:
         self._callback = callback
         self._n_layers = 1
         self._done = 0
         self._last = 0.0
+        self._base = 0.0
 
     def __call__(self, event: Event) -> None:
         """Translate one event."""
         if isinstance(event, RunStarted):
             self._n_layers = max(1, event.n_layers)
             self._callback(f"planned {event.n_layers} tensors", 0.0)
+        elif isinstance(event, CalibrationProgress):
+            self._base = self._CALIBRATION_SHARE
+            self._last = max(self._last, self._base * event.fraction)
+            self._callback(f"calibrating on {event.source}", self._last)
         elif isinstance(event, LayerProgress):
             self._callback(event.name, self._fraction(event.fraction))
         elif isinstance(event, LayerFinished):
@@ -125,5 +132,6 @@ class Progress:
 
     def _fraction(self, part: float) -> float:
         # A layer that falls back begins again; the bar waits for it.
-        self._last = max(self._last, self._LAYERS_SHARE * (self._done + part) / self._n_layers)
+        share = self._LAYERS_SHARE - self._base
+        self._last = max(self._last, self._base + share * (self._done + part) / self._n_layers)
         return self._last

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb import _kernels
 from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.errors import QuantizationError
-from arrowquant_nb.events import AttemptFinished, Event, RunCancelled, RunFailed, RunFinished, RunStarted
+from arrowquant_nb.events import AttemptFinished, CalibrationProgress, Event, RunCancelled, RunFailed, RunFinished, RunStarted
 from arrowquant_nb.results import LayerReport, QuantizationResult
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
@@ -46,6 +46,8 @@ logger.addHandler(logging.NullHandler())
 
 # Per tensor, what framing, statistics, journal and events may add; used for the free-space estimate only.
 _OVERHEAD_NBYTES = 12_000
+# Progress of a calibration is told this often.
+_CALIBRATION_EVENTS = 20
 
 
 def quantize_model(
@@ -78,8 +80,6 @@ def quantize_model(
             if not overwrite:
                 folder.refuse_other_model({t.name: t.shape for t in tasks}, located.name)
             control.open_log(folder.folder)
-            source.calibration = calibrate(decisions.calibration, tasks, config, _stoppable(control))
-            source.n_time_groups = config.num_time_groups
             run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
             try:
                 return run.execute()
@@ -90,16 +90,6 @@ def quantize_model(
                 if not control.finished:
                     _emit_quietly(control, RunFailed(message=f"{type(error).__name__}: {error}"))
                 raise
-
-
-def _stoppable(control: RunControl) -> Callable[[float], None]:
-    """Return the progress of a calibration, which a cancelled run leaves."""
-
-    def progress(_fraction: float) -> None:
-        if control.cancelled():
-            raise RunCancelledError("cancelled while the model was calibrated; nothing was quantized yet")
-
-    return progress
 
 
 def _log_attempt(event: Event) -> None:
@@ -142,7 +132,6 @@ class _Run:
             checkpoint,
             self.source,
             {"modality": decisions.modality, "is_diffusion_model": True},
-            self.source.calibration.hash,
         )
 
     def execute(self) -> QuantizationResult:
@@ -150,6 +139,7 @@ class _Run:
         plan = make_plan(self.decisions, self.tasks, self.config)
         self.control.emit(RunStarted(n_layers=len(self.tasks), rows=[r.to_dict() for r in plan.rows]))
         logger.info("%s: %s", plan.model, plan.strategy.reason)
+        self._calibrate()
         reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
         self.folder.drain()
         if len(reports) < len(self.tasks):
@@ -163,6 +153,25 @@ class _Run:
         self.sink.finish_kept()
         self.folder.drain()
         return self._seal(reports)
+
+    def _calibrate(self) -> None:
+        """See what the layers are given, where that can be seen."""
+        found = self.decisions.calibration
+        shown = -1
+
+        def progress(fraction: float) -> None:
+            nonlocal shown
+            if self.control.cancelled():
+                raise RunCancelledError("cancelled while the model was calibrated; nothing new was quantized")
+            if int(fraction * _CALIBRATION_EVENTS) > shown:
+                shown = int(fraction * _CALIBRATION_EVENTS)
+                self.control.emit(CalibrationProgress(source=found.description, fraction=fraction))
+
+        self.source.n_time_groups = self.config.num_time_groups
+        self.source.calibration = calibrate(found, self.tasks, self.config, progress)
+        self.sink.calibration = self.source.calibration.hash
+        for warning in self.source.calibration.warnings:
+            logger.warning("%s", warning)
 
     def n_committed(self) -> int:
         """Layers of this run that are safe on disk, those taken over included."""

@@ -20,6 +20,8 @@ from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
 from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from arrowquant_nb.core.task import LayerTask
@@ -74,7 +76,7 @@ class ModelSink:
     folder : the locked output.
     checkpoint, source : the model being read, and its hashing reader.
     facts : model-wide metadata that every data file repeats (modality and the like).
-    calibration : hash of what is known of the layers' inputs.
+    layer_facts : metadata of single layers by name, JSON values: "time_aware", "spatial", "activation_stats".
     """
 
     def __init__(
@@ -83,13 +85,15 @@ class ModelSink:
         checkpoint: Checkpoint,
         source: LayerSource,
         facts: dict[str, Any],
-        calibration: str = "",
+        layer_facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self._folder = folder
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
-        self._calibration = calibration
+        self.calibration = ""
+        """Hash of what is known of the layers' inputs; set before the loop begins."""
+        self._layer_facts = layer_facts or {}
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
         self.reused = 0
@@ -169,7 +173,8 @@ class ModelSink:
     # -- shared ------------------------------------------------------------------------------------------------------
 
     def _settings_hash(self, task: LayerTask) -> str:
-        return settings_hash(task, self._facts, self._checkpoint.entries[task.name].file.name, self._calibration)
+        facts = {**self._facts, **self._layer_facts.get(task.name, {})}
+        return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self.calibration)
 
     def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
         source_hash = self._source.source_hash(task.name)
@@ -182,6 +187,7 @@ class ModelSink:
             "time_aware": None,
             "spatial": None,
             "activation_stats": None,
+            **self._layer_facts.get(task.name, {}),
         }
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
@@ -243,6 +249,7 @@ class LayerWriter:
                 cosine=statistics.cosine,
                 mse=statistics.mse,
                 w_absmax=statistics.w_absmax,
+                equalization=tensor.equalization,
             )
         )
         self._n_tiles += 1

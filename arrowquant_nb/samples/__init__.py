@@ -1,24 +1,42 @@
 """Small real diffusion models that come with the package, and the NumPy code that runs them.
 
 A leaf: NumPy, safetensors and ml_dtypes only. It knows nothing of quantization; whoever holds other weights for one of
-these models passes them to `runnable` and gets back a model that samples with them.
+these models passes them to `runnable` and gets back a model that samples with them, or to `evaluate` and gets figures.
+
+    runnable.py     the protocol: layers, trajectories, forward, sample, and the one hook `linear`
+    dit.py          DiTTransformer2DModel (digits-dit, plucks-dit); layout.py its tensors, ddim.py its sampler
+    masked_lm.py    BertForMaskedLM (docs-mlm, stdlib-mlm); bert_layout.py its tensors, vocabulary.py its characters
+    spectrogram.py  log-spectra of sound and back (Griffin-Lim); tones.py makes the sounds
+    evaluation.py   figures for each modality; divergences.py computes them, judge.py sees digits
+    numerics.py, tensors.py
+                    what the models share
+    train/          how they were trained (extra `train`)
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .runnable import Linear, RunnableModel, Step
+from .runnable import Linear, RunnableModel, Sample, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["WEIGHTS", "Linear", "RunnableModel", "Step", "load", "names", "runnable"]
+    from .evaluation import AnyEvaluation
+
+__all__ = [
+    "WEIGHTS", "Linear", "RunnableModel", "Sample", "Step",
+    "decode", "evaluate", "load", "modality", "names", "runnable",
+]  # fmt: skip
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
+JUDGE = WEIGHTS / "digits-judge" / "judge.safetensors"
+"""The classifier of `judge.py`."""
 
 
 def names() -> tuple[str, ...]:
@@ -27,14 +45,14 @@ def names() -> tuple[str, ...]:
     Examples
     --------
     >>> names()
-    ('digits-dit',)
+    ('digits-dit', 'docs-mlm', 'plucks-dit', 'stdlib-mlm')
 
     """
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/config.json")))
 
 
 def load(name: str) -> Path:
-    """Return the folder of the bundled model `name`: config.json, safetensors, metadata.json, scheduler, model card.
+    """Return the folder of the bundled model `name`: config.json, safetensors, metadata.json, model card and more.
 
     Raises
     ------
@@ -47,8 +65,21 @@ def load(name: str) -> Path:
     return WEIGHTS / name
 
 
-def runnable(name: str, weights: Mapping[str, ArrayLike] | None = None) -> RunnableModel:
-    """Return the bundled model `name`, ready to run in NumPy.
+def modality(name: str) -> str:
+    """Return what the bundled model `name` makes: text, code, image or audio."""
+    metadata = json.loads((load(name) / "metadata.json").read_text(encoding="utf-8"))
+    return str(metadata["modality"])
+
+
+def decode(ids: NDArray[np.integer]) -> str:
+    """Return the text of the character ids that a language model writes or takes as "input_ids"; `?` for a mask."""
+    from .vocabulary import decode as text_of  # noqa: PLC0415  reading a folder's path must not import NumPy
+
+    return text_of(ids)
+
+
+def runnable(name: str, weights: Mapping[str, ArrayLike] | None = None) -> Sample:
+    """Return the bundled model `name`, ready to run in NumPy: a `dit.DiT` or a `masked_lm.MaskedLM`.
 
     Parameters
     ----------
@@ -67,5 +98,23 @@ def runnable(name: str, weights: Mapping[str, ArrayLike] | None = None) -> Runna
 
     """
     from .dit import DiT  # noqa: PLC0415  reading a folder's path must not import the numerics
+    from .masked_lm import MaskedLM  # noqa: PLC0415
 
-    return DiT.from_folder(load(name), weights)
+    folder = load(name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") == "DiTTransformer2DModel":
+        return DiT.from_folder(folder, weights)
+    return MaskedLM.from_folder(folder, weights)
+
+
+def evaluate(
+    name: str,
+    weights: Mapping[str, ArrayLike] | None = None,
+    n: int = 20,
+    seed: int = 0,
+    linear: Linear | None = None,
+) -> AnyEvaluation:
+    """Measure what `weights` or `linear` cost the bundled model `name` at its output; see `evaluation.evaluate`."""
+    from . import evaluation  # noqa: PLC0415  likewise
+
+    return evaluation.evaluate(name, weights, n, seed, linear)

@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, so that safetensors can hand it over
 import numpy as np
-from safetensors.numpy import load_file
 
 from .ddim import DDIM
-from .layout import TIME_FEATURES, DiTConfig, checked_weights, class_table
-from .runnable import GUIDANCE, STEPS, Step
+from .layout import TIME_FEATURES, DiTConfig, class_table
+from .numerics import attend, layer_norm, silu, tanh_gelu
+from .runnable import CALIBRATION, GUIDANCE, STEPS, Step
+from .tensors import checked_weights, own_product, stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,48 +24,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from .runnable import Linear
+    from .runnable import Linear, Split
 
     Product: TypeAlias = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 ADA_NORM_EPS = 1e-6
 """Epsilon of AdaLayerNormZero and of the last norm, fixed in diffusers."""
-
-
-def silu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``x * sigmoid(x)``; written with tanh, which cannot overflow."""
-    y: NDArray[np.float32] = x * (0.5 * (1 + np.tanh(0.5 * x)))
-    return y
-
-
-def gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the tanh approximation of GELU (Hendrycks and Gimpel 2016)."""
-    y = x * x  # the widest activation of the model: one new array instead of nine
-    y *= 0.044715
-    y += 1
-    y *= x
-    y *= math.sqrt(2 / math.pi)
-    np.tanh(y, out=y)
-    y += 1
-    y *= x
-    y *= 0.5
-    return y
-
-
-def layer_norm(x: NDArray[np.float32], eps: float) -> NDArray[np.float32]:
-    """Normalize the last axis to mean 0 and variance 1."""
-    centred = x - x.mean(-1, keepdims=True)
-    variance = np.mean(centred * centred, -1, keepdims=True)
-    normalized: NDArray[np.float32] = centred / np.sqrt(variance + eps)
-    return normalized
-
-
-def softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the softmax over the last axis."""
-    powers = np.exp(x - x.max(-1, keepdims=True))
-    shares: NDArray[np.float32] = powers / powers.sum(-1, keepdims=True)
-    return shares
 
 
 def time_features(time: int) -> NDArray[np.float32]:
@@ -108,7 +73,7 @@ class DiT:
         """
         config = DiTConfig.from_file(folder / "config.json")
         sampler = DDIM.from_file(folder / "scheduler" / "scheduler_config.json")
-        arrays = load_file(folder / WEIGHTS_FILE) if weights is None else weights
+        arrays = stored_weights(folder / WEIGHTS_FILE) if weights is None else weights
         checked = checked_weights(arrays, config.tensor_shapes())
         return cls(config, sampler, checked, position_features(config.grid, config.width))
 
@@ -118,9 +83,7 @@ class DiT:
 
     def linear(self, name: str, x: NDArray[np.float32], time: int) -> NDArray[np.float32]:  # noqa: ARG002
         """Multiply by the model's own weight: the hook when no other is given (see `Linear`)."""
-        weight = self.weights[name]
-        rows = x.reshape(-1, x.shape[-1])
-        return (rows @ weight.reshape(len(weight), -1).T).reshape(*x.shape[:-1], len(weight))
+        return own_product(self.weights[name], x)
 
     def forward(self, step: Step, linear: Linear | None = None) -> NDArray[np.float32]:
         """Predict v for one step.
@@ -158,15 +121,22 @@ class DiT:
         shift, scale = np.split(product("proj_out_1", conditions[0])[:, None], 2, axis=-1)
         return self._images(product("proj_out_2", layer_norm(hidden, ADA_NORM_EPS) * (1 + scale) + shift))
 
-    def trajectories(self, n: int, seed: int) -> Iterator[Step]:
-        """Yield the 25 guided network calls of `n` samples of classes 0, 1, 2, ...: with their labels, then without."""
-        labels = np.arange(n) % self.config.n_classes
+    def trajectories(self, n: int, seed: int, split: Split = CALIBRATION) -> Iterator[Step]:  # noqa: ARG002
+        """Yield the 25 guided network calls of `n` samples of classes 0, 1, 2, ...: with their labels, then without.
+
+        The seed alone tells calibration from evaluation, so `split` changes nothing.
+        """
+        labels = self.classes(n)
         for step, _ in self._denoise(labels, seed, STEPS, GUIDANCE, self.linear):
             yield step
 
+    def classes(self, n: int) -> NDArray[np.int64]:
+        """Return the labels of `n` samples: the classes in turn."""
+        return np.arange(n, dtype=np.int64) % self.config.n_classes
+
     def sample(
         self,
-        labels: NDArray[np.integer],
+        labels: NDArray[np.integer] | int,
         seed: int,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
@@ -177,7 +147,7 @@ class DiT:
         Parameters
         ----------
         labels
-            Integers (n,) in 0..n_classes-1.
+            Integers (n,) in 0..n_classes-1; or n, for the classes in turn.
         seed
             Of the starting noise: the same seed starts from the same noise whatever the weights, and a shorter list of
             labels from the first part of it.
@@ -199,7 +169,7 @@ class DiT:
             A label or `steps` is out of range.
 
         """
-        labels = np.asarray(labels)
+        labels = self.classes(labels) if isinstance(labels, int) else np.asarray(labels)
         if labels.ndim != 1 or not np.isin(labels, np.arange(self.config.n_classes)).all():
             raise ValueError(f"labels must be a flat list of classes in 0..{self.config.n_classes - 1}, got {labels!r}")
         images = np.empty((len(labels), 1, self.config.image_size, self.config.image_size), np.float32)
@@ -227,16 +197,11 @@ class DiT:
         modulation = product(f"{block}.norm1.linear", condition)[:, None]
         shift, scale, gate, ff_shift, ff_scale, ff_gate = np.split(modulation, 6, axis=-1)
         x = layer_norm(hidden, ADA_NORM_EPS) * (1 + scale) + shift
-        query, key, value = (self._heads(product(f"{block}.attn1.to_{part}", x)) for part in "qkv")
-        attention = softmax(query @ key.swapaxes(-1, -2) * self.config.head_width**-0.5)
-        mixed = (attention @ value).swapaxes(1, 2).reshape(x.shape)
+        query, key, value = (product(f"{block}.attn1.to_{part}", x) for part in "qkv")
+        mixed = attend(query, key, value, self.config.heads)
         hidden = hidden + gate * product(f"{block}.attn1.to_out.0", mixed)
         x = layer_norm(hidden, self.config.norm_eps) * (1 + ff_scale) + ff_shift
-        return hidden + ff_gate * product(f"{block}.ff.net.2", gelu(product(f"{block}.ff.net.0.proj", x)))
-
-    def _heads(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Split (n, tokens, width) into (n, heads, tokens, head width)."""
-        return x.reshape(*x.shape[:2], self.config.heads, self.config.head_width).swapaxes(1, 2)
+        return hidden + ff_gate * product(f"{block}.ff.net.2", tanh_gelu(product(f"{block}.ff.net.0.proj", x)))
 
     def _patches(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cut images (n, 1, size, size) into tokens (n, grid * grid, patch * patch)."""

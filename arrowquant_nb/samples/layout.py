@@ -1,4 +1,4 @@
-"""Which tensors a `DiTTransformer2DModel` checkpoint holds, from its config.json, and whether given weights are those.
+"""Which tensors a `DiTTransformer2DModel` checkpoint holds, from its config.json.
 
 It knows names, shapes and config fields; it computes nothing.
 """
@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
 
 TIME_FEATURES = 256
 """Width of the sinusoidal timestep features, fixed in diffusers' CombinedTimestepLabelEmbeddings."""
@@ -119,24 +113,3 @@ class DiTConfig:
 def class_table(block: int) -> str:
     """Return the checkpoint name of a block's class embedding."""
     return f"transformer_blocks.{block}.norm1.emb.class_embedder.embedding_table.weight"
-
-
-def checked_weights(
-    weights: Mapping[str, ArrayLike], shapes: Mapping[str, tuple[int, ...]]
-) -> Mapping[str, NDArray[np.float32]]:
-    """Copy `weights` to read-only float32 arrays after comparing their names and shapes with `shapes`."""
-    missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
-    if missing:
-        raise ValueError(f"the weights lack {len(missing)} of the model's {len(shapes)} tensors, first {missing[0]!r}")
-    if unknown:
-        raise ValueError(
-            f"the model has no place for {len(unknown)} of the {len(weights)} weights, first {unknown[0]!r}"
-        )
-    checked = {}
-    for name, shape in shapes.items():
-        array = np.array(weights[name], dtype=np.float32)
-        if array.shape != shape:
-            raise ValueError(f"{name!r} has shape {list(array.shape)}; the model's config asks for {list(shape)}")
-        array.flags.writeable = False
-        checked[name] = array
-    return MappingProxyType(checked)

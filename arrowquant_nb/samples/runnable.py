@@ -7,7 +7,7 @@ activations or records a layer's inputs passes a hook and leaves the model alone
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +19,11 @@ STEPS = 25
 """Sampling steps of a trajectory, and of a sample unless said otherwise."""
 GUIDANCE = 1.5
 """Classifier-free guidance scale (Ho and Salimans 2022), likewise: prediction = null + guidance (class - null)."""
+
+Split = Literal["calibration", "evaluation"]
+"""Which part of a model's own data a trajectory is drawn from, so that no figure is taken on what was calibrated on."""
+CALIBRATION: Final = "calibration"
+EVALUATION: Final = "evaluation"
 
 
 class Linear(Protocol):
@@ -69,20 +74,26 @@ class RunnableModel(Protocol):
         ...
 
     def trajectories(self, n: int, seed: int) -> Iterable[Step]:
-        """Yield the network calls of `n` samples drawn from `seed` by the model's own weights, first step first."""
+        """Yield the network calls of `n` samples drawn from `seed`, most noisy first: what calibration runs through.
+
+        The bundled models also take ``split="evaluation"``: a masked language model then masks other text.
+        """
         ...
 
     def forward(self, step: Step, linear: Linear | None = None) -> NDArray[np.float32]:
         """Return the network's output for one step; `linear` None multiplies by the model's own weights."""
         ...
 
+
+class Sample(RunnableModel, Protocol):
+    """A bundled model: it knows data of its own, and draws."""
+
+    def trajectories(self, n: int, seed: int, split: Split = CALIBRATION) -> Iterable[Step]:
+        """Yield the network calls of `n` samples drawn from `seed` in one part of the model's data."""
+        ...
+
     def sample(
-        self,
-        labels: NDArray[np.integer],
-        seed: int,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        linear: Linear | None = None,
-    ) -> NDArray[np.float32]:
-        """Draw one sample per label; the same seed starts from the same noise whatever the weights."""
+        self, n: int, /, seed: int, steps: int = STEPS, *, linear: Linear | None = None
+    ) -> NDArray[np.float32] | NDArray[np.int64]:
+        """Draw `n` samples; the same seed starts from the same noise whatever the weights."""
         ...

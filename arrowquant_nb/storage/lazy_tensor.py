@@ -83,6 +83,9 @@ class LazyTensor:
         n_covered = 0
         for reference in self.references:
             sizes = {column: nbytes for column, (_, nbytes) in reference.ranges.items()}
+            equalization = 0 if self.kept else sizes.pop("equalization", 0)
+            if equalization not in (0, 2 * columns, 4 * columns):
+                raise ShapeMismatchError(f"an equalization of {equalization} bytes does not fit {columns} columns")
             branch = self._branch_sizes(reference, columns)
             possible = [base | branch for base in self._possible_sizes(reference.row_count, columns)]
             if reference.row_start != n_covered or sizes not in possible:
@@ -159,6 +162,10 @@ class LazyTensor:
                 for name, (shape, dtype) in zip(("data", "scales", "zero_points"), buffers, strict=True)
             )
             low_rank_a, low_rank_b = self._branch(payloads, reference)
+            stored = payloads.get("equalization")
+            equalization: NDArray[Any] | None = None
+            if stored is not None:
+                equalization = np.frombuffer(stored, np.float16 if stored.nbytes == 2 * columns else np.float32)
         except (ValueError, KeyError) as error:
             raise ValidationError(
                 f"{self.name!r} in {self.file!r}: stored sizes do not fit shape {self.shape}: {error}"
@@ -177,6 +184,7 @@ class LazyTensor:
             rotation_seed=self.rotation_seed,
             low_rank_a=low_rank_a,
             low_rank_b=low_rank_b,
+            equalization=equalization,
         )
 
     def _branch(

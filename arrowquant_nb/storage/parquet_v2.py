@@ -6,8 +6,8 @@ tile is a contiguous byte range of a standard Parquet file and can be mapped wit
 With code the integer of a weight, s, m, a1, a2, mu float16 (float32 where that is out of range) per group, `grid` says:
     zero_point  w = (code - z) s            scales s; zero_points z, packed like the codes
     minimum     w = s code + m              scales s; zero_points m
-    levels      w = (mu +- a1) +- a2        scales pairs a1, a2; zero_points mu; INT2 only: bit 1 of a code is the sign of
-                                            a1, bit 0 that of a2, 1 = plus
+    levels      w = (mu +- a1) +- a2        scales pairs a1, a2; zero_points mu; INT2 only, bit 1 of a code is the sign
+                                            of a1, bit 0 that of a2, 1 = plus
 Knows nothing of models, manifests or how codes came about.
 """
 
@@ -81,6 +81,7 @@ class Tile:
     rotation_seed : signs of the Hadamard rotation that dequantizing undoes, the same in every tile; None = none.
     low_rank_a : float16 (row_count, rank), this tile's rows of the branch; None = no branch.
     low_rank_b : float16 (rank, columns), the branch's other factor, in the first tile only.
+    equalization : float16 or float32, one per column; dequantized columns are divided by it.
     sqnr_db, cosine, mse, w_absmax : error of this tile from the stored values.
     """
 
@@ -103,12 +104,13 @@ class Tile:
     rotation_seed: int | None = None
     low_rank_a: NDArray[Any] | None = None
     low_rank_b: NDArray[Any] | None = None
+    equalization: NDArray[Any] | None = None
 
     def payloads(self) -> dict[str, memoryview]:
         """Bytes of each binary column that is present."""
         arrays = {
             "data": self.data, "scales": self.scales, "zero_points": self.zero_points,
-            "low_rank_a": self.low_rank_a, "low_rank_b": self.low_rank_b,
+            "low_rank_a": self.low_rank_a, "low_rank_b": self.low_rank_b, "equalization": self.equalization,
         }  # fmt: skip
         return {k: v.data.cast("B") if v.nbytes else memoryview(b"") for k, v in arrays.items() if v is not None}
 

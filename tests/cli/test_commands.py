@@ -17,6 +17,9 @@ from arrowquant_nb import samples
 from arrowquant_nb.cli.commands import _Commands, main
 from arrowquant_nb.config import DiffusionQuantConfig, available_fields
 
+QUICK = ("--calibration-samples", 4)
+"""Calibration of a sample in about two seconds."""
+
 
 def run(*arguments, env=None, code=0):
     done = CliRunner().invoke(main, [str(a) for a in arguments], env=env)
@@ -28,7 +31,7 @@ def run(*arguments, env=None, code=0):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "model"
-    done = run("quantize", "digits-dit", folder, "--json")
+    done = run("quantize", "digits-dit", folder, "--json", *QUICK)
     assert done.stderr == ""
     assert json.loads(done.stdout)["quantized_path"] == str(folder)
     return folder
@@ -219,8 +222,8 @@ def test_a_quantized_model_is_quantized_again_only_when_asked_for(model, tmp_pat
 
 
 def test_a_finished_model_of_another_source_is_replaced_only_when_asked_for(models, tmp_path):
-    run("quantize", "digits-dit", tmp_path / "model", "--quiet")
-    run("quantize", "digits-dit", tmp_path / "model", "--quiet", "--bit-width", 8)  # the same source, other settings
+    run("quantize", "digits-dit", tmp_path / "model", "--quiet", *QUICK)
+    run("quantize", "digits-dit", tmp_path / "model", "--quiet", "--bit-width", 8, *QUICK)  # the same source, other settings
     before = (tmp_path / "model" / "manifest.json").read_bytes()
     assert "overwrite" in run("quantize", models.dit, tmp_path / "model", code=1).stderr
     assert (tmp_path / "model" / "manifest.json").read_bytes() == before
@@ -229,7 +232,7 @@ def test_a_finished_model_of_another_source_is_replaced_only_when_asked_for(mode
 
 
 def test_layers_that_fell_back_are_counted_on_stderr(tmp_path):
-    arguments = ["quantize", "digits-dit", "--profile", "edge", "--min-accuracy", 0.98]
+    arguments = ["quantize", "digits-dit", "--profile", "edge", "--min-output-sqnr-db", 17, *QUICK]
     done = run(*arguments, tmp_path / "a")
     said = [line for line in done.stderr.splitlines() if "fell back to more bits" in line]
     result = json.loads(run(*arguments, tmp_path / "b", "--json").stdout)
@@ -240,7 +243,7 @@ def test_layers_that_fell_back_are_counted_on_stderr(tmp_path):
     assert n_layers > 1
     assert said == [f"{n_layers} layers missed the quality gate and fell back to more bits"]
     assert run(*arguments, tmp_path / "c", "--quiet").stderr == ""
-    assert "fell back" not in run("quantize", "digits-dit", tmp_path / "d", "--profile", "cloud").stderr
+    assert "fell back" not in run("quantize", "digits-dit", tmp_path / "d", "--profile", "cloud", *QUICK).stderr
 
 
 def on_terminal(*arguments):

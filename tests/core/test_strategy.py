@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from arrowquant_nb.core.strategy import AVAILABLE_METHODS, select
+from arrowquant_nb.core.strategy import AVAILABLE_METHODS, method_at, other_method_reason, select
 from arrowquant_nb.errors import ConfigurationError
 
 
@@ -55,6 +55,15 @@ def test_gptq_asked_for_without_calibration_gives_way_and_says_so():
     assert not select("image", 4, "uls", True, True, True).compensated
 
 
+def test_sign_planes_exist_at_two_bits_only():
+    assert [method_at("r2q", bits) for bits in (2, 4, 8)] == ["r2q", "uls", "uls"]
+    assert [method_at("hqq", bits) for bits in (2, 4, 8)] == ["hqq"] * 3
+    assert other_method_reason("r2q", 2) == other_method_reason("mse", 8) == ""
+    assert other_method_reason("r2q", 8) == "r2q exists at 2 bits only, so INT8 uses uls"
+    with pytest.raises(ConfigurationError, match="method r2q exists at 2 bits only, not at 4: set bit_width=2"):
+        select("image", 4, "r2q", False, True, True)
+
+
 def test_second_parts_follow_modality_and_switches():
     for modality, aware, spatial in itertools.product(("text", "code", "image", "audio"), (False, True), (False, True)):
         choice = select(modality, 4, "auto", True, aware, spatial)
@@ -65,8 +74,10 @@ def test_second_parts_follow_modality_and_switches():
 
 def test_every_combination_uses_a_method_that_exists():
     for modality, bits, method in itertools.product(
-        ("text", "code", "image", "audio"), (2, 4, 8), ("auto", "rtn", "mse", "uls")
+        ("text", "code", "image", "audio"), (2, 4, 8), ("auto", *AVAILABLE_METHODS)
     ):
+        if method == "r2q" and bits != 2:
+            continue
         choice = select(modality, bits, method, False, True, True)
         assert choice.used_method in AVAILABLE_METHODS
         assert choice.reason

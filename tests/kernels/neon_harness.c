@@ -36,7 +36,9 @@ static void fill(float *w, int columns, float unit) {
 static uint64_t run_job(const instruction_set *isa, quantize_job job, const float *w, uint64_t hash) {
     /* exact sizes, so that a sanitizer sees a byte too many */
     const int64_t columns = job.columns, stored = job.wide ? 4 : 2, item = job.kind == KIND_FLOAT32 ? 4 : 2;
-    const int64_t zeros = ROWS * (job.method == METHOD_ULS ? job.n_groups * stored : job.zeros_stride);
+    const int grid = grid_of(job.method);
+    const int64_t zeros = ROWS * (grid != GRID_ZERO_POINT ? job.n_groups * stored : job.zeros_stride);
+    const int64_t scales = ROWS * job.n_groups * stored * (grid == GRID_LEVELS ? 2 : 1);
     uint8_t *weight = malloc((size_t)(ROWS * columns * item));
     for (int64_t i = 0; i < ROWS * columns; i++) {
         uint32_t bits = float_bits(w[i]);
@@ -46,7 +48,7 @@ static uint64_t run_job(const instruction_set *isa, quantize_job job, const floa
     float *gain = malloc(ROWS * sizeof(float));
     job.weight = weight;
     job.packed = calloc((size_t)(ROWS * job.packed_stride), 1);
-    job.scales = calloc((size_t)(ROWS * job.n_groups * stored), 1);
+    job.scales = calloc((size_t)scales, 1);
     job.zeros = calloc((size_t)zeros, 1);
     job.sums = calloc(ROWS * 4, sizeof(double));
     job.status = calloc(ROWS, 1);
@@ -57,7 +59,7 @@ static uint64_t run_job(const instruction_set *isa, quantize_job job, const floa
     for (int i = 0; i < ROWS; i++) usable &= job.status[i] == 0;
     if (usable) {
         hash = hash_bytes(hash, job.packed, (size_t)(ROWS * job.packed_stride));
-        hash = hash_bytes(hash, job.scales, (size_t)(ROWS * job.n_groups * stored));
+        hash = hash_bytes(hash, job.scales, (size_t)scales);
         hash = hash_bytes(hash, job.zeros, (size_t)zeros);
         hash = hash_bytes(hash, job.sums, ROWS * 4 * sizeof(double));
         for (int kind = 0; kind < 3; kind++) {
@@ -66,7 +68,7 @@ static uint64_t run_job(const instruction_set *isa, quantize_job job, const floa
                 .packed = job.packed, .scales = job.scales, .zeros = job.zeros, .out = calloc(nbytes, 1), .rows = ROWS,
                 .columns = columns, .n_groups = job.n_groups, .packed_stride = job.packed_stride,
                 .zeros_stride = job.zeros_stride, .kind = kind, .bits = job.bits, .group_size = job.group_size,
-                .minimum = job.method == METHOD_ULS, .wide = job.wide};
+                .minimum = grid != GRID_ZERO_POINT, .levels = grid == GRID_LEVELS, .wide = job.wide};
             run_dequantize(isa, &back, 0, 3);
             run_dequantize(isa, &back, 3, ROWS);
             hash = hash_bytes(hash, back.out, nbytes);
@@ -86,8 +88,9 @@ int main(int argc, char **argv) {
         if (argc > 1 && strcmp(argv[1], sets[s].name) != 0) continue;
         state = 1;
         for (int c = 0; c < 6; c++) for (int g = 0; g < 4; g++) for (int bits = 2; bits <= 8; bits *= 2)
-            for (int method = 0; method < 3; method++) for (int kind = 0; kind < 3; kind++) {
-                const int wide = (c + g + method) % 2, weighted = method != METHOD_RTN && kind == 1;
+            for (int method = 0; method < 5; method++) for (int kind = 0; kind < 3; kind++) {
+                const int wide = (c + g + method) % 2, weighted = method != METHOD_RTN && method != METHOD_HQQ && kind == 1;
+                if (method == METHOD_R2Q && bits != 2) continue;
                 quantize_job job = {
                     .rows = ROWS, .columns = widths[c], .kind = kind, .bits = bits, .group_size = groups[g], .method = method,
                     .gain = g % 2, .wide = wide, .importance = weighted ? importance : NULL};

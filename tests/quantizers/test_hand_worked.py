@@ -84,11 +84,50 @@ def test_mse_int2_shrinks_a_range_with_an_outlier():
     assert best.scales[0, 0] < full.scales[0, 0]
 
 
+def test_r2q_recovers_four_symmetric_levels():
+    # mu = 10, a1 = 2, a2 = 0.5: levels 7.5, 8.5, 11.5, 12.5, codes 0, 1, 2, 3 = two sign bits, a1's above a2's.
+    tensor = quantize_array(matrix([7.5, 8.5, 11.5, 12.5] * 4), 2, 16, "r2q")
+    assert (tensor.scales.tolist(), tensor.zero_points.tolist()) == ([[[2.0, 0.5]]], [[10.0]])
+    assert tensor.packed.tolist() == [[0b11100100] * 4]
+    assert tensor.dequantize()[0, :4].tolist() == [7.5, 8.5, 11.5, 12.5]
+    assert tensor.statistics.sum_ee == 0.0
+
+
+def test_r2q_recovers_two_levels_of_unequal_number():
+    # Twelve weights of 0.25 and four of 1.25: every pair of planes with two levels there is exact.
+    tensor = quantize_array(matrix([0.25] * 12 + [1.25] * 4), 2, 16, "r2q")
+    assert tensor.dequantize().tolist() == [[0.25] * 12 + [1.25] * 4]
+
+
+def test_r2q_codes_are_the_nearest_levels():
+    # Outer levels: mean of fourteen 3 and two 2.1 = 2.8875; inner: of fourteen 1 and two 1.9 = 1.1125. So mu = 0,
+    # a1 = (2.8875 + 1.1125) / 2 = 2 and a2 = 0.8875: 1.9 is nearer to the inner level, 2.1 to the outer.
+    weights = matrix([-3.0, -1.0, 1.0, 3.0] * 14 + [1.9, 2.1, -1.9, -2.1] * 2)
+    tensor = quantize_array(weights, 2, 64, "r2q", gain_correction=False)
+    assert tensor.zero_points.tolist() == [[0.0]]
+    assert tensor.scales[0, 0].tolist() == [2.0, pytest.approx(0.8875, rel=2**-11)]
+    assert tensor.packed[0, -1] == 0b00011110  # 1.9 -> 2, 2.1 -> 3, -1.9 -> 1, -2.1 -> 0
+
+
+def test_hqq_int2_moves_the_minimum_towards_the_many():
+    # s = 3 / 3 = 1 stays. From the plain minimum 0, fourteen weights err by 0.2 and two by 0; 0.2 is below the
+    # threshold 1 / (10 sqrt(0.2)) = 0.22, so the minimum moves by the mean 14 * 0.2 / 16 = 0.175. There the next mean
+    # is (14 * 0.025 - 2 * 0.175) / 16 = 0: it stays.
+    weights = matrix([0.0] + [1.2, 2.2] * 7 + [3.0])
+    tensor = quantize_array(weights, 2, 16, "hqq")
+    assert tensor.scales.tolist() == [[1.0]]
+    assert float(tensor.zero_points[0, 0]) == pytest.approx(0.175, rel=2**-11)
+    assert np.abs(tensor.dequantize() - weights).mean() == pytest.approx((14 * 0.025 + 2 * 0.175) / 16, rel=2**-8)
+
+
 @pytest.mark.parametrize(("bits", "grid_bits"), [(2, 16 + 2), (4, 16 + 4), (8, 16 + 8)])
 def test_bits_per_weight_counts_every_stored_byte(bits, grid_bits):
     weights = np.ones((4, 64 * 8), np.float32)
     assert quantize_array(weights, bits, 64, "rtn").bits_per_weight == bits + grid_bits / 64
     assert quantize_array(weights, bits, 64, "uls").bits_per_weight == bits + 32 / 64
+    assert quantize_array(weights, bits, 64, "hqq").bits_per_weight == bits + 32 / 64
+    if bits == 2:
+        assert quantize_array(weights, bits, 64, "r2q").bits_per_weight == bits + 48 / 64
 
 
 def test_gain_correction_multiplies_every_scale_of_a_row_by_one_factor():

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from arrowquant_nb.quantizers import quantize_array
 
+METHODS = ["rtn", "mse", "uls", "hqq", "r2q"]
+LEAST_SQUARES = ["mse", "uls", "r2q"]
 few = settings(max_examples=40, deadline=None)
 bits_of = st.sampled_from([2, 4, 8])
 group_of = st.sampled_from([16, 32, 64, 256])
@@ -77,9 +79,10 @@ def test_rtn_scales_with_powers_of_two(w, bits, group_size, k):
         assert np.array_equal(one.scales.astype(np.float64) * 2.0**k, other.scales)
 
 
-@given(matrices(columns=192), bits_of, st.sampled_from(["rtn", "mse", "uls"]), st.randoms(use_true_random=False))
+@given(matrices(columns=192), bits_of, st.sampled_from(METHODS), st.randoms(use_true_random=False))
 @few
 def test_rows_and_groups_are_independent(w, bits, method, random):
+    bits = 2 if method == "r2q" else bits
     rows, groups = list(range(len(w))), list(range(3))
     random.shuffle(rows)
     random.shuffle(groups)
@@ -120,21 +123,23 @@ def test_uls_follows_a_change_of_scale(w, bits, a):
         assert other.statistics.sum_ee == pytest.approx(one.statistics.sum_ee * a * a, rel=1e-2, abs=1e-9)
 
 
-@given(matrices(), bits_of, group_of, st.sampled_from(["mse", "uls"]))
+@given(matrices(), bits_of, group_of, st.sampled_from(LEAST_SQUARES))
 @few
 def test_gain_correction_makes_the_table_unbiased(w, bits, group_size, method):
+    bits = 2 if method == "r2q" else bits
     plain = quantize_array(w, bits, group_size, method, gain_correction=False)
     fixed = quantize_array(w, bits, group_size, method, gain_correction=True)
     for row in range(len(w)):
         x = w[row].astype(np.float64)
         before, after = (x @ t.dequantize()[row].astype(np.float64) for t in (plain, fixed))
-        if before > 0 and 0.5 < (x @ x) / before < 2.0 and float(plain.scales[row].min()) > 2.0**-14:
+        if before > 0 and 0.5 < (x @ x) / before < 2.0 and float(plain.scales[row, ..., :1].min()) > 2.0**-14:
             assert after == pytest.approx(x @ x, rel=2**-9)
 
 
-@given(matrices(), bits_of, group_of, st.sampled_from(["rtn", "mse", "uls"]), st.booleans())
+@given(matrices(), bits_of, group_of, st.sampled_from(METHODS), st.booleans())
 @few
 def test_statistics_are_those_of_the_decoded_weights(w, bits, group_size, method, gain):
+    bits = 2 if method == "r2q" else bits
     tensor = quantize_array(w, bits, group_size, method, gain)
     x, q = w.astype(np.float64), tensor.dequantize().astype(np.float64)
     found = tensor.statistics
@@ -145,9 +150,10 @@ def test_statistics_are_those_of_the_decoded_weights(w, bits, group_size, method
     assert found.w_absmax == np.abs(w).max()
 
 
-@given(matrices(), bits_of, group_of, st.sampled_from(["mse", "uls"]))
+@given(matrices(), bits_of, group_of, st.sampled_from(LEAST_SQUARES))
 @few
 def test_equal_importance_changes_nothing(w, bits, group_size, method):
+    bits = 2 if method == "r2q" else bits
     flat = np.full(w.shape[1], 0.37, np.float32)
     one, other = (quantize_array(w, bits, group_size, method, importance=v) for v in (None, flat * 0 + 1))
     third = quantize_array(w, bits, group_size, method, importance=np.full(w.shape[1], 4.0, np.float32))
@@ -155,10 +161,35 @@ def test_equal_importance_changes_nothing(w, bits, group_size, method):
     assert one.scales.tobytes() == other.scales.tobytes() == third.scales.tobytes()
 
 
-def test_importance_moves_the_error_to_columns_that_do_not_matter():
+@pytest.mark.parametrize("method", LEAST_SQUARES)
+def test_importance_moves_the_error_to_columns_that_do_not_matter(method):
     w = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
     v = np.where(np.arange(64) < 16, 100.0, 0.01).astype(np.float32)
     plain, weighted = (
-        quantize_array(w, 2, 64, "uls", gain_correction=False, importance=i).dequantize() for i in (None, v)
+        quantize_array(w, 2, 64, method, gain_correction=False, importance=i).dequantize() for i in (None, v)
     )
     assert ((weighted - w)[:, :16] ** 2).sum() < 0.8 * ((plain - w)[:, :16] ** 2).sum()
+
+
+@given(matrices(), bits_of, group_of)
+@few
+def test_hqq_errs_by_no_more_than_its_plain_range(w, bits, group_size):
+    """The mean absolute error of every group is at most that of the first iterate, the range's scale and minimum."""
+    found = quantize_array(w, bits, group_size, "hqq").dequantize().astype(np.float64)
+    n = 2**bits - 1
+    for row, decoded in zip(w, found, strict=True):
+        for start in range(0, len(row), group_size):
+            g = row[start : start + group_size]
+            m = np.float32(np.float16(g.min()))
+            s = np.float32(max(np.float16((g.max() - g.min()) / np.float32(n)), np.float16(2.0**-24)))
+            first = np.clip(np.rint((g - m) / s), 0, n).astype(np.float32) * s + m
+            error = np.abs(decoded[start : start + group_size] - g).sum()
+            assert error <= np.abs(first.astype(np.float64) - g).sum() * (1 + 1e-4) + 1e-12
+
+
+@pytest.mark.parametrize("method", ["rtn", "hqq"])
+def test_gain_correction_leaves_what_is_no_least_squares_grid_alone(method):
+    w = np.random.default_rng(0).standard_normal((4, 128)).astype(np.float32)
+    one, other = (quantize_array(w, 2, 32, method, gain_correction=g) for g in (False, True))
+    assert one.scales.tobytes() == other.scales.tobytes()
+    assert one.zero_points.tobytes() == other.zero_points.tobytes()

@@ -102,7 +102,9 @@ def test_every_instruction_set_gives_the_same_bytes(rows, columns, backward):
 @pytest.mark.parametrize(("columns", "length", "n_signs"), [(48, 32, 48), (48, 8, 48), (48, 24, 48), (48, 16, 47)])
 def test_the_kernel_refuses_sizes_that_do_not_fit(columns, length, n_signs):
     with pytest.raises(ValueError, match="48"):
-        _kernels.rotate_rows(np.zeros((2, columns), "f4"), np.ones(n_signs, "f4"), length, False, 1, "scalar")
+        _kernels.rotate_rows(
+            np.zeros((2, columns), np.float32), np.ones(n_signs, np.float32), length, False, 1, "scalar"
+        )
 
 
 def test_hessian_and_importance_follow_the_basis():

@@ -5,14 +5,14 @@ import pickle
 
 import pytest
 
-from arrowquant_nb import ArrowQuantV2, ModelNotFoundError
+from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig, ModelNotFoundError
 from arrowquant_nb.runs.inspection import Listing, inspect_model
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inspect") / "<i>model"
-    result = ArrowQuantV2().quantize_diffusion_model("digits-dit", folder)
+    result = ArrowQuantV2(DiffusionQuantConfig(calibration_samples=4)).quantize_diffusion_model("digits-dit", folder)
     return inspect_model("digits-dit"), inspect_model(folder), result
 
 

@@ -123,6 +123,23 @@ def test_labels_that_are_no_classes_are_refused(model, labels):
         model.sample(np.array(labels), 0)
 
 
+def test_a_number_in_place_of_labels_takes_the_classes_in_turn(model):
+    np.testing.assert_array_equal(model.sample(12, 3, steps=2), model.sample(np.arange(12) % 10, 3, steps=2))
+    assert samples.runnable("plucks-dit").classes(8).tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+
+
+def test_generated_spectra_are_of_the_class_asked_for():
+    """High tones keep their power above low ones, and FM tones last longer than plucked strings."""
+    spectra = samples.runnable("plucks-dit").sample(12, 0)
+    assert spectra.shape == (12, 64, 64)
+    assert np.abs(spectra).max() <= 1
+    sounding = spectra > -0.9
+    assert sounding[3::6].mean() + sounding[4::6].mean() > sounding[0::6].mean() + sounding[1::6].mean() + 0.05
+    lowest = [int(np.argmax(spectrum[:, 4])) for spectrum in spectra]
+    assert max(lowest[0], lowest[6]) * 62.5 < 450
+    assert min(lowest[2], lowest[8]) * 62.5 > 450
+
+
 def test_no_labels_give_no_images(model):
     assert model.sample(np.array([], dtype=np.int64), 0, steps=1).shape == (0, 8, 8)
 

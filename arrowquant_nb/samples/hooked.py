@@ -1,0 +1,57 @@
+"""A runnable model under a hook of its own, so that whoever evaluates models can evaluate a hook.
+
+Knows nothing of what the hook does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .runnable import GUIDANCE, STEPS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .runnable import Linear, RunnableModel, Step
+
+
+@dataclass(frozen=True, eq=False)
+class HookedModel:
+    """A model whose products go through `linear` unless a call brings another hook; implements `RunnableModel`."""
+
+    model: RunnableModel
+    """The model that runs."""
+    linear: Linear
+    """Its hook."""
+
+    @property
+    def weights(self) -> Mapping[str, NDArray[np.float32]]:
+        """The model's own weights."""
+        return self.model.weights
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every weight by name."""
+        return self.model.layers()
+
+    def trajectories(self, n: int, seed: int) -> Iterable[Step]:
+        """Yield the trajectories of the model without the hook."""
+        return self.model.trajectories(n, seed)
+
+    def forward(self, step: Step, linear: Linear | None = None) -> NDArray[np.float32]:
+        """Return the network's output for one step."""
+        return self.model.forward(step, linear or self.linear)
+
+    def sample(
+        self,
+        labels: NDArray[np.integer],
+        seed: int,
+        steps: int = STEPS,
+        guidance: float = GUIDANCE,
+        linear: Linear | None = None,
+    ) -> NDArray[np.float32]:
+        """Draw one sample per label."""
+        return self.model.sample(labels, seed, steps, guidance, linear or self.linear)

@@ -1,0 +1,166 @@
+"""Folding changes no output: on the bundled transformer, and on transformers' own classes."""
+
+import numpy as np
+import pytest
+
+from arrowquant_nb import ConfigurationError, ShapeMismatchError, samples
+from arrowquant_nb.quantizers.folding import fold_equalization, shared_inputs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DIT = "DiTTransformer2DModel"
+
+
+def some_scales(weights, groups, alone=(), seed=0):
+    """Scales over three orders of magnitude, one array per group of layers with a common input."""
+    rng = np.random.default_rng(seed)
+    scales = {}
+    for group in (*groups, *((name,) for name in alone)):
+        values = np.exp(rng.normal(0, 1.5, weights[group[0]].shape[1])).astype(np.float16).astype(np.float32)
+        scales |= dict.fromkeys(group, values)
+    return scales
+
+
+def relative_error(found, expected):
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return samples.runnable("digits-dit")
+
+
+@pytest.fixture(scope="module")
+def scales(model):
+    alone = [n for n in model.layers() if n.endswith(("to_out.0.weight", "ff.net.0.proj.weight", "ff.net.2.weight"))]
+    return some_scales(model.weights, shared_inputs(model.weights, DIT), (*alone, "proj_out_2.weight"))
+
+
+def test_query_key_and_value_share_an_input(model):
+    block = "transformer_blocks.2.attn1"
+    assert (f"{block}.to_q.weight", f"{block}.to_k.weight", f"{block}.to_v.weight") in shared_inputs(model.weights, DIT)
+    assert len(shared_inputs(model.weights, DIT)) == 4
+    assert shared_inputs(model.weights, "SomethingNew") == []
+
+
+def test_all_foldings_together_leave_the_output_as_it_was(model, scales):
+    folding = fold_equalization(model.weights, scales, DIT)
+    assert sorted(folding.folded) == sorted(n for n in scales if not n.endswith("ff.net.2.weight"))
+    assert sorted(folding.stored) == sorted(n for n in scales if n.endswith("ff.net.2.weight"))
+    other = samples.runnable("digits-dit", {**model.weights, **folding.weights})
+    steps = list(model.trajectories(3, 0))
+    for step in (steps[0], steps[12], steps[-1]):
+        assert relative_error(other.forward(step), model.forward(step)) < 1e-5
+
+
+def test_the_inputs_come_divided(model, scales):
+    folding = fold_equalization(model.weights, scales, DIT)
+    other = samples.runnable("digits-dit", {**model.weights, **folding.weights})
+    step = next(iter(model.trajectories(2, 0)))
+    seen = {}
+    for key, runnable in (("before", model), ("after", other)):
+
+        def hook(name, x, time, key=key, runnable=runnable):
+            seen[key, name] = x
+            return runnable.linear(name, x, time)
+
+        runnable.forward(step, hook)
+    for name in folding.folded:
+        assert relative_error(seen["after", name] * scales[name], seen["before", name]) < 1e-5
+
+
+def test_the_given_weights_are_not_written(model, scales):
+    before = {name: array.copy() for name, array in model.weights.items()}
+    fold_equalization(model.weights, scales, DIT)
+    for name, array in model.weights.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_layers_with_one_input_and_different_scales_are_stored(model, scales):
+    names = [f"transformer_blocks.0.attn1.to_{p}.weight" for p in "qkv"]
+    own = {name: scales[name] * np.float32(k + 1) for k, name in enumerate(names)}
+    folding = fold_equalization(model.weights, own, DIT)
+    assert folding.folded == ()
+    assert folding.stored == tuple(own)
+    assert folding.weights == {}
+    only_query = fold_equalization(model.weights, {names[0]: scales[names[0]]}, DIT)
+    assert only_query.stored == (names[0],)
+
+
+def test_an_unknown_architecture_stores_everything(model, scales):
+    folding = fold_equalization(model.weights, scales, "SomethingNew")
+    assert folding.weights == {}
+    assert folding.stored == tuple(scales)
+
+
+def test_scales_that_do_not_fit_are_refused_by_name(model, scales):
+    name = "proj_out_2.weight"
+    with pytest.raises(ShapeMismatchError, match=name):
+        fold_equalization(model.weights, {name: scales[name][:5]}, DIT)
+    with pytest.raises(ShapeMismatchError, match="nowhere"):
+        fold_equalization(model.weights, {"nowhere.weight": scales[name]}, DIT)
+    with pytest.raises(ConfigurationError, match=name):
+        fold_equalization(model.weights, {name: 0 * scales[name]}, DIT)
+
+
+def test_a_producer_of_another_width_is_refused_by_name(model, scales):
+    weights = {**model.weights, "proj_out_1.weight": model.weights["proj_out_1.weight"][:-1]}
+    with pytest.raises(ShapeMismatchError, match="proj_out_1"):
+        fold_equalization(weights, {"proj_out_2.weight": scales["proj_out_2.weight"]}, DIT)
+
+
+def check_torch_model(model, architecture, run, foldable, unfoldable):
+    """Fold random scales into a torch model and compare its outputs in float64."""
+    import torch
+
+    weights = {name: value.numpy().astype(np.float32) for name, value in model.state_dict().items()}
+    groups = shared_inputs(weights, architecture)
+    alone = [n for n in weights if any(n.endswith(f"{end}.weight") for end in (*foldable, *unfoldable))]
+    scales = some_scales(weights, groups, [n for n in alone if not any(n in g for g in groups)])
+    folding = fold_equalization(weights, scales, architecture)
+    assert all(any(n.endswith(f"{end}.weight") for end in foldable) for n in folding.folded)
+    assert all(any(n.endswith(f"{end}.weight") for end in unfoldable) for n in folding.stored)
+    assert folding.folded
+    with torch.no_grad():
+        before = run(model.double()).numpy()
+        state = {name: torch.from_numpy(np.array(value)) for name, value in {**weights, **folding.weights}.items()}
+        model.load_state_dict(state)
+        assert relative_error(run(model).numpy(), before) < 1e-5
+
+
+@pytest.mark.torch
+def test_bert_folds_its_values_and_nothing_else():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.BertForMaskedLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.arange(24).reshape(2, 12)
+    check_torch_model(
+        model, "BertForMaskedLM", lambda m: m(input_ids=tokens).logits,
+        ("attention.output.dense",),
+        ("self.query", "self.key", "self.value", "intermediate.dense", ".output.dense"),
+    )  # fmt: skip
+
+
+@pytest.mark.torch
+def test_dream_folds_its_norms_and_the_gated_branch():
+    """Dream computes what Qwen2 computes, with the same names; its values are shared by several heads."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.Qwen2ForCausalLM(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.arange(24).reshape(2, 12)
+    check_torch_model(
+        model, "DreamModel", lambda m: m(input_ids=tokens).logits,
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), ("o_proj",),
+    )  # fmt: skip
