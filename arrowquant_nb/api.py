@@ -12,10 +12,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb import _kernels, samples
-from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod, ScaleFormat
+from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, ShapeMismatchError
+from arrowquant_nb.errors import ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
 from arrowquant_nb.runs import record, validation
@@ -210,10 +210,11 @@ def quantize_tensor(
         Seen as the matrix [O, rest]; 1-D counts as one row. Strided, big-endian and read-only arrays work; the
         caller's array is never written.
     bit_width : 2, 4 or 8.
-    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256.
+    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256 (see scale_format).
     method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), "hqq" (minimum fitted to
         small errors), "r2q" (two sign planes and an offset, 2 bits only), or "auto" (= uls).
-    scale_format : "float16".
+    scale_format : "float16", one float16 scale and minimum per group; or "k" (method uls; INT2 with group_size 16 or
+        32, INT4 with 32 or 64): integers under one float16 pair per 256 weights, which Q2_K and Q4_K blocks can take.
     rotation : "none", "hadamard" (spreads outliers over their row; undone by `dequantize`), or "auto": hadamard where
         the squared error of the weights is lower by it, at equal bytes; `.rotation_seed` of the result says which.
         Rows need a length that 16 divides; otherwise "auto" leaves them, and "hadamard" is an error.
@@ -242,12 +243,12 @@ def quantize_tensor(
     >>> tensor.bits_per_weight
     4.5
     """
-    if scale_format != str(ScaleFormat.FLOAT16):
-        raise ConfigurationError(f"scale_format={scale_format!r} is not available yet; use 'float16'")
-    chosen = "uls" if method == str(QuantMethod.AUTO) else method
-    settings = (bit_width, group_size, chosen, gain_correction, importance)
+    settings = {
+        "bit_width": bit_width, "group_size": group_size, "gain_correction": gain_correction, "importance": importance,
+        "method": "uls" if method == str(QuantMethod.AUTO) else method, "scale_format": str(scale_format),
+    }  # fmt: skip
     if rotation == "none":
-        return quantize_array(array, *settings, out=out, n_threads=n_threads)
+        return quantize_array(array, **settings, out=out, n_threads=n_threads)
     return quantize_rotated_array(array, settings, rotation, seed, out=out, n_threads=n_threads)
 
 

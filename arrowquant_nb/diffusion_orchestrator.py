@@ -111,6 +111,7 @@ class DiffusionOrchestrator:
             0, name, weight.shape, str(weight.dtype), *matrix.shape, weight.nbytes, requested, config.group_size,
             methods, config.gain_correction, config.min_accuracy, "array", "given", "argument",
             rotation=str(config.rotation), seed=config.seed, low_rank=config.low_rank,
+            scale_format=str(config.scale_format),
         )  # fmt: skip
         attempts: list[AttemptReport] = []
         for bits in gates.fallback_chain(requested):

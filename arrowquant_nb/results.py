@@ -32,7 +32,7 @@ class AttemptReport(JsonForm):
     output_sqnr, worst_output_sqnr : signal over error of the layer's output in dB on held-out inputs, over all of them
         and in the worst timestep group; "not_measured" without calibration.
     sentence : why, in plain words.
-    group_size : weights that share a scale.
+    group_size, scale_format : weights that share a scale, and how scales were stored (float16 or k).
     output_cosine, output_gain : cosine of the outputs, and how much of the output is kept; reported, never a gate.
     compared : error of every way that was tried at this width by its name: at the layer's output with calibration,
         else of the weights.
@@ -53,6 +53,7 @@ class AttemptReport(JsonForm):
     output_cosine: float | str = "not_measured"
     output_gain: float | str = "not_measured"
     compared: dict[str, float] = field(default_factory=dict)
+    scale_format: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class LayerReport(JsonForm):
     attempts : every attempt in order.
     rotation_seed : signs of the Hadamard rotation that was applied; None = not rotated.
     low_rank : rank of the float16 branch that is stored; 0 = none.
+    scale_format : float16 or k ("" when kept).
     """
 
     name: str
@@ -96,6 +98,7 @@ class LayerReport(JsonForm):
     attempts: tuple[AttemptReport, ...] = ()
     rotation_seed: int | None = None
     low_rank: int = 0
+    scale_format: str = ""
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
@@ -156,6 +159,7 @@ class PlanRow(JsonForm):
     n_weights: int
     source_nbytes: int
     nbytes: int
+    scale_format: str = ""
 
     @property
     def bits_per_weight(self) -> float:

@@ -127,8 +127,9 @@ static void ISA(search_tiles)(const ISA(batch) *b, const quantize_job *job, ISA(
             const ISA(planes) f = ISA(search_r2q)(x, v, b->length, job->wide, &misfit);
             ISA(put_planes)(r, p, job->wide ? ISA(denormalise_planes)(f, exponent) : f, misfit);
         } else {
+            const int shifts = job->bits == 4 && job->group_size == 32 && !job->wide; /* where they pay */
             ISA(found) f = job->method == METHOD_HQQ ? ISA(search_hqq)(x, b->length, n, job->wide)
-                                                     : ISA(search_uls)(x, v, b->length, n, job->wide);
+                                                     : ISA(search_uls)(x, v, b->length, n, job->wide, shifts);
             ISA(put_found)(r, p, job->wide ? ISA(denormalise)(f, exponent) : f);
         }
     }

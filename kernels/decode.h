@@ -56,7 +56,7 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
     }
 }
 
-/* Stored parameters of groups [first, first + n) of a row. */
+/* Stored parameters of groups [first, first + n) of a row; first is a multiple of STEP. */
 INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first, int n, const int bits, const int grid,
                            ISA(grid_values) *v) {
     const int item = job->wide ? 4 : 2;
@@ -66,6 +66,11 @@ INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first
             ISA(load_one)(job->scales + (at + g) * 2 * item, job->wide, v->scale + g);
             ISA(load_one)(job->scales + ((at + g) * 2 + 1) * item, job->wide, v->minor + g);
         }
+    } else if (grid == ISA(MINIMUM) && job->k_bits) {
+        ISA(k_load_values)(job->scales + row * job->k_stride, job, first, n, v->scale);
+        ISA(k_load_values)(job->zeros + row * job->k_stride, job, first, n, v->zero);
+        EACH_PIECE ISA(v_store)(v->zero + p * LANES, -ISA(v_load)(v->zero + p * LANES));
+        return;
     } else ISA(load_stored)(job->scales + at * item, n, job->wide, v->scale);
     if (grid == ISA(ZERO_POINT)) ISA(load_codes)(job->zeros + row * job->zeros_stride + first * bits / 8, n, bits, v->zero);
     else ISA(load_stored)(job->zeros + at * item, n, job->wide, v->zero);

@@ -4,6 +4,7 @@
 
 #include "job.h"
 #include "half.h"
+#include "k_codes.h"
 #include "packing.h"
 #if defined(__x86_64__)
 #include <immintrin.h>

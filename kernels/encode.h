@@ -12,7 +12,7 @@ INLINE vf ISA(within)(vf x, int k, int length) {
     return (vf)((vi)x & (lane < length - k - (vi){0}));
 }
 
-/* How the groups of a batch turn weights into codes. */
+/* How the groups of a batch turn weights into codes. A scale of 0, which the k format has, makes every code 0. */
 typedef struct {
     float s[BATCH], m[BATCH];       /* scale and minimum */
     float low[BATCH], high[BATCH];  /* clip to these before rounding */
@@ -22,7 +22,9 @@ typedef struct {
 
 INLINE void ISA(make_grids)(const float *scale, const float *zero, int n, const int minimum, ISA(grids) *grids) {
     EACH_TILE {
-        const vf s = ISA(v_load)(scale + p * LANES), z = ISA(v_load)(zero + p * LANES), levels = ISA(v_splat)((float)n);
+        const vf stored = ISA(v_load)(scale + p * LANES), z = ISA(v_load)(zero + p * LANES);
+        const vi flat = stored == (vf){0};
+        const vf s = ISA(v_select)(flat, ISA(v_splat)(1.0f), stored), levels = ISA(v_select)(flat, (vf){0}, ISA(v_splat)((float)n));
         const vi to_code = (minimum ? (vi){0} : __builtin_convertvector(z, vi)) - MAGIC_BITS;
         ISA(v_store)(grids->s + p * LANES, s);
         ISA(v_store)(grids->m + p * LANES, z);

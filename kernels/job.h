@@ -14,26 +14,31 @@ enum { STATUS_NOT_USABLE = 1, STATUS_NEEDS_FLOAT32 = 2 };
 enum {
     STEP = 16,      /* elements a step: element k of a group adds to partial sum k % STEP */
     BATCH = 32,     /* groups in flight */
-    MAX_GROUP = 256
+    MAX_GROUP = 256,
+    BLOCK = 256,     /* weights of one row under one pair of float16, in the k format */
+    MAX_K_GROUP = 64 /* so that a batch holds whole blocks: BLOCK / 64 ... BLOCK / 16 groups each */
 };
 
 typedef struct {
     const uint8_t *weight;   /* IN rows x columns of `kind`, any alignment */
     const float *importance; /* IN columns, or NULL */
     uint8_t *packed;         /* OUT rows x packed_stride */
-    uint8_t *scales;         /* OUT rows x n_groups float16, float32 when wide; pairs a1, a2 (r2q) */
-    uint8_t *zeros;          /* OUT minima (uls, hqq) or offsets (r2q) of the same type, else packed codes rows x zeros_stride */
+    uint8_t *scales;         /* OUT rows x n_groups float16, float32 when wide; pairs a1, a2 (r2q); k: rows x k_stride */
+    uint8_t *zeros;          /* OUT minima (uls, hqq) or offsets (r2q) like the scales, else packed codes rows x zeros_stride */
     double *sums;            /* OUT rows x 4: ww, wq, ee, max abs */
     uint8_t *status;         /* OUT rows */
     int64_t rows, columns, n_groups, packed_stride, zeros_stride;
+    int64_t k_stride, n_blocks; /* of the k format */
     int kind, bits, group_size, method, gain, wide;
+    int k_bits; /* bits of an integer scale or minimum: 6 or 4; 0 = one float per group */
 } quantize_job;
 
 typedef struct {
     const uint8_t *packed, *scales, *zeros; /* IN as above */
     uint8_t *out;                           /* OUT rows x columns of `kind` */
     int64_t rows, columns, n_groups, packed_stride, zeros_stride;
-    int kind, bits, group_size, minimum, wide;
+    int64_t k_stride, n_blocks;
+    int kind, bits, group_size, minimum, wide, k_bits;
     int levels; /* pairs a1, a2 as scales, with minimum = 1 */
 } dequantize_job;
 
@@ -62,5 +67,8 @@ static const float ULS_SHRINKS[12] = {
     SHRINK(0.05, 0), SHRINK(0.05, 1), SHRINK(0.05, 2), SHRINK(0.05, 3), SHRINK(0.05, 4), SHRINK(0.05, 5),
     SHRINK(0.05, 6), SHRINK(0.05, 7), SHRINK(0.05, 8), SHRINK(0.05, 9), SHRINK(0.05, 10), SHRINK(0.05, 11)};
 #undef SHRINK
+/* Steps by which the ends of a range move inwards: of 64 pairs the eight that together leave the least error, measured. */
+static const double RANGE_SHIFTS[8][2] = {{0.0, 0.0}, {0.0, 0.4}, {-0.2, 0.6}, {0.2, -0.2},
+                                          {0.4, -0.4}, {0.4, 0.6}, {0.6, 0.4}, {0.8, 0.2}};
 
 #endif

@@ -12,6 +12,7 @@ INLINE vf ISA(v_abs)(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
 
 /* Weighted squared error of each trial. */
 INLINE void ISA(judge_levels)(const float *u, const float *v, int length, const ISA(planes) *trial, vf *sse) {
+    const int candidates = CANDIDATES;
     EACH_CANDIDATE sse[c] = (vf){0};
     for (int k = 0; k < length; k++) {
         const vf w = ISA(v_load)(u + k * LANES);
@@ -52,6 +53,7 @@ INLINE vi ISA(v_sign_bit)(vi x) { return (x >> 31) & 1; }
 /* Assign every weight to its nearest level and fit the levels to their weights. Negated weights give negated sums, so the
  * fit of -w is that of w. */
 INLINE void ISA(refit_levels)(const float *u, const float *v, int length, vf share, vf sv, vf su, ISA(planes) *trial) {
+    const int candidates = CANDIDATES;
     ISA(sign_sums) sums[CANDIDATES];
     memset(sums, 0, sizeof sums);
     for (int k = 0; k < length; k++) {
@@ -113,6 +115,7 @@ INLINE ISA(planes) ISA(greedy_levels)(const float *u, const float *v, int length
 /* Round the trials as stored and keep the best so far; `centre` was taken off the values. */
 INLINE void ISA(keep_best)(const float *x, const float *v, int length, int wide, vf centre, const ISA(planes) *trial, vf *best,
                            ISA(planes) *found) {
+    const int candidates = CANDIDATES;
     ISA(planes) t[CANDIDATES];
     vf sse[CANDIDATES];
     EACH_CANDIDATE {
@@ -210,8 +213,3 @@ INLINE void ISA(score_levels)(const float *w, const uint8_t *packed, int length,
         }
     }
 }
-
-#undef EACH_CANDIDATE
-#undef EACH_STEP
-#undef STRIDE
-#undef CANDIDATES

@@ -3,11 +3,13 @@
 static __attribute__((noinline)) void ISA(quantize_batch)(const ISA(batch) *b, const quantize_job *job) {
     ISA(results) r;
     if (b->n < BATCH) memset(&r, 0, sizeof r);
-    if (job->method == METHOD_RTN) ISA(search_range)(b, job, &r);
+    if (job->k_bits) ISA(k_load_batch)(b, job, &r);
+    else if (job->method == METHOD_RTN) ISA(search_range)(b, job, &r);
     else ISA(search_tiles)(b, job, &r);
     ISA(encode_batch)(b, job, &r);
-    ISA(store_grid)(b, job, &r);
     ISA(add_sums)(b, job, &r, 0);
+    if (job->k_bits) return; /* the rest was done by k_search */
+    ISA(store_grid)(b, job, &r);
     ISA(add_largest)(b, job, &r);
     ISA(add_misfits)(b, job, &r);
 }
@@ -18,6 +20,12 @@ static __attribute__((noinline)) void ISA(rescale_batch)(const ISA(batch) *b, co
     float factor[BATCH];
     const int wide = job->wide, item = wide ? 4 : 2, grid = grid_of(job->method);
     memset(&r, 0, sizeof r);
+    if (job->k_bits) { /* k_rescale_row was here */
+        ISA(k_load_batch)(b, job, &r);
+        if (!wide) ISA(score_batch)(b, job, &r);
+        ISA(add_sums)(b, job, &r, 1);
+        return;
+    }
     memset(factor, 0, sizeof factor);
     for (int g = 0; g < b->n; g++) {
         const int64_t row = b->row[g], at = row * job->n_groups + b->group[g], bit = b->group[g] * job->bits;
@@ -81,6 +89,7 @@ static void ISA(quantize_block)(const quantize_job *job, int64_t start, int64_t 
     memset(job->sums + 4 * start, 0, (size_t)(stop - start) * 4 * sizeof(double));
     memset(job->status + start, 0, (size_t)(stop - start));
     if (grid_of(job->method) == GRID_ZERO_POINT) memset(job->zeros + start * job->zeros_stride, 0, (size_t)((stop - start) * job->zeros_stride));
+    if (job->k_bits) ISA(k_search)(job, start, stop);
     if (full) ISA(walk)(job, start, stop, 0, full, job->group_size, NULL);
     if (tail) ISA(walk)(job, start, stop, full, 1, tail, NULL);
     if (job->gain && job->method != METHOD_RTN && job->method != METHOD_HQQ) {
@@ -88,6 +97,7 @@ static void ISA(quantize_block)(const quantize_job *job, int64_t start, int64_t 
             double *sums = job->sums + 4 * row, c = sums[0] > 0 && sums[1] > 0 ? sums[0] / sums[1] : 1.0;
             gain[row - start] = (float)(c < 0.5 ? 0.5 : c > 2.0 ? 2.0 : c);
             sums[1] = sums[2] = 0.0;
+            if (job->k_bits) ISA(k_rescale_row)(job, row, gain[row - start]);
         }
         if (full) ISA(walk)(job, start, stop, 0, full, job->group_size, gain);
         if (tail) ISA(walk)(job, start, stop, full, 1, tail, gain);

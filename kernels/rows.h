@@ -87,6 +87,8 @@ FOLD(fold_max, v_max)
 #include "encode.h"
 #include "levels.h"
 #include "batch.h"
+#include "k_search.h"
+#include "k_grid.h"
 #include "score.h"
 #include "store.h"
 #include "quantize.h"

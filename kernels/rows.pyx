@@ -17,15 +17,15 @@ cdef extern from "dispatch.h" nogil:
         uint8_t *zeros
         double *sums
         uint8_t *status
-        int64_t rows, columns, n_groups, packed_stride, zeros_stride
-        int kind, bits, group_size, method, gain, wide
+        int64_t rows, columns, n_groups, packed_stride, zeros_stride, k_stride, n_blocks
+        int kind, bits, group_size, method, gain, wide, k_bits
     ctypedef struct dequantize_job:
         const uint8_t *packed
         const uint8_t *scales
         const uint8_t *zeros
         uint8_t *out
-        int64_t rows, columns, n_groups, packed_stride, zeros_stride
-        int kind, bits, group_size, minimum, wide, levels
+        int64_t rows, columns, n_groups, packed_stride, zeros_stride, k_stride, n_blocks
+        int kind, bits, group_size, minimum, wide, k_bits, levels
     ctypedef struct instruction_set:
         const char *name
     int supported_sets(instruction_set *out)
@@ -87,8 +87,21 @@ cdef int _check_levels(bint levels, int bits) except -1:
     return 0
 
 
+cdef int _k_sizes(object scales, int64_t columns, int bits, int group_size, int64_t *n_blocks, int64_t *stride) except -1:
+    """Fill in blocks and bytes of a row of scales in the k format; return the bytes of a block's float."""
+    if (bits, group_size) not in ((2, 16), (2, 32), (4, 32), (4, 64)) or scales.dtype.itemsize != 1:
+        raise ValueError(f"no k format with {bits} bits, group_size {group_size}, scales {scales.dtype}")
+    n_blocks[0] = (columns + 255) // 256
+    stride[0] = scales.shape[1]
+    cdef int64_t integers = ((columns + group_size - 1) // group_size * (6 if bits == 4 else 4) + 7) // 8
+    for item in (2, 4):
+        if stride[0] == n_blocks[0] * item + integers:
+            return item
+    raise ValueError(f"scales: {stride[0]} bytes a row do not fit {columns} columns")
+
+
 cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
-    cdef int64_t rows, columns, groups, item, weight_nbytes
+    cdef int64_t rows, columns, groups, item, weight_nbytes, scales_nbytes, zeros_nbytes
     cdef int grid
     rows, columns = order.weight.shape
     _check_sizes(rows, columns, order.bit_width, order.group_size, 1)
@@ -98,18 +111,27 @@ cdef int _fill_quantize(quantize_job *job, object order, list held) except -1:
     job.gain = bool(order.gain_correction)
     grid = grid_of(job.method)
     _check_levels(grid == 2, job.bits)
-    item = order.scales.dtype.itemsize
-    job.wide = item == 4
     groups = job.n_groups = (columns + job.group_size - 1) // job.group_size
+    job.k_bits = job.k_stride = job.n_blocks = 0
+    item = order.scales.dtype.itemsize
+    if order.scale_format == "k":
+        item = _k_sizes(order.scales, columns, job.bits, job.group_size, &job.n_blocks, &job.k_stride)
+        job.k_bits = 6 if job.bits == 4 else 4
+        if job.method != 2:
+            raise ValueError("the k format needs method uls")
+    job.wide = item == 4
     job.packed_stride = (columns * job.bits + 7) // 8
     job.zeros_stride = (groups * job.bits + 7) // 8
     weight_nbytes = rows * columns * (4 if job.kind == 0 else 2)
     job.weight = <const uint8_t *><size_t>_address(order.weight, held, "weight", weight_nbytes, False)
     job.packed = <uint8_t *><size_t>_address(order.packed, held, "packed", rows * job.packed_stride, True)
-    job.scales = <uint8_t *><size_t>_address(
-        order.scales, held, "scales", rows * groups * item * (2 if grid == 2 else 1), True)
-    job.zeros = <uint8_t *><size_t>_address(
-        order.zero_points, held, "zero_points", rows * (job.zeros_stride if grid == 0 else groups * item), True)
+    scales_nbytes = zeros_nbytes = rows * (job.k_stride if job.k_bits else groups * item)
+    if grid == 2:
+        scales_nbytes *= 2
+    if grid == 0:
+        zeros_nbytes = rows * job.zeros_stride
+    job.scales = <uint8_t *><size_t>_address(order.scales, held, "scales", scales_nbytes, True)
+    job.zeros = <uint8_t *><size_t>_address(order.zero_points, held, "zero_points", zeros_nbytes, True)
     job.sums = <double *><size_t>_address(order.sums, held, "sums", rows * 32, True)
     job.status = <uint8_t *><size_t>_address(order.status, held, "status", rows, True)
     job.importance = NULL
@@ -166,25 +188,29 @@ def dequantize_rows(
     cdef dequantize_job job
     cdef const instruction_set *chosen = &_sets[_find(isa)]
     cdef list held = []
-    cdef int64_t rows, columns, item, step, i, n_blocks
+    cdef int64_t rows, columns, item, step, i, n_blocks, scales_nbytes
     rows, columns = out.shape
     _check_sizes(rows, columns, bit_width, group_size, n_threads)
     job.rows, job.columns, job.bits, job.group_size, job.kind = rows, columns, bit_width, group_size, KINDS[kind]
-    job.minimum = {"zero_point": 0, "minimum": 1, "levels": 1}[grid]
+    job.minimum = {"zero_point": 0, "minimum": 1, "levels": 1, "k": 1}[grid]
     job.levels = grid == "levels"
     _check_levels(job.levels, bit_width)
+    job.k_bits = job.k_stride = job.n_blocks = 0
     item = scales.dtype.itemsize
-    if item not in (2, 4):
+    if grid == "k":
+        item = _k_sizes(scales, columns, bit_width, group_size, &job.n_blocks, &job.k_stride)
+        job.k_bits = 6 if bit_width == 4 else 4
+    elif item not in (2, 4):
         raise ValueError(f"scales must be float16 or float32, got {scales.dtype}")
     job.wide = item == 4
     job.n_groups = (columns + group_size - 1) // group_size
     job.packed_stride = (columns * bit_width + 7) // 8
     job.zeros_stride = (job.n_groups * bit_width + 7) // 8
     job.packed = <const uint8_t *><size_t>_address(packed, held, "packed", rows * job.packed_stride, False)
-    job.scales = <const uint8_t *><size_t>_address(
-        scales, held, "scales", rows * job.n_groups * item * (1 + job.levels), False)
+    scales_nbytes = rows * (job.k_stride if job.k_bits else job.n_groups * item)
+    job.scales = <const uint8_t *><size_t>_address(scales, held, "scales", scales_nbytes * (1 + job.levels), False)
     job.zeros = <const uint8_t *><size_t>_address(
-        zero_points, held, "zero_points", rows * (job.n_groups * item if job.minimum else job.zeros_stride), False)
+        zero_points, held, "zero_points", scales_nbytes if job.minimum else rows * job.zeros_stride, False)
     i = rows * columns * (4 if job.kind == 0 else 2)
     job.out = <uint8_t *><size_t>_address(out, held, "out", i, True)
     step = max(1, BLOCK_WEIGHTS // columns)

@@ -80,13 +80,13 @@ def normalised(w):
     return [F(D(x) * 2.0**-e) for x in w], e
 
 
-def rtn_grid(w, v, n, wide):
+def rtn_grid(w, v, n, wide, shifts=False):
     lo, hi = min(F(0), *w), max(F(0), *w)
     s = scale_of(lo, hi, n, wide)
     return s, zero_of(lo, s, n)
 
 
-def mse_grid(w, v, n, wide):
+def mse_grid(w, v, n, wide, shifts=False):
     x = normalised(w)[0] if wide else w
     lo, hi = min(F(0), *x), max(F(0), *x)
     best = (F(np.inf), F(1), F(1))
@@ -108,7 +108,38 @@ def mse_grid(w, v, n, wide):
     return s, zero_of(lo, s, n)
 
 
-def uls_grid(w, v, n, wide):
+SHIFTS = [(0.0, 0.0), (0.0, 0.4), (-0.2, 0.6), (0.2, -0.2), (0.4, -0.4), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2)]
+
+
+def shifted_ranges(u, v, lo, step, top, floor, n):
+    """Least squares with m <= top on the codes of eight ranges, and of the best twice more: s, m, sum vq, sum vqq."""
+    sv, su = in_order(v), in_order([F(a * b) for a, b in zip(v, u, strict=True)])
+    best = (F(np.inf), step, lo, F(0), F(0))
+    for k in range(10):
+        s0, m0 = best[1:3]
+        if k < 8:
+            a, b = SHIFTS[k]
+            s0, m0 = max(F(step * F(1 - (a + b) / n)), floor), min(F(lo + F(step * F(a))), top)
+        r = F(F(1) / s0)
+        q = [rint(clip(F(F(y - m0) * r), F(0), F(n))) for y in u]
+        vq = [F(a * b) for a, b in zip(v, q, strict=True)]
+        sq, sqq = in_order(vq), in_order([F(a * b) for a, b in zip(vq, q, strict=True)])
+        squ = in_order([F(a * b) for a, b in zip(vq, u, strict=True)])
+        d = F(F(sv * sqq) - F(sq * sq))
+        if d > 0 and F(F(sqq * su) - F(sq * squ)) <= F(top * d):
+            s = F(F(F(sv * squ) - F(su * sq)) / d)
+            m = F(F(su - F(s * sq)) * F(F(1) / sv))
+        else:
+            s, m = F(F(squ - F(top * sq)) / sqq), top
+        if not s >= floor:
+            s, m = s0, m0
+        error = F(F(s * F(F(s * sqq) + F(F(F(m * sq) - squ) * F(2)))) + F(m * F(F(m * sv) - F(su * F(2)))))
+        if error < best[0]:
+            best = (error, s, m, sq, sqq)
+    return best[1:]
+
+
+def uls_grid(w, v, n, wide, shifts=False):
     x, exponent = normalised(w) if wide else (w, 0)
     stored = (lambda y: y) if wide else half
     floor = F(2.0**-48) if wide else F(2.0**-24)
@@ -150,13 +181,18 @@ def uls_grid(w, v, n, wide):
         sse = squared_error(s, m)
         if sse < best:
             best, best_s, best_m = sse, s, m
+    if shifts:
+        s, m, _, _ = shifted_ranges(u, v, F(span * F(-0.5)), max(F(span / F(n)), floor), F(np.inf), floor, n)
+        s, m = max(stored(s), floor), stored(F(m + centre))
+        if squared_error(s, m) < best:
+            best_s, best_m = s, m
     if wide:
         best_s = max(F(D(best_s) * 2.0**exponent), F(2.0**-149))
         best_m = F(D(best_m) * 2.0**exponent)
     return best_s, best_m
 
 
-def hqq_grid(w, v, n, wide):
+def hqq_grid(w, v, n, wide, shifts=False):
     x, exponent = normalised(w) if wide else (w, 0)
     stored = (lambda y: y) if wide else half
     lo, hi = F(min(x) + F(0)), F(max(x) + F(0))
@@ -244,7 +280,7 @@ def r2q_error(x, v, a1, a2, mu):
     return in_order([F(a * F(b * b)) for a, b in zip(v, e, strict=True)])
 
 
-def r2q_grid(w, v, n, wide):
+def r2q_grid(w, v, n, wide, shifts=False):
     x, exponent = normalised(w) if wide else (w, 0)
     stored = (lambda y: y) if wide else half
     lo, hi = F(min(x) + F(0)), F(max(x) + F(0))
@@ -307,7 +343,7 @@ def quantize_row(weights, bits, group_size, method, gain=True, importance=None, 
     with np.errstate(all="ignore"):
         for g, w in enumerate(groups):
             v = importance[g * group_size : g * group_size + len(w)]
-            s, zero = GRIDS[method](w, v, n, wide)
+            s, zero = GRIDS[method](w, v, n, wide, bits == 4 and group_size == 32 and not wide)
             codes += [encode_one(x, s, zero, n, method) for x in w]
             scales.append(s)
             zeros.append(zero)
@@ -334,11 +370,153 @@ def quantize_row(weights, bits, group_size, method, gain=True, importance=None, 
     return Row(codes, scales, zeros, totals)
 
 
+@dataclass
+class KRow:
+    """One row in the k format: w' = d * sc * code - dmin * mn."""
+
+    codes: list[int]
+    d: list[np.float32]  # one per 256 weights
+    dmin: list[np.float32]
+    sc: list[int]  # one per group
+    mn: list[int]
+    sums: tuple[float, float, float]
+
+
+def k_fit(w, v, n, wide):
+    """One group: s, m <= 0, sum v, sum vq / sum v, sum vqq - (sum vq)^2 / sum v."""
+    floor = F(2.0**-48) if wide else F(2.0**-24)
+    lo, hi = min(F(0), F(min(w) + F(0))), F(max(w) + F(0))
+    span, centre = F(hi - lo), F(F(lo + hi) * F(0.5))
+    u = [F(x - centre) for x in w]
+    s, m, sq, sqq = shifted_ranges(u, v, F(lo - centre), max(F(span / F(n)), floor), F(F(0) - centre), floor, n)
+    sv = in_order(v)
+    follow = F(sq * F(F(1) / sv)) if sv > 0 else F(0)
+    return s, min(F(m + centre), F(0)), sv, follow, max(F(sqq - F(sq * follow)), F(0))
+
+
+def k_quotients(largest, most, wide):
+    divisors = [F(most), F(most + 0.5)] + [F(most - 0.5 * i) for i in range(1, 15)]
+    return [F(largest / t) if wide else half(F(largest / t)) for t in divisors]
+
+
+def k_nearest(x, d, most):
+    return rint(clip(F(x * F(F(1) / d)), F(0), F(most))) if d > 0 else F(0)
+
+
+def k_pair(fits, most, wide):
+    """d and dmin of a block, sc and mn of its groups, from the fits alone."""
+    best = None
+    for d in k_quotients(max(f[0] for f in fits), most, wide):
+        cost = F(0)
+        for s, m, sv, follow, spread in fits:
+            e = F(F(d * k_nearest(s, d, most)) - s)
+            beyond = max(F(m - F(follow * e)), F(0))
+            cost = F(cost + F(F(spread * F(e * e)) + F(sv * F(beyond * beyond))))
+        if best is None or cost < best[0]:
+            best = (cost, d)
+    d = best[1]
+    sc = [k_nearest(f[0], d, most) for f in fits]
+    target = [max(F(F(f[3] * F(F(d * c) - f[0])) - f[1]), F(0)) for f, c in zip(fits, sc, strict=True)]
+    best = None
+    for dmin in k_quotients(max(target), most, wide):
+        cost = F(0)
+        for t, f in zip(target, fits, strict=True):
+            e = F(F(dmin * k_nearest(t, dmin, most)) - t)
+            cost = F(cost + F(f[2] * F(e * e)))
+        if best is None or cost < best[0]:
+            best = (cost, dmin)
+    return d, best[1], sc, [k_nearest(t, best[1], most) for t in target]
+
+
+def k_steps(x, s, m, n):
+    """Steps above the minimum, the code, and the length of a step; the scale 0 has the code 0 alone."""
+    step = s if s > 0 else F(1)
+    y = F(F(x - m) * F(F(1) / step))
+    return y, rint(clip(y, F(0), F(n if s > 0 else 0))), step
+
+
+def k_sweep(w, v, d, dmin, sc, mn, n, most):
+    """Integers of one group after one sweep."""
+
+    def squared_error(sc, mn):
+        terms = []
+        for weight, x in zip(v, w, strict=True):
+            y, q, step = k_steps(x, F(d * sc), -F(dmin * mn), n)
+            terms.append(F(weight * F(F(y - q) * F(y - q))))
+        return F(in_order(terms) * F(step * step))
+
+    q = [k_steps(x, F(d * sc), -F(dmin * mn), n)[1] for x in w]
+    vq = [F(a * b) for a, b in zip(v, q, strict=True)]
+    sv, sx = in_order(v), in_order([F(a * b) for a, b in zip(v, w, strict=True)])
+    sq, sqq = in_order(vq), in_order([F(a * b) for a, b in zip(vq, q, strict=True)])
+    sqx = in_order([F(a * b) for a, b in zip(vq, w, strict=True)])
+    spread = F(F(sv * sqq) - F(sq * sq))
+    s = F(F(F(sv * sqx) - F(sx * sq)) / spread) if spread > 0 else F(d * sc)
+    nearest = k_nearest(s, d, most)
+    best = (squared_error(sc, mn), sc, mn)
+    for near in (nearest, max(F(nearest - F(1)), F(0)), min(F(nearest + F(1)), F(most))):
+        low = k_nearest(F(F(F(F(d * near) * sq) - sx) / sv), dmin, most) if sv > 0 else mn
+        sse = squared_error(near, low)
+        if sse < best[0]:
+            best = (sse, near, low)
+    return best[1:]
+
+
+def quantize_row_k(weights, bits, group_size, gain=True, importance=None, wide=False):
+    """Quantize one row of float32 weights in the k format; `wide` = float32 instead of float16 per block."""
+    n, most, size = 2**bits - 1, {2: 15, 4: 63}[bits], group_size
+    weights = [F(x) for x in weights]
+    importance = [F(1)] * len(weights) if importance is None else [F(x) for x in importance]
+    ds, dmins, scs, mns, codes = [], [], [], [], []
+    with np.errstate(all="ignore"):
+        for start in range(0, len(weights), 256):
+            block = weights[start : start + 256]
+            x, exponent = normalised(block) if wide else (block, 0)
+            groups = [x[i : i + size] for i in range(0, len(x), size)]
+            v = [importance[start + i : start + i + len(g)] for i, g in zip(range(0, 256, size), groups, strict=False)]
+            d, dmin, sc, mn = k_pair([k_fit(g, u, n, wide) for g, u in zip(groups, v, strict=True)], most, wide)
+            swept = [k_sweep(g, u, d, dmin, *z, n, most) for g, u, *z in zip(groups, v, sc, mn, strict=True)]
+            if wide:
+                d = max(F(D(d) * 2.0**exponent), F(2.0**-149)) if d > 0 else d
+                dmin = F(D(dmin) * 2.0**exponent)
+            ds.append(d)
+            dmins.append(dmin)
+            for k, (c, low) in enumerate(swept):
+                scs.append(int(c))
+                mns.append(int(low))
+                s, m = F(d * c), -F(dmin * low)
+                for w in block[k * size : (k + 1) * size]:
+                    codes.append(int(rint(clip(F(F(w - m) / s), F(0), F(n)))) if s > 0 else 0)
+
+        def sums():
+            per_block = 256 // size
+            starts = range(0, len(weights), size)
+            grids = [(F(ds[g // per_block] * F(c)), -F(dmins[g // per_block] * F(m))) for g, (c, m) in
+                     enumerate(zip(scs, mns, strict=True))]  # fmt: skip
+            decoded = [
+                [decode_one(c, *grid, "uls") for c in codes[i : i + size]]
+                for i, grid in zip(starts, grids, strict=True)
+            ]
+            return row_sums([weights[i : i + size] for i in starts], decoded, wide)
+
+        totals = sums()
+        if gain:
+            c = totals[0] / totals[1] if totals[0] > 0 and totals[1] > 0 else 1.0
+            c, tiny = F(clip(c, 0.5, 2.0)), F(2.0**-149) if wide else F(2.0**-24)
+            stored = (lambda y: y) if wide else half
+            ds, dmins = ([max(stored(F(x * c)), tiny) if x > 0 else x for x in xs] for xs in (ds, dmins))
+            totals = sums()
+    return KRow(codes, ds, dmins, scs, mns, totals)
+
+
 def pack(codes, bits):
     """Code i of a byte in bits [i * bits, (i + 1) * bits)."""
     out = bytearray(-(-len(codes) * bits // 8))
     for i, code in enumerate(codes):
-        out[i * bits // 8] |= code << (i * bits % 8)
+        wide = code << (i * bits % 8)
+        out[i * bits // 8] |= wide & 255
+        if wide > 255:
+            out[i * bits // 8 + 1] |= wide >> 8
     return bytes(out)
 
 

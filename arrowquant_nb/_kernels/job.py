@@ -37,11 +37,13 @@ class RowsJob(NamedTuple):
     """IN (columns,), not negative, largest value in [1, 2)."""
     packed: NDArray[np.uint8]
     """OUT (rows, ceil(columns * bit_width / 8))."""
-    scales: NDArray[np.float16] | NDArray[np.float32]
-    """OUT (rows, n_groups); r2q: (rows, n_groups, 2)."""
+    scales: NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
+    """OUT (rows, n_groups); r2q: (rows, n_groups, 2); scale_format k: uint8 (rows, bytes), see `k_format`."""
     zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
     """OUT packed codes (rtn, mse), or minima (uls, hqq) or offsets (r2q) like the scales."""
     sums: NDArray[np.float64]
     """OUT (rows, 4): sum ww, sum wq, sum ee, max abs(w)."""
     status: NDArray[np.uint8]
     """OUT (rows,): 0 or STATUS_ bits; a row with a bit set holds no usable codes."""
+    scale_format: str = "float16"
+    """float16 (one float per group; float32 by the dtype of `scales`) or k, with method uls only."""

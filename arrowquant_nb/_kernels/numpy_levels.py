@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels.numpy_search import F32, Floats, Grid, GroupCodes, stored
+from arrowquant_nb._kernels.numpy_search import F32, Floats, Grid, GroupCodes, stored, total
 from arrowquant_nb._kernels.numpy_search import _misfit as misfit
 from arrowquant_nb._kernels.numpy_search import _normalise as normalise
-from arrowquant_nb._kernels.numpy_search import _sum as ordered_sum
 
 __all__ = ["Planes", "nearest_code", "r2q", "refit", "squared_error", "value_of"]
 
@@ -48,7 +47,7 @@ def value_of(codes: NDArray[Any], planes: Planes) -> Floats:
 def squared_error(w: Floats, v: Floats, planes: Planes) -> Floats:
     """Weighted squared error of each group with the codes it would get."""
     e = np.abs(np.abs(w - planes.mu) - planes.a1) - planes.a2
-    return ordered_sum(v * (e * e))
+    return total(v * (e * e))
 
 
 def refit(u: Floats, v: Floats, share: Floats, planes: Planes) -> Planes:
@@ -76,9 +75,9 @@ def refit(u: Floats, v: Floats, share: Floats, planes: Planes) -> Planes:
     below, inner = t < 0, np.abs(t) < a1  # b1 = -1; b1 b2 = -1
     signs = (below, below ^ inner, inner)
     vu = v * u
-    sv, su = ordered_sum(v), ordered_sum(vu)
-    v1, v2, v12 = (ordered_sum(np.where(minus, -v, v)) for minus in signs)
-    u1, u2, u12 = (ordered_sum(np.where(minus, -vu, vu)) for minus in signs)
+    sv, su = total(v), total(vu)
+    v1, v2, v12 = (total(np.where(minus, -v, v)) for minus in signs)
+    u1, u2, u12 = (total(np.where(minus, -vu, vu)) for minus in signs)
     zero, quarter = F32(0), share * F32(0.25)
     in_outer, in_inner, u_outer, u_inner = sv + v12, sv - v12, su + u12, su - u12
     f0 = np.maximum(in_outer - (v1 + v2), zero) * quarter + RIDGE
@@ -100,8 +99,8 @@ def refit(u: Floats, v: Floats, share: Floats, planes: Planes) -> Planes:
 def greedy(u: Floats, v: Floats, share: Floats, mu: Floats) -> Planes:
     """Mean distance to `mu`, and mean distance of what remains: two sign planes fitted one after the other."""
     t = np.abs(u - mu)
-    a1 = ordered_sum(v * t) * share
-    a2 = ordered_sum(v * np.abs(t - a1)) * share
+    a1 = total(v * t) * share
+    a2 = total(v * np.abs(t - a1)) * share
     return Planes(np.maximum(a1, a2), np.minimum(a1, a2), mu)
 
 
@@ -112,9 +111,9 @@ def starts(u: Floats, v: Floats, span: Floats) -> tuple[Floats, list[Planes]]:
     finds any four symmetric levels; greedy about the mean with a wider first plane.
     """
     zero = np.zeros(u.shape[1], F32)
-    sv = ordered_sum(v)
+    sv = total(v)
     share = np.where(sv > LEAST_WEIGHT, F32(1) / sv, zero)  # a group without importance keeps the even levels
-    about_mean = greedy(u, v, share, ordered_sum(v * u) * share)
+    about_mean = greedy(u, v, share, total(v * u) * share)
     wider = about_mean._replace(a1=about_mean.a1 * F32(1.5))
     return share, [Planes(span / F32(3), span / F32(6), zero), about_mean, greedy(u, v, share, zero), wider]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels import numpy_levels, numpy_search
+from arrowquant_nb._kernels import k_format, numpy_k, numpy_levels, numpy_search
 from arrowquant_nb._kernels.job import (
     LEAST_SQUARES_METHODS,
     METHODS,
@@ -54,13 +54,18 @@ def dequantize_rows(
     del kind, n_threads, isa
     rows, columns = out.shape
     step = max(1, TILE_WEIGHTS // columns)
-    groups = scales.shape[1]
+    groups = -(-columns // group_size)
     with np.errstate(over="ignore"):  # a float16 output may overflow to inf, as any conversion does
         for start in range(0, rows, step):
             tile = slice(start, start + step)
             codes = unpack_codes(packed[tile], bit_width, columns)
-            zeros = unpack_codes(zero_points[tile], bit_width, groups) if grid == "zero_point" else zero_points[tile]
-            out[tile] = _decode(codes, scales[tile].astype(F32), zeros.astype(F32), grid, group_size).astype(out.dtype)
+            s, z = scales[tile], zero_points[tile]
+            if grid == "k":
+                s, z = (k_format.expand(a, columns, bit_width, group_size) for a in (s, z))
+                z = -z
+            elif grid == "zero_point":
+                z = unpack_codes(z, bit_width, groups)
+            out[tile] = _decode(codes, s.astype(F32), z.astype(F32), grid, group_size).astype(out.dtype)
 
 
 def pack_codes(codes: NDArray[np.uint8], bit_width: int) -> NDArray[np.uint8]:
@@ -143,19 +148,25 @@ def _quantize_tile(job: RowsJob, tile: slice) -> None:
     unusable = ~(np.abs(weight) <= MAX_WEIGHT).all(axis=1)
     job.status[tile] = unusable * np.uint8(STATUS_NOT_USABLE)
     weight[unusable] = 0.0
+    (_quantize_tile_k if job.scale_format == "k" else _quantize_tile_groups)(job, tile, weight)
+
+
+def _quantize_tile_groups(job: RowsJob, tile: slice, weight: NDArray[np.float32]) -> None:
+    """Scales and zero points stored one per group."""
     rows, n_groups = weight.shape[0], job.scales.shape[1]
     wide = job.scales.dtype == np.float32
     grid_name = METHODS[job.method]
     codes = np.empty(weight.shape, np.uint8)
     scales, zeros = np.empty(job.scales[tile].shape, F32), np.empty((rows, n_groups), F32)
     bad = np.zeros((rows, n_groups), np.bool_)
+    shifts = job.bit_width == 4 and job.group_size == 32 and not wide  # where they pay
     for columns, groups in _spans(weight.shape[1], job.group_size):
         shape = (rows, groups.stop - groups.start, -1)
         w = np.ascontiguousarray(weight[:, columns].reshape(rows * shape[1], -1).T)  # elements x groups
         v = np.ones(1, F32)
         if job.importance is not None:
             v = np.tile(job.importance[columns].reshape(shape[1], -1), (rows, 1)).T.copy()
-        grid = Grid((1 << job.bit_width) - 1, wide)
+        grid = Grid((1 << job.bit_width) - 1, wide, shifts)
         found = SEARCHES[job.method](w, np.broadcast_to(v, w.shape), grid)
         codes[:, columns] = found.codes.T.reshape(rows, -1)
         scales[:, groups] = found.scale.reshape(scales[:, groups].shape)
@@ -163,7 +174,7 @@ def _quantize_tile(job: RowsJob, tile: slice) -> None:
         bad[:, groups] = found.misfit.reshape(shape[:2])
     sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
     if job.gain_correction and job.method in LEAST_SQUARES_METHODS:
-        bad |= _correct_gain(scales, zeros, grid_name, sums, wide)[:, None]
+        bad |= _correct_gain(scales, zeros, grid_name, _gain(sums), wide)[:, None]
         sums = _row_sums(weight, _decode(codes, scales, zeros, grid_name, job.group_size), job.group_size, wide)
     job.status[tile] |= bad.any(axis=1) * np.uint8(STATUS_NEEDS_FLOAT32)
     job.packed[tile] = pack_codes(codes, job.bit_width)
@@ -172,13 +183,61 @@ def _quantize_tile(job: RowsJob, tile: slice) -> None:
     job.sums[tile] = sums
 
 
-def _correct_gain(
-    scales: NDArray[np.float32], zeros: NDArray[np.float32], grid: str, sums: NDArray[np.float64], wide: bool
-) -> NDArray[np.bool_]:
-    """Multiply the stored parameters of a row by sum ww / sum wq, in place; return the rows that overflow."""
+def _quantize_tile_k(job: RowsJob, tile: slice, weight: NDArray[np.float32]) -> None:
+    """Integers per group under a pair of floats per block."""
+    bits, size, columns = job.bit_width, job.group_size, weight.shape[1]
+    wide = job.scales.shape[1] == k_format.row_nbytes(columns, bits, size, wide=True)
+    pairs = numpy_k.search(weight, job.importance, bits, size, wide)
+    scales, minima = _k_bytes(pairs, bits, wide)
+    codes = _codes_of(weight, *_k_grid(scales, minima, columns, bits, size), (1 << bits) - 1, size)
+
+    def sums() -> NDArray[np.float64]:
+        grid = _k_grid(scales, minima, columns, bits, size)
+        return _row_sums(weight, _decode(codes, *grid, "k", size), size, wide)
+
+    job.sums[tile] = sums()
+    if job.gain_correction:
+        pairs = numpy_k.rescale(pairs, _gain(job.sums[tile]), wide)
+        scales, minima = _k_bytes(pairs, bits, wide)
+        job.sums[tile] = sums()
+    job.status[tile] |= pairs.misfit * np.uint8(STATUS_NEEDS_FLOAT32)
+    job.packed[tile] = pack_codes(codes, bits)
+    job.scales[tile], job.zero_points[tile] = scales, minima
+
+
+def _k_bytes(pairs: numpy_k.Pairs, bits: int, wide: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    n = k_format.INTEGER_BITS[bits]
+    return k_format.join(pairs.d, pairs.sc, n, wide), k_format.join(pairs.dmin, pairs.mn, n, wide)
+
+
+def _k_grid(
+    scales: NDArray[np.uint8], minima: NDArray[np.uint8], columns: int, bits: int, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scale and minimum of every group, from the stored bytes."""
+    return k_format.expand(scales, columns, bits, size), -k_format.expand(minima, columns, bits, size)
+
+
+def _codes_of(
+    weight: NDArray[np.float32], scales: NDArray[np.float32], minima: NDArray[np.float32], n: int, group_size: int
+) -> NDArray[np.uint8]:
+    """Nearest code of every weight; a scale of 0 has the code 0 alone."""
+    s, m = (np.repeat(a, group_size, axis=1)[:, : weight.shape[1]] for a in (scales, minima))
+    flat = s == 0
+    codes = np.rint(np.clip((weight - m) / np.where(flat, F32(1), s), F32(0), np.where(flat, F32(0), F32(n))))
+    return np.nan_to_num(codes).astype(np.uint8)
+
+
+def _gain(sums: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return sum ww / sum wq of each row, at most a factor of two."""
     ww, wq = sums[:, 0], sums[:, 1]
     usable = (ww > 0) & (wq > 0)
-    gain = np.where(usable, ww / np.where(usable, wq, 1.0), 1.0).clip(0.5, 2.0).astype(F32)
+    return np.where(usable, ww / np.where(usable, wq, 1.0), 1.0).clip(0.5, 2.0).astype(F32)
+
+
+def _correct_gain(
+    scales: NDArray[np.float32], zeros: NDArray[np.float32], grid: str, gain: NDArray[np.float32], wide: bool
+) -> NDArray[np.bool_]:
+    """Multiply the stored parameters of each row by its gain, in place; return the rows that overflow."""
     round_scale = numpy_search.stored if grid == "levels" else numpy_search.stored_scale  # a plane may be 0 wide
     scales[...] = round_scale((scales.T * gain).T, wide)
     if grid != "zero_point":

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["F32", "METHODS", "Floats", "Grid", "GroupCodes", "stored", "stored_scale"]
+__all__ = [
+    "F32", "FLOAT16_FLUSH", "FLOAT16_TINY", "FLOAT32_TINY", "METHODS", "SEARCH_FLOOR", "Centred", "Floats", "Grid",
+    "GroupCodes", "search_shifts", "stored", "stored_scale", "total",
+]  # fmt: skip
 
 F32 = np.float32
 Floats = NDArray[np.float32]
@@ -25,13 +28,18 @@ ULS_SHRINKS = tuple(F32(1.0 - 0.05 * i) for i in range(12))
 ULS_REFITS = 3
 HQQ_STEPS = 20
 HQQ_BETA, HQQ_GROWTH = 10.0, 1.01  # of the paper's code
+RANGE_SHIFTS = (
+    (0.0, 0.0), (0.0, 0.4), (-0.2, 0.6), (0.2, -0.2), (0.4, -0.4), (0.4, 0.6), (0.6, 0.4), (0.8, 0.2),
+)  # fmt: skip
+"""Steps by which the ends of a range move inwards: of 64 pairs the eight that leave the least error, measured."""
 
 
 class Grid(NamedTuple):
-    """Codes 0..n; wide = scales stored as float32."""
+    """Codes 0..n; wide = scales stored as float32; shifts = uls tries ranges with moved ends too."""
 
     n: int
     wide: bool
+    shifts: bool = False
 
 
 class GroupCodes(NamedTuple):
@@ -45,6 +53,35 @@ class GroupCodes(NamedTuple):
     """(groups,): zero-point code, or minimum or offset as stored."""
     misfit: NDArray[np.bool_]
     """(groups,): float16 cannot hold the parameters."""
+
+
+class Centred(NamedTuple):
+    """Groups in the form that `search_shifts` works on: (elements, groups), and (groups,) for the rest."""
+
+    u: Floats
+    """Weights less the centre of their range."""
+    v: Floats
+    """Importance."""
+    lo: Floats
+    """Lower end of the range, less the centre."""
+    step: Floats
+    """Range over levels."""
+    top: Floats
+    """What the minimum may be at most, less the centre."""
+    floor: np.float32
+    """What the scale may be at least."""
+
+
+class Fit(NamedTuple):
+    """A scale and minimum by least squares for given codes, and the sums over these codes."""
+
+    s: Floats
+    m: Floats
+    """Less the centre."""
+    sq: Floats
+    """Sum of v * code."""
+    sqq: Floats
+    """Sum of v * code * code."""
 
 
 def stored(values: Floats, wide: bool) -> Floats:
@@ -75,10 +112,10 @@ def _misfit(lo: Floats, hi: Floats, grid: Grid) -> NDArray[np.bool_]:
     return np.isinf(exact.astype(np.float16)) | ((hi > lo) & (exact <= FLOAT16_FLUSH))
 
 
-def _sum(values: Floats) -> Floats:
+def total(values: Floats) -> Floats:
     """Sum over the elements of each group, one after the other, in float32."""
-    total: Floats = np.add.accumulate(values, axis=0)[-1] + F32(0)  # a sum that starts at +0 is never -0
-    return total
+    result: Floats = np.add.accumulate(values, axis=0)[-1] + F32(0)  # a sum that starts at +0 is never -0
+    return result
 
 
 def _normalise(w: Floats) -> tuple[Floats, NDArray[Any]]:
@@ -119,27 +156,56 @@ def mse(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
             zero = np.clip(np.rint(-(a * lo) / scale), 0, grid.n)
             y = x * (F32(1) / scale)
             e = y - np.rint(np.clip(y, -zero, F32(grid.n) - zero))
-            sse = _sum(v * (e * e)) * (scale * scale)
+            sse = total(v * (e * e)) * (scale * scale)
             better = sse < best
             best[better], best_a[better], best_b[better] = sse[better], a, b
     lo, hi = np.minimum(w.min(axis=0), F32(0)), np.maximum(w.max(axis=0), F32(0))
     return _zero_point_codes(w, best_a * lo, best_b * hi, grid, _misfit(lo, hi, grid))
 
 
+def search_shifts(g: Centred, n: int) -> Fit:
+    """Move the ends of the range by fractions of a step: least squares on the codes of each; two more for the best."""
+    sv, su = total(g.v), total(g.v * g.u)
+    reciprocal = F32(1) / sv
+    error = np.full(su.shape, np.inf, F32)
+    best = Fit(g.step, g.lo, np.zeros_like(su), np.zeros_like(su))
+    ranges = ((F32(1.0 - (a + b) / n), F32(a)) for a, b in RANGE_SHIFTS)
+    trials = [(np.maximum(g.step * c, g.floor), np.minimum(g.lo + g.step * a, g.top)) for c, a in ranges]
+    for k in range(len(trials) + 2):
+        s0, m0 = trials[k] if k < len(trials) else (best.s, best.m)
+        q = np.rint(np.clip((g.u - m0) * (F32(1) / s0), F32(0), F32(n)))
+        vq = g.v * q
+        sq, sqq, squ = total(vq), total(vq * q), total(vq * g.u)
+        d = sv * sqq - sq * sq
+        free = (d > 0) & (sqq * su - sq * squ <= g.top * d)
+        s = np.where(free, sv * squ - su * sq, squ - g.top * sq) / np.where(free, d, sqq)
+        m = np.where(free, (su - s * sq) * reciprocal, g.top)
+        usable = s >= g.floor
+        s, m = np.where(usable, s, s0), np.where(usable, m, m0)
+        changed = s * (s * sqq + (m * sq - squ) * F32(2)) + m * (m * sv - su * F32(2))
+        better = changed < error
+        error = np.where(better, changed, error)
+        best = Fit(*(np.where(better, new, old) for new, old in zip((s, m, sq, sqq), best, strict=True)))
+    return best
+
+
 def uls(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
-    """Least-squares scale and minimum from 12 shrunken ranges, three refits each; the plain range stands too."""
+    """Least-squares scale and minimum from 12 shrunken ranges, three refits each; the plain range stands too.
+
+    With `grid.shifts` also from the ranges of `search_shifts`.
+    """
     n, wide = F32(grid.n), grid.wide
     x, exponent = _normalise(w) if wide else (w, np.zeros(w.shape[1], np.int32))
     floor = SEARCH_FLOOR if wide else FLOAT16_TINY
     lo, hi = x.min(axis=0) + F32(0), x.max(axis=0) + F32(0)  # -0 becomes +0
     span, centre = hi - lo, (lo + hi) * F32(0.5)
     u = x - centre
-    sv, su = _sum(v), _sum(v * u)
+    sv, su = total(v), total(v * u)
 
     def judge(s: Floats, m: Floats) -> Floats:
         y = (x - m) * (F32(1) / s)
         e = y - np.rint(np.clip(y, F32(0), n))
-        return _sum(v * (e * e)) * (s * s)
+        return total(v * (e * e)) * (s * s)
 
     best_s, best_m = np.maximum(stored(span / n, wide), floor), stored(lo, wide)
     best = judge(best_s, best_m)
@@ -149,7 +215,7 @@ def uls(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
         for _ in range(ULS_REFITS):
             q = np.rint(np.clip((u - m) * (F32(1) / s), F32(0), n))
             vq = v * q
-            sq, sqq, squ = _sum(vq), _sum(vq * q), _sum(vq * u)
+            sq, sqq, squ = total(vq), total(vq * q), total(vq * u)
             d = sv * sqq - sq * sq
             s1, m1 = (sv * squ - su * sq) / d, (sqq * su - sq * squ) / d
             usable = (d > 0) & (s1 >= floor)
@@ -158,6 +224,12 @@ def uls(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
         sse = judge(trial_s, trial_m)
         better = sse < best
         best = np.where(better, sse, best)
+        best_s, best_m = np.where(better, trial_s, best_s), np.where(better, trial_m, best_m)
+    if grid.shifts:
+        top = np.full_like(span, np.inf)
+        fit = search_shifts(Centred(u, v, span * F32(-0.5), np.maximum(span / n, floor), top, floor), grid.n)
+        trial_s, trial_m = np.maximum(stored(fit.s, wide), floor), stored(fit.m + centre, wide)
+        better = judge(trial_s, trial_m) < best
         best_s, best_m = np.where(better, trial_s, best_s), np.where(better, trial_m, best_m)
     if wide:
         back = np.ldexp(1.0, exponent)
@@ -189,13 +261,13 @@ def hqq(w: Floats, v: Floats, grid: Grid) -> GroupCodes:
         y = (x - m) * (F32(1) / scale)
         d = y - np.rint(np.clip(y, F32(0), n))
         size = np.abs(d)
-        error = _sum(size)
+        error = total(size)
         active &= error < best
         best, best_m = np.where(active, error, best), np.where(active, m, best_m)
         if not active.any():
             break
         kept = np.minimum(F32(1.0 / beta) / np.sqrt(size), size)
-        m = stored(m + scale * (_sum(np.copysign(kept, d)) / F32(len(x))), wide)
+        m = stored(m + scale * (total(np.copysign(kept, d)) / F32(len(x))), wide)
         beta *= HQQ_GROWTH
     if wide:
         back = np.ldexp(1.0, exponent)

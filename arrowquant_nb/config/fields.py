@@ -112,7 +112,7 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     group_size: GroupSizeField = _setting(
         "group_size", "Group size", "Weights along the input axis that share one scale.",
-        kind="integer", valid="32, 64, 128 or 256", unit="weights", group="basic",
+        kind="integer", valid="32, 64, 128 or 256; 16 too with scale_format k", unit="weights", group="basic",
     )  # fmt: skip
     method: QuantMethod = _setting(
         "method", "Method", "How codes are chosen: rtn rounds, mse clips, uls fits scale and minimum by least squares, "
@@ -179,7 +179,8 @@ class ConfigFields(BaseModel):
         kind="number", valid="a number or none", unit="dB", allow_inf_nan=False,
     )  # fmt: skip
     scale_format: ScaleFormat = _setting(
-        "scale_format", "Scale format", "How scales are stored.", kind="word", valid="float16 or k",
+        "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
+        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64).", kind="word", valid="float16 or k",
     )  # fmt: skip
     rotation: Rotation = _setting(
         "rotation", "Rotation", "Hadamard mixing of the input axis before quantization, undone at dequantize; auto "

@@ -11,6 +11,7 @@ from typing import Final
 __all__ = [
     "AVAILABLE_VALUES",
     "BASE_MODE",
+    "K_GROUP_SIZES",
     "NEEDS_CALIBRATION",
     "PROFILES",
     "DeploymentProfile",
@@ -67,6 +68,9 @@ class Rotation(StrEnum):
 
 BASE_MODE: Final = "base_mode"
 
+K_GROUP_SIZES: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({2: (16, 32), 4: (32, 64)})
+"""Bit width -> group sizes that scale format `k` has: those of llama.cpp's Q2_K and Q4_K blocks, and twice that."""
+
 _LOCAL: Final[dict[str, object]] = {
     "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 64, "enable_time_aware": True,
     "enable_spatial": True, "min_accuracy": 0.98, "calibration_samples": 128, "deployment_profile": "local",
@@ -96,9 +100,7 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
 # What works today, where that is less than the field's range. A feature that is built removes its line here.
 AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "activation_bit_width": (None,),
-    "scale_format": ("float16",),
     "target_model_size_mb": (None,),
-    "group_size": (32, 64, 128, 256),
 })  # fmt: skip
 # Flags of features that need calibration data, which nothing takes yet: off is always true to what happens, and on is
 # accepted only as what the profile fills in, a wish without effect so far.

@@ -22,6 +22,7 @@ from arrowquant_nb import tables
 from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
+    K_GROUP_SIZES,
     NEEDS_CALIBRATION,
     PROFILES,
     DeploymentProfile,
@@ -87,6 +88,7 @@ class DiffusionQuantConfig(ConfigFields):
         except PydanticError as error:
             raise ConfigurationError("; ".join(_complaints(error, origin))) from None
         self._refuse_unavailable(str(chosen), origin)
+        self._refuse_conflicts(origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
 
@@ -105,6 +107,30 @@ class DiffusionQuantConfig(ConfigFields):
                 raise ConfigurationError(
                     f"{origin[name]}: {name} = {_spelled(value)} is not available yet; available: {choices}"
                 )
+
+    def _refuse_conflicts(self, origin: Mapping[str, str]) -> None:
+        """Raise for settings that are fine one by one and do not go together."""
+        sizes = K_GROUP_SIZES.get(self.bit_width, ())
+        if self.scale_format != ScaleFormat.K:
+            if self.group_size == 16:
+                raise ConfigurationError(
+                    f"{origin['group_size']}: group_size = 16 needs scale_format = k; with scale_format = float16 it "
+                    "must be 32, 64, 128 or 256."
+                )
+        elif self.method not in (QuantMethod.AUTO, QuantMethod.ULS, QuantMethod.GPTQ):
+            raise ConfigurationError(
+                f"{origin['method']}: method = {_spelled(self.method)} has no scale_format k; use auto, uls or gptq."
+            )
+        elif self.group_size not in sizes:
+            allowed = "; ".join(
+                f"bit_width {bits} with group_size {' or '.join(map(str, sizes))}"
+                for bits, sizes in K_GROUP_SIZES.items()
+            )
+            field = "group_size" if sizes else "bit_width"
+            raise ConfigurationError(
+                f"{origin[field]}: {field} = {getattr(self, field)} does not go with scale_format = k at bit_width "
+                f"{self.bit_width}, group_size {self.group_size}; it has {allowed}."
+            )
 
     def as_rows(self) -> list[list[str]]:
         """Return one row of texts per setting that can be changed: name, value, unit, where the value came from."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from arrowquant_nb.config.profiles import K_GROUP_SIZES
+
 BIT_WIDTHS: Final = (2, 4, 8)
 NOT_MEASURED: Final = "not_measured"
 PASSED: Final = "passed"
@@ -85,6 +87,19 @@ class Judgement:
 def fallback_chain(bit_width: int) -> list[int]:
     """Bit widths to try for a layer, narrowest first: 2 -> [2, 4, 8], 8 -> [8]."""
     return [b for b in BIT_WIDTHS if b >= bit_width]
+
+
+def scale_layout(bit_width: int, group_size: int, scale_format: str) -> tuple[int, str]:
+    """Group size and scale format of an attempt at `bit_width` by a layer that asked for these.
+
+    Format k has few group sizes: INT2 g16 goes on as INT4 g32. INT8 has none: it takes float16 scales for 64 weights.
+    """
+    if scale_format != "k":
+        return group_size, scale_format
+    sizes = K_GROUP_SIZES.get(bit_width, ())
+    if not sizes:
+        return 64, "float16"
+    return (group_size if group_size in sizes else 32), "k"
 
 
 def stage_floor(bit_width: int) -> float:

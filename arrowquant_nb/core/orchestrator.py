@@ -54,6 +54,16 @@ class Pending:
         return self.chain[len(self.attempts)]
 
     @property
+    def group_size(self) -> int:
+        """Group size at this width."""
+        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[0]
+
+    @property
+    def scale_format(self) -> str:
+        """Scale format at this width."""
+        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[1]
+
+    @property
     def next_bit_width(self) -> int:
         """Width to try after this one; 0 where nothing is left."""
         n = len(self.attempts) + 1
@@ -63,7 +73,7 @@ class Pending:
         """Ways to compare at this width."""
         task = self.task
         compensated = task.compensated and self.inputs is not None
-        return recipes(task.methods, self.bit_width, task.group_size, compensated)
+        return recipes(task.methods, self.bit_width, task.group_size, compensated, task.scale_format, task.columns)
 
     @property
     def batchable(self) -> bool:
@@ -289,7 +299,8 @@ def attempt_array(
 ) -> tuple[QuantizedTensor, AttemptReport]:
     """Try one array at one width, without calibration, and judge it; stores nothing."""
     chain = fallback_chain(bit_width)
-    choice = Choice(recipes(task.methods, bit_width, task.group_size, False), task.rotation)
+    found = recipes(task.methods, bit_width, task.group_size, False, task.scale_format, task.columns)
+    choice = Choice(found, task.rotation)
     tensor = choice.quantize(task, weight, 0, None, Unstoppable(n_threads))
     if tensor is None:
         raise AssertionError(task.name)

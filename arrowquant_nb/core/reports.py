@@ -42,7 +42,13 @@ def attempt_report(
         output_cosine=NOT_MEASURED if output is None else output.cosine,
         output_gain=NOT_MEASURED if output is None else output.gain,
         compared=dict(choice.compared) if len(choice.compared) > 1 else {},
+        scale_format=scale_format_of(tensor),
     )
+
+
+def scale_format_of(tensor: QuantizedTensor) -> str:
+    """Scale format of a grid."""
+    return "k" if tensor.grid == "k" else "float16"
 
 
 def layer_report(
@@ -78,4 +84,5 @@ def layer_report(
         attempts=tuple(attempts),
         rotation_seed=tensor.rotation_seed,
         low_rank=0 if branch is None else branch.shape[1],
+        scale_format=scale_format_of(tensor),
     )

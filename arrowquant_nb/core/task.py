@@ -44,6 +44,7 @@ class LayerTask:
         low_rank: int = 0,
         compensated: bool = False,
         min_output_sqnr_db: float | None = None,
+        scale_format: str = "float16",
     ) -> None:
         self.index = index
         self.file = file
@@ -66,6 +67,7 @@ class LayerTask:
         self.low_rank = low_rank
         self.compensated = compensated
         self.min_output_sqnr_db = min_output_sqnr_db
+        self.scale_format = scale_format
 
     @property
     def method(self) -> str:

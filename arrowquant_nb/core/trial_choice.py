@@ -107,4 +107,5 @@ def matrix_job(task: LayerTask, recipe: Recipe, weight: NDArray[Any], row_start:
         rotation=rotation or task.rotation,
         seed=task.seed,
         low_rank=task.low_rank,
+        scale_format=recipe.scale_format,
     )

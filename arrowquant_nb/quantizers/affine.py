@@ -16,11 +16,11 @@ from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMisma
 from arrowquant_nb.quantizers.layout import (
     FLOAT16,
     FLOAT32,
-    METHODS,
     WEIGHT_DTYPES,
     Layout,
     check_out_array,
     dtype_named,
+    grid_of,
 )
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob, named_layout
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
@@ -41,8 +41,8 @@ TILE_WEIGHTS = 1 << 22  # converted at a time when the input is strided, big-end
 
 
 def _fresh_buffers(layout: Layout, scale_dtype: np.dtype[Any]) -> Buffers:
-    scales, zero_points = layout.parameters(scale_dtype)
-    return np.empty(layout.packed_shape, np.uint8), np.empty(*scales), np.empty(*zero_points)
+    packed, scales, zero_points = layout.buffers(scale_dtype)
+    return np.empty(*packed), np.empty(*scales), np.empty(*zero_points)
 
 
 def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
@@ -56,7 +56,7 @@ def _rows_job(job: MatrixJob, buffers: Buffers) -> RowsJob:
     rows = job.weight.shape[0]
     return RowsJob(
         job.weight, job.weight.dtype.name, job.bit_width, job.group_size, job.method, job.gain_correction,
-        importance, *buffers, np.empty((rows, 4), np.float64), np.empty(rows, np.uint8),
+        importance, *buffers, np.empty((rows, 4), np.float64), np.empty(rows, np.uint8), job.scale_format,
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def _tensor(job: MatrixJob, order: RowsJob) -> QuantizedTensor:
         bit_width=job.bit_width,
         group_size=job.group_size,
         method=job.method,
-        grid=METHODS[job.method],
+        grid=job.layout.grid,
         dtype=order.kind,
         statistics=LayerStatistics.from_rows(order.sums, job.weight.shape[1]),
     )
@@ -148,6 +148,7 @@ def quantize_array(
     name: str = "tensor",
     out: QuantizedTensor | None = None,
     n_threads: int = 0,
+    scale_format: str = "float16",
 ) -> QuantizedTensor:
     """Quantize one array.
 
@@ -159,7 +160,7 @@ def quantize_array(
     bit_width : int
         2, 4 or 8.
     group_size : int
-        Weights that share a scale: a multiple of 16 from 16 to 256.
+        Weights that share a scale: a multiple of 16 from 16 to 256; scale_format k: 16 or 32 at INT2, 32 or 64 at INT4.
     method : str
         rtn, mse, uls, hqq, or r2q (INT2 only).
     gain_correction : bool
@@ -172,6 +173,9 @@ def quantize_array(
         A result of the same layout whose buffers are filled instead of fresh ones.
     n_threads : int
         0 = the cores this process may use, fewer for little work.
+    scale_format : str
+        float16: scale and minimum are one float each per group. k (method uls): they are integers under one float pair
+        per 256 weights of a row, as in the Q2_K and Q4_K blocks of llama.cpp.
 
     Raises
     ------
@@ -190,9 +194,12 @@ def quantize_array(
     ((2, 64), (2, 1), 8.5)
 
     """
-    layout, target = checked_array(array, bit_width, group_size, method, name)
+    layout, target = checked_array(array, bit_width, group_size, method, name, scale_format)
     buffers = _fresh_buffers(layout, FLOAT16) if out is None else given_buffers(out, layout, array, name)
-    settings = (bit_width, group_size, method, gain_correction, importance)
+    settings = {
+        "bit_width": bit_width, "group_size": group_size, "method": method, "gain_correction": gain_correction,
+        "importance": importance, "scale_format": scale_format,
+    }  # fmt: skip
     orders = _run_tiles(array, target, layout, name, settings, buffers, n_threads)
     if any(map(_needs_float32, orders)):
         if out is not None:
@@ -204,15 +211,15 @@ def quantize_array(
     return QuantizedTensor(*buffers, array.shape, bit_width, group_size, method, layout.grid, target.name, statistics)
 
 
-def checked_array(array: Any, bit_width: int, group_size: int, method: str, name: str) -> tuple[Layout, np.dtype[Any]]:
+def checked_array(
+    array: Any, bit_width: int, group_size: int, method: str, name: str, scale_format: str = "float16"
+) -> tuple[Layout, np.dtype[Any]]:
     """Return the layout of the result and the dtype in which the kernels read this input."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ShapeMismatchError(f"{name}: a 0-D array has no row to group: pass array.reshape(1)")
-    if method not in METHODS:
-        raise ConfigurationError(f"{name}: method {method!r} is not one of {', '.join(METHODS)}")
-    layout = named_layout(name, array.shape, bit_width, group_size, METHODS[method])
+    layout = named_layout(name, array.shape, bit_width, group_size, grid_of(method, scale_format, name))
     return layout, _kernel_dtype(array, name)
 
 
@@ -239,7 +246,7 @@ def _run_tiles(
     target: np.dtype[Any],
     layout: Layout,
     name: str,
-    settings: tuple[int, int, str, bool, NDArray[np.float32] | None],
+    settings: dict[str, Any],
     buffers: Buffers,
     n_threads: int,
 ) -> list[RowsJob]:
@@ -252,7 +259,7 @@ def _run_tiles(
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is reported as such
             tile = np.ascontiguousarray(matrix[start : start + step], target)
         shape = array.shape if array.ndim == 1 else tile.shape
-        job = MatrixJob(tile.reshape(-1, layout.columns), name, shape, *settings, row_start=start)
+        job = MatrixJob(tile.reshape(-1, layout.columns), name, shape, row_start=start, **settings)
         packed, scales, zero_points = (b[start : start + step] for b in buffers)
         orders += _run([job], [(packed, scales, zero_points)], n_threads)
     return orders

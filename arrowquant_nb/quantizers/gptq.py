@@ -20,6 +20,7 @@ from arrowquant_nb.quantizers.affine import quantize_matrices
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.group_tables import fit_table, join_tables, table_span
 from arrowquant_nb.quantizers.hessian import Factor, checked_hessian, factorise
+from arrowquant_nb.quantizers.layout import FLOAT32
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob
 from arrowquant_nb.quantizers.measure import measure, over_rows
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
@@ -117,7 +118,8 @@ def gptq_matrix(
 def _compensated(job: MatrixJob, factor: Factor, threads: int, cancelled: Callable[[], bool]) -> QuantizedTensor | None:
     """Quantize all rows; None where compensation drives a weight out of range."""
     parts = over_rows(lambda rows: _rows(job, rows, factor, cancelled, wide=False), job.weight.shape[0], threads)
-    if any(part is not None and part[1].dtype == np.float32 for part in parts):  # one type of scales for the whole
+    layout = job.layout
+    if any(part is not None and layout.scale_dtype(part[1]) == FLOAT32 for part in parts):  # one type for the whole
         parts = over_rows(lambda rows: _rows(job, rows, factor, cancelled, wide=True), job.weight.shape[0], threads)
     done = [part for part in parts if part is not None]
     if len(done) < len(parts):
@@ -125,7 +127,7 @@ def _compensated(job: MatrixJob, factor: Factor, threads: int, cancelled: Callab
     packed, scales, zero_points = (np.concatenate(pieces) for pieces in zip(*done, strict=True))
     empty = LayerStatistics(0, 0.0, 0.0, 0.0, 0.0)
     return QuantizedTensor(
-        packed, scales, zero_points, job.shape, job.bit_width, job.group_size, f"gptq-{job.method}", job.layout.grid,
+        packed, scales, zero_points, job.shape, job.bit_width, job.group_size, f"gptq-{job.method}", layout.grid,
         job.weight.dtype.name, empty,
     )  # fmt: skip
 
@@ -150,6 +152,8 @@ def _rows(
             table = fit_table(job, slab, factor.importance[first:last], wide)
             tables.append(table)
             for j in range(first, last):
+                if (j - first) % job.group_size == 0:
+                    table.begin_group((j - first) // job.group_size, work[j : min(j + job.group_size, last)])
                 values = table.round(work[j].astype(np.float32), j - first, codes[j])
                 error = np.divide(work[j] - values, upper[j, j], out=errors[j - start])
                 work[j + 1 : last] -= upper[j, j + 1 : last, None] * error

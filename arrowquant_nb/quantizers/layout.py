@@ -2,6 +2,12 @@
 
 A tensor is seen as a matrix [shape[0], product of the rest]; a row is cut into groups of `group_size`
 weights, the last one possibly shorter. Knows nothing of values.
+
+Grid `k`: w = d * sc * code - dmin * mn, d and dmin one float per 256 weights of a row, sc and mn one integer per
+group. The buffer `scales` holds for each row the bytes [d of every block][packed sc], `zero_points` the same of dmin
+and mn; `arrowquant_nb._kernels.k_format` reads and writes them. Integers of 6 bits at INT4 and 4 bits at INT2 take,
+where 256 divides the columns, (2 * 16) / 256 + 12 / group_size or 8 / group_size bits per weight beside the codes:
+4.5 (INT4 g32), 4.3125 (INT4 g64), 2.625 (INT2 g16), 2.375 (INT2 g32) in all.
 """
 
 import math
@@ -13,7 +19,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from arrowquant_nb._kernels import k_format
 from arrowquant_nb._kernels.job import LEAST_SQUARES_METHODS, METHODS
+from arrowquant_nb.config.profiles import K_GROUP_SIZES
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 
 __all__ = [
@@ -21,17 +29,20 @@ __all__ = [
     "GRIDS",
     "LEAST_SQUARES_METHODS",
     "METHODS",
+    "SCALE_FORMATS",
     "WEIGHT_DTYPES",
     "Layout",
     "check_out_array",
     "dtype_named",
+    "grid_of",
     "matrix_shape",
 ]
 
 BIT_WIDTHS = (2, 4, 8)
 KEPT_BIT_WIDTH = 16
 """Stands for "carried over in the source format" wherever a bit width is asked for."""
-GRIDS = ("zero_point", "minimum", "levels")
+GRIDS = ("zero_point", "minimum", "levels", "k")
+SCALE_FORMATS = ("float16", "k")
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16")
 FLOAT16, FLOAT32 = np.dtype(np.float16), np.dtype(np.float32)
 Buffer = tuple[tuple[int, ...], np.dtype[Any]]
@@ -43,6 +54,19 @@ def dtype_named(name: str) -> np.dtype[Any]:
     if name not in WEIGHT_DTYPES:
         raise ConfigurationError(f"dtype {name!r} is not one of {', '.join(WEIGHT_DTYPES)}")
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def grid_of(method: str, scale_format: str, name: str = "tensor") -> str:
+    """Grid that a method gives in a scale format; ConfigurationError where there is none."""
+    if method not in METHODS:
+        raise ConfigurationError(f"{name}: method {method!r} is not one of {', '.join(METHODS)}")
+    if scale_format not in SCALE_FORMATS:
+        raise ConfigurationError(f"{name}: scale_format {scale_format!r} is not one of {', '.join(SCALE_FORMATS)}")
+    if scale_format == "float16":
+        return METHODS[method]
+    if method != "uls":
+        raise ConfigurationError(f"{name}: scale_format k needs method uls: {method} has no fit of its own for it")
+    return "k"
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -65,7 +89,7 @@ class Layout:
     group_size: int
     """A multiple of 16 from 16 to 256."""
     grid: str
-    """zero_point, minimum or levels."""
+    """zero_point, minimum, levels or k."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that no kernel can take."""
@@ -81,6 +105,13 @@ class Layout:
         if isinstance(self.group_size, bool) or self.group_size not in range(16, MAX_GROUP_SIZE + 1, 16):
             raise ConfigurationError(
                 f"group_size {self.group_size!r} is not a multiple of 16 from 16 to {MAX_GROUP_SIZE}"
+            )
+        if self.grid == "k" and self.group_size not in K_GROUP_SIZES.get(self.bit_width, ()):
+            allowed = "; ".join(
+                f"INT{bits} with group_size {' or '.join(map(str, sizes))}" for bits, sizes in K_GROUP_SIZES.items()
+            )
+            raise ConfigurationError(
+                f"scale_format k does not have INT{self.bit_width} with group_size {self.group_size}; it has {allowed}"
             )
         if self.rows < 1 or self.columns < 1:
             raise ShapeMismatchError(f"a matrix of {self.rows} x {self.columns} has no weights to quantize")
@@ -103,34 +134,49 @@ class Layout:
 
     @property
     def scales_shape(self) -> tuple[int, ...]:
-        """Shape of the scales; levels: of the pairs a1, a2."""
+        """Shape of the scales; levels: of the pairs a1, a2; k: of their bytes with float16 blocks."""
         return self.parameters(FLOAT16)[0][0]
 
     @property
     def zero_points_shape(self) -> tuple[int, ...]:
-        """Shape of the packed zero points, of the minima, or of the offsets of levels."""
+        """Shape of the packed zero points, of the minima (k: like `scales_shape`), or of the offsets of levels."""
         return self.parameters(FLOAT16)[1][0]
 
     def parameters(self, scale_dtype: np.dtype[Any]) -> tuple[Buffer, Buffer]:
-        """Shape and dtype of scales and of zero points, for scales of this dtype."""
+        """Shape and dtype of scales and of zero points, for scales (grid k: floats of the blocks) of this dtype."""
         groups = (self.rows, self.n_groups)
+        if self.grid == "k":
+            n = k_format.row_nbytes(self.columns, self.bit_width, self.group_size, scale_dtype.itemsize == 4)
+            return ((self.rows, n), np.dtype(np.uint8)), ((self.rows, n), np.dtype(np.uint8))
         if self.grid == "zero_point":
             return (groups, scale_dtype), ((self.rows, -(-self.n_groups * self.bit_width // 8)), np.dtype(np.uint8))
         return ((*groups, 2) if self.grid == "levels" else groups, scale_dtype), (groups, scale_dtype)
 
+    def buffers(self, scale_dtype: np.dtype[Any]) -> tuple[Buffer, Buffer, Buffer]:
+        """Shape and dtype of codes, scales and zero points."""
+        return ((self.packed_shape, np.dtype(np.uint8)), *self.parameters(scale_dtype))
+
     def nbytes(self, scale_dtype: np.dtype[Any] = FLOAT16) -> int:
         """Return the stored bytes: codes, scales and zero points."""
-        packed = math.prod(self.packed_shape)
-        return packed + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parameters(scale_dtype))
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.buffers(scale_dtype))
+
+    def scale_dtype(self, scales: NDArray[Any]) -> np.dtype[Any]:
+        """Dtype of the floats in a buffer of scales."""
+        if self.grid != "k":
+            return scales.dtype
+        return next(
+            (dtype for dtype in (FLOAT16, FLOAT32) if self.parameters(dtype)[0][0][1:] == scales.shape[1:]), FLOAT16
+        )
 
     def check_buffers(self, packed: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]) -> None:
         """Raise ShapeMismatchError unless the three buffers have this layout."""
-        if scales.dtype not in (FLOAT16, FLOAT32):
+        scale_dtype = self.scale_dtype(scales)
+        if scale_dtype not in (FLOAT16, FLOAT32):
             raise ShapeMismatchError(f"scales must be float16 or float32 in native byte order, got {scales.dtype}")
-        (scales_shape, _), (zeros_shape, zeros_dtype) = self.parameters(scales.dtype)
+        (scales_shape, scales_dtype), (zeros_shape, zeros_dtype) = self.parameters(scale_dtype)
         expected = (
             ("packed", packed, self.packed_shape, np.dtype(np.uint8)),
-            ("scales", scales, scales_shape, scales.dtype),
+            ("scales", scales, scales_shape, scales_dtype),
             ("zero_points", zero_points, zeros_shape, zeros_dtype),
         )
         for name, array, shape, dtype in expected:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, WEIGHT_DTYPES, Layout, dtype_named
+from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, WEIGHT_DTYPES, Layout, dtype_named, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.quantizers.scaled_columns import apply_equalization, checked_scales
@@ -34,7 +34,7 @@ class MatrixJob:
     bit_width: int
     """2, 4 or 8."""
     group_size: int
-    """A multiple of 16 from 16 to 256."""
+    """A multiple of 16 from 16 to 256; scale_format k: 16 or 32 at INT2, 32 or 64 at INT4."""
     method: str
     """rtn, mse, uls, hqq or r2q."""
     gain_correction: bool = True
@@ -45,6 +45,8 @@ class MatrixJob:
     """Where `weight` begins in its tensor, for messages; not 0 when it is one tile of several."""
     file: str = ""
     """File that the weights come from, for messages."""
+    scale_format: str = "float16"
+    """float16, or k: integer scales and minima under a float16 pair per 256 weights (uls only)."""
     rotation: str = "none"
     """none, hadamard, or auto: rotated where that lowers the error."""
     seed: int = 0
@@ -56,8 +58,7 @@ class MatrixJob:
 
     def __post_init__(self) -> None:
         """Refuse what no kernel can take."""
-        if self.method not in METHODS:
-            raise ConfigurationError(f"{self.name}: method {self.method!r} is not one of {', '.join(METHODS)}")
+        grid_of(self.method, self.scale_format, self.name)
         if not isinstance(self.weight, np.ndarray):
             raise TypeError(f"{self.name}: weight must be a NumPy array, got {type(self.weight).__name__}")
         if self.weight.dtype not in map(dtype_named, WEIGHT_DTYPES):
@@ -98,7 +99,8 @@ class MatrixJob:
     @property
     def layout(self) -> Layout:
         """Sizes of the result; raises for an empty tensor or a group size that does not exist."""
-        return named_layout(self.name, self.shape, self.bit_width, self.group_size, METHODS[self.method])
+        grid = grid_of(self.method, self.scale_format, self.name)
+        return named_layout(self.name, self.shape, self.bit_width, self.group_size, grid)
 
 
 def named_layout(name: str, shape: tuple[int, ...], bit_width: int, group_size: int, grid: str) -> Layout:

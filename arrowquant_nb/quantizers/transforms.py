@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arrowquant_nb import _kernels
+from arrowquant_nb._kernels import k_format
 from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.quantizers.affine import (
     checked_array,
@@ -25,6 +26,7 @@ from arrowquant_nb.quantizers.affine import (
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.gptq import GptqReport, gptq_matrix
 from arrowquant_nb.quantizers.hessian import DAMPING, checked_hessian
+from arrowquant_nb.quantizers.layout import FLOAT32
 from arrowquant_nb.quantizers.low_rank import add_product, effective_rank, factors_of
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob
 from arrowquant_nb.quantizers.measure import measure
@@ -88,27 +90,34 @@ def _with_scales(tensor: QuantizedTensor, job: MatrixJob, n_threads: int) -> Qua
 
 def quantize_rotated_array(
     array: NDArray[Any],
-    settings: tuple[int, int, str, bool, NDArray[np.float32] | None],
+    settings: dict[str, Any],
     rotation: str,
     seed: int,
     name: str = "tensor",
     out: QuantizedTensor | None = None,
     n_threads: int = 0,
 ) -> QuantizedTensor:
-    """Quantize one array as `quantize_array` does, rotated; `settings` are bit_width to importance of that function.
+    """Quantize one array as `quantize_array` does, rotated; `settings` are its arguments from bit_width to importance, and
+    scale_format, by name.
 
     Takes a copy of the whole array.
     """
-    layout, dtype = checked_array(array, *settings[:3], name)
+    layout, dtype = checked_array(
+        array, settings["bit_width"], settings["group_size"], settings["method"], name, settings["scale_format"]
+    )
     weight = np.ascontiguousarray(array, dtype).reshape(layout.rows, layout.columns)
-    job = MatrixJob(weight, name, array.shape, *settings, rotation=rotation, seed=seed)
+    job = MatrixJob(weight, name, array.shape, rotation=rotation, seed=seed, **settings)
     tensor = quantize_transformed([job], n_threads)[0]
     if out is None:
         return tensor
     buffers = given_buffers(out, layout, array, name)
-    if tensor.scales.dtype.itemsize > out.scales.dtype.itemsize:
+    wide = layout.scale_dtype(out.scales) == FLOAT32
+    if not wide and layout.scale_dtype(tensor.scales) == FLOAT32:
         raise no_room_for_float32(name)
-    for buffer, values in zip(buffers, (tensor.packed, tensor.scales, tensor.zero_points), strict=True):
+    stored = [tensor.packed, tensor.scales, tensor.zero_points]
+    if layout.grid == "k" and wide:
+        stored[1:] = (k_format.widen(a, layout.columns, layout.bit_width, layout.group_size) for a in stored[1:])
+    for buffer, values in zip(buffers, stored, strict=True):
         np.copyto(buffer, values)
     packed, scales, zero_points = buffers
     return replace(tensor, packed=packed, scales=scales, zero_points=zero_points)

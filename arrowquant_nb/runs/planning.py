@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb.core import modality as core_modality
 from arrowquant_nb.core import strategy as core_strategy
+from arrowquant_nb.core.gates import scale_layout
 from arrowquant_nb.core.task import LayerTask
-from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, METHODS, Layout
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.results import Plan, PlanRow, Strategy
@@ -114,6 +115,7 @@ def _task(
         check_rotation(entry.name, entry.columns, str(config.rotation), config.seed)
         check_low_rank(entry.name, entry.rows * entry.columns, config.low_rank)
     why = "" if kept else core_strategy.other_method_reason(decisions.methods[0], assignment.bit_width)
+    group_size, scale_format = scale_layout(assignment.bit_width, config.group_size, str(config.scale_format))
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -124,7 +126,7 @@ def _task(
         columns=entry.columns,
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
-        group_size=0 if kept else config.group_size,
+        group_size=0 if kept else group_size,
         methods=[]
         if kept
         else [core_strategy.method_at(decisions.methods[0], assignment.bit_width), *decisions.methods[1:]],
@@ -138,6 +140,7 @@ def _task(
         low_rank=0 if kept else effective_rank(entry.rows, entry.columns, config.low_rank),
         compensated=decisions.compensated and not kept,
         min_output_sqnr_db=config.min_output_sqnr_db,
+        scale_format="" if kept else scale_format,
     )
 
 
@@ -149,7 +152,8 @@ def payload_nbytes(task: LayerTask) -> int:
     if task.kept:
         return task.n_weights * numpy_dtype(task.dtype).itemsize
     branch = 2 * task.low_rank * (task.rows + task.columns)
-    return Layout(task.rows, task.columns, task.bit_width, task.group_size, METHODS[task.method]).nbytes() + branch
+    grid = grid_of(task.method, task.scale_format, task.name)
+    return Layout(task.rows, task.columns, task.bit_width, task.group_size, grid).nbytes() + branch
 
 
 def _shown_method(task: LayerTask) -> str:
@@ -175,6 +179,7 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
             n_weights=t.n_weights,
             source_nbytes=t.source_nbytes,
             nbytes=payload_nbytes(t),
+            scale_format=t.scale_format,
         )
         for t in tasks
     )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
@@ -55,7 +55,7 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, cali
         # What cannot change a byte of this tensor stays out: rtn and hqq have no gain, a kept tensor no gate.
         "gain_correction": task.gain_correction and any(m in LEAST_SQUARES_METHODS for m in task.methods),
         "min_accuracy": None if task.kept else task.min_accuracy,
-        "scale_format": "float16",
+        "scale_format": task.scale_format,
         "min_output_sqnr_db": None if task.kept else task.min_output_sqnr_db,
         "rotation": task.rotation,
         "seed": task.seed if task.rotation != "none" else None,

@@ -101,15 +101,10 @@ class LazyTensor:
         if self.kept:
             return [{"data": max(rows, 0) * columns * numpy_dtype(self.dtype).itemsize}]
         layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
+        names = ("data", "scales", "zero_points")
         return [
-            {"data": math.prod(layout.packed_shape)}
-            | {
-                column: math.prod(shape) * dtype.itemsize
-                for column, (shape, dtype) in zip(
-                    ("scales", "zero_points"), layout.parameters(scale_dtype), strict=True
-                )
-            }
-            for scale_dtype in (FLOAT16, FLOAT32)
+            {n: math.prod(shape) * dtype.itemsize for n, (shape, dtype) in zip(names, buffers, strict=True)}
+            for buffers in (layout.buffers(FLOAT16), layout.buffers(FLOAT32))
         ]
 
     def _branch_sizes(self, reference: TileReference, columns: int) -> dict[str, int]:
@@ -159,12 +154,13 @@ class LazyTensor:
         payloads = self._model.payloads(self, reference)
         rows, columns = reference.row_count, self.columns
         layout = Layout(rows, columns, self.bit_width, self.group_size, self.grid)
-        narrow = len(payloads.get("scales", b"")) == FLOAT16.itemsize * math.prod(layout.scales_shape)
-        (scales_shape, scales_dtype), (zeros_shape, zeros_dtype) = layout.parameters(FLOAT16 if narrow else FLOAT32)
+        half_nbytes = self._possible_sizes(rows, columns)[0]["scales"]
+        buffers = layout.buffers(FLOAT16 if len(payloads.get("scales", b"")) == half_nbytes else FLOAT32)
         try:
-            packed = np.frombuffer(payloads["data"], np.uint8).reshape(layout.packed_shape)
-            scales = np.frombuffer(payloads["scales"], scales_dtype).reshape(scales_shape)
-            zero_points = np.frombuffer(payloads["zero_points"], zeros_dtype).reshape(zeros_shape)
+            packed, scales, zero_points = (
+                np.frombuffer(payloads[name], dtype).reshape(shape)
+                for name, (shape, dtype) in zip(("data", "scales", "zero_points"), buffers, strict=True)
+            )
             low_rank_a, low_rank_b = self._branch(payloads, reference)
             stored = payloads.get("equalization")
             equalization: NDArray[Any] | None = None

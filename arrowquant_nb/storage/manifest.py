@@ -29,7 +29,8 @@ class Manifest:
     Attributes
     ----------
     model : facts of the source (kind, class_name, component, files) and what was decided (modality, strategy, config).
-    tensors : per tensor its file, shape, dtype, bit_width, grid, method, group_size, source hash, and tile offsets.
+    tensors : per tensor its file, shape, dtype, bit_width, grid (zero_point, minimum or k), method, group_size, source
+        hash, and tile offsets.
     files : per file its nbytes and xxh3-128.
     """
 

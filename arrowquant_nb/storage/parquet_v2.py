@@ -76,7 +76,8 @@ class Tile:
     bit_width : 2, 4, 8, or 16 for a kept tensor.
     quant_type : "int2", "int4", "int8" or "kept".
     data : uint8 codes, or the raw source bytes of a kept tensor.
-    scales, zero_points : arrays as the kernel wrote them, None for kept tensors.
+    scales, zero_points : arrays as the kernel wrote them, None for kept tensors. Grid k: bytes of every row, one float
+        per 256 weights and then one integer of 6 (int4) or 4 bits (int2) per group.
     rotation_seed : signs of the Hadamard rotation that dequantizing undoes, the same in every tile; None = none.
     low_rank_a : float16 (row_count, rank), this tile's rows of the branch; None = no branch.
     low_rank_b : float16 (rank, columns), the branch's other factor, in the first tile only.

@@ -149,10 +149,11 @@ def _hover_lines(report: LayerReport, attempts: Sequence[AttemptReport]) -> list
     shape = " x ".join(map(str, report.shape))
     size = f"{report.nbytes / 1000:.1f} kB, {report.bits_per_weight:.4g} bits per weight"
     error = f"SQNR {report.sqnr_db:.2f} dB, cosine {report.cosine:.6f}"
+    scales = ", k scales" if report.scale_format == "k" else ""
     return [
         report.name,
         f"{report.role}, {shape}, {report.n_weights:,} weights, {size}",
-        f"INT{report.bit_width} {report.method}, group size {report.group_size}, {error}",
+        f"INT{report.bit_width} {report.method}, group size {report.group_size}{scales}, {error}",
         f"Width: {report.reason}",
         *(attempt.sentence for attempt in attempts),
     ]

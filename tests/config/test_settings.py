@@ -100,7 +100,7 @@ def test_every_field_says_what_it_is():
         ({"bit_width": True}, "bit_width = True is refused"),
         ({"bit_width": 4.0}, "bit_width = 4.0 is refused"),
         ({"bit_width": "4"}, "bit_width = '4' is refused"),
-        ({"group_size": 48}, "group_size = 48 is refused; it must be 32, 64, 128 or 256."),
+        ({"group_size": 48}, "group_size = 48 is refused; it must be 32, 64, 128 or 256; 16 too with scale_format k."),
         ({"min_accuracy": 1.2}, "min_accuracy = 1.2 is refused; it must be between 0 and 1."),
         ({"min_accuracy": float("nan")}, "min_accuracy = nan is refused"),
         ({"min_accuracy": True}, "min_accuracy = True is refused"),
@@ -137,11 +137,32 @@ def test_all_bad_values_are_named_at_once():
 @pytest.mark.parametrize(
     "values",
     [
-        {"activation_bit_width": 8}, {"scale_format": "k"}, {"target_model_size_mb": 4.9}, {"group_size": 16},
+        {"activation_bit_width": 8}, {"target_model_size_mb": 4.9},
     ],
 )  # fmt: skip
 def test_a_feature_that_is_not_built_is_refused_not_ignored(values):
     assert "is not available yet; available: " in refusal(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"bit_width": 4, "group_size": 16}, "group_size = 16 needs scale_format = k"),
+        ({"bit_width": 4, "group_size": 16, "scale_format": "k"}, "argument: group_size = 16 does not go with"),
+        ({"bit_width": 4, "group_size": 128, "scale_format": "k"}, "bit_width 4 with group_size 32 or 64."),
+        ({"bit_width": 8, "group_size": 64, "scale_format": "k"}, "argument: bit_width = 8 does not go with"),
+        ({"bit_width": 2, "group_size": 16, "scale_format": "k", "method": "r2q"}, "use auto, uls or gptq."),
+    ],
+)
+def test_scale_format_k_has_few_widths_and_groups(values, said):
+    assert said in refusal(**values)
+
+
+def test_scale_format_k_at_its_own_sizes():
+    for bits, size in ((2, 16), (2, 32), (4, 32), (4, 64)):
+        for method in ("auto", "uls", "gptq"):
+            config = DiffusionQuantConfig(bit_width=bits, group_size=size, scale_format="k", method=method)
+            assert (config.group_size, str(config.scale_format)) == (size, "k")
 
 
 @pytest.mark.parametrize("flag", ["enable_time_aware", "enable_spatial"])
@@ -186,9 +207,9 @@ def test_a_form_offers_only_what_works():
     offered = available_fields()
     assert "bit_width" in offered
     assert not {
-        "activation_bit_width", "scale_format", "target_model_size_mb",
+        "activation_bit_width", "target_model_size_mb",
     } & set(offered)  # fmt: skip
-    assert field_facts()["scale_format"]["values"] == ("float16",)
+    assert field_facts()["target_model_size_mb"]["values"] == (None,)
 
 
 def test_numpy_scalars_become_plain_values():
@@ -418,7 +439,8 @@ def test_yaml_round_trips(tmp_path_factory, config):
         ("seed: 1:30\n", "seed = '1:30' is refused"),
         ("seed: 2020-13-45\n", "seed = '2020-13-45' is refused"),
         ("<<: {seed: 1}\n", 'unknown setting "<<"'),
-        ("scale_format: k\n", "line 1: scale_format = 'k' is not available yet"),
+        ("activation_bit_width: 8\n", "line 1: activation_bit_width = 8 is not available yet"),
+        ("bit_width: 8\nscale_format: k\n", "line 1: bit_width = 8 does not go with scale_format = k"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(write, text, said):

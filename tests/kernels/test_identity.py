@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels import RowsJob
-from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, Layout
+from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, Layout, grid_of
 
 COMPILED_ISAS = [isa for isa in _kernels.available_isas() if isa != "numpy"]
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+K_FORMATS = [(2, 16), (2, 32), (4, 32), (4, 64)]
 
 needs_compiled = pytest.mark.skipif(not COMPILED_ISAS, reason="the kernels are not compiled (ARROWQUANT_NB_PURE=1)")
 
@@ -39,18 +41,15 @@ def rows_like_real_weights(seed, rows, columns, dtype, wide):
     return np.ascontiguousarray(w.astype(DTYPES[dtype]))
 
 
-def quantize(w, bits, group_size, method, gain, importance, wide, isa, n_threads):
-    layout = Layout(*w.shape, bits, group_size, METHODS[method])
-    scale = np.float32 if wide else np.float16
-    zero = layout.parameters(np.dtype(scale))[1][1]
+def quantize(w, bits, group_size, method, gain, importance, wide, isa, n_threads, scale_format="float16"):
+    layout = Layout(*w.shape, bits, group_size, grid_of(method, scale_format))
+    buffers = layout.buffers(np.dtype(np.float32 if wide else np.float16))
     out = (
-        np.full(layout.packed_shape, 0xAA, np.uint8),
-        np.full(layout.scales_shape, 7, scale),
-        np.full(layout.zero_points_shape, 7, zero),
+        *(np.full(shape, fill, dtype) for fill, (shape, dtype) in zip((0xAA, 7, 7), buffers, strict=True)),
         np.full((len(w), 4), 7.0),
         np.full(len(w), 7, np.uint8),
     )
-    job = RowsJob(w, w.dtype.name, bits, group_size, method, gain, importance, *out)
+    job = RowsJob(w, w.dtype.name, bits, group_size, method, gain, importance, *out, scale_format)
     _kernels.quantize_rows([job], n_threads, isa)
     return out
 
@@ -89,6 +88,49 @@ def test_quantize_equals_the_numpy_path(
         importance = (np.random.default_rng(seed).random(columns) ** 3 + 0.001).astype(np.float32)
     settings_ = (bits, group_size, method, gain, importance, wide)
     assert_same(quantize(w, *settings_, "numpy", 1), quantize(w, *settings_, isa, 2))
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 20),
+    st.integers(1, 800),
+    st.sampled_from(sorted(DTYPES)),
+    st.sampled_from(K_FORMATS),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_double_quantized_scales_equal_the_numpy_path(isa, seed, rows, columns, dtype, sizes, gain, weighted, wide):
+    w = rows_like_real_weights(seed, rows, columns, dtype, wide)
+    importance = (np.random.default_rng(seed).random(columns) ** 3 + 0.001).astype(np.float32) if weighted else None
+    settings_ = (*sizes, "uls", gain, importance, wide)
+    expected = quantize(w, *settings_, "numpy", 1, "k")
+    assert_same(expected, quantize(w, *settings_, isa, 2, "k"))
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 10), st.integers(1, 800), st.sampled_from(K_FORMATS), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_decoding_double_quantized_scales_equals_the_numpy_path(isa, dtype, seed, rows, columns, sizes, wide):
+    rng = np.random.default_rng(seed)
+    kind = np.dtype(np.float32 if wide else np.float16)
+    packed, scales, zeros = (
+        rng.integers(0, 256, shape, np.uint8) for shape, _ in Layout(rows, columns, *sizes, "k").buffers(kind)
+    )
+    n_blocks = -(-columns // 256)
+    for buffer in (scales, zeros):  # floats that exist
+        buffer[:, : n_blocks * kind.itemsize] = rng.random((rows, n_blocks)).astype(kind).view(np.uint8)
+    found = []
+    for name in ("numpy", isa):
+        out = np.full((rows, columns), 7, DTYPES[dtype])
+        _kernels.dequantize_rows(packed, scales, zeros, "k", *sizes, out, dtype, 2, name)
+        found.append(out.tobytes())
+    assert found[0] == found[1]
 
 
 @needs_compiled

@@ -45,6 +45,56 @@ def check(array, bits, group_size, method, gain=True, importance=None):
     return tensor
 
 
+K_FORMATS = [(2, 16), (2, 32), (4, 32), (4, 64)]
+
+
+def check_k(array, bits, group_size, gain=True, importance=None):
+    tensor = quantize_array(array, bits, group_size, "uls", gain, importance, scale_format="k")
+    n_blocks, n_groups = -(-array.shape[1] // 256), -(-array.shape[1] // group_size)
+    integer_bits = {2: 4, 4: 6}[bits]
+    item = (tensor.scales.shape[1] - -(-n_groups * integer_bits // 8)) // n_blocks
+    kind = {2: np.float16, 4: np.float32}[item]
+    total = np.zeros(3)
+    for row, values in enumerate(array):
+        v = None if importance is None else importance / 2.0 ** np.floor(np.log2(importance.max()))
+        expected = reference.quantize_row_k(values, bits, group_size, gain, v, item == 4)
+        for found, floats, integers in (
+            (tensor.scales[row], expected.d, expected.sc),
+            (tensor.zero_points[row], expected.dmin, expected.mn),
+        ):
+            assert found.tobytes() == np.array(floats, kind).tobytes() + reference.pack(integers, integer_bits)
+        assert tensor.packed[row].tobytes() == reference.pack(expected.codes, bits)
+        total += expected.sums
+    found = tensor.statistics
+    assert [found.sum_ww, found.sum_wq, found.sum_ee] == pytest.approx(total.tolist(), rel=1e-15, abs=0.0)
+    return tensor
+
+
+@pytest.mark.parametrize(("bits", "group_size"), K_FORMATS)
+@pytest.mark.parametrize("columns", [256, 7, 300])
+def test_k_format_bytes_and_sums(bits, group_size, columns):
+    check_k(weights(columns, seed=columns + bits)[:1], bits, group_size)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), K_FORMATS)
+def test_k_format_with_importance_some_of_it_nothing(bits, group_size):
+    importance = (np.random.default_rng(3).random(200) ** 4 * 1e-3).astype(np.float32)
+    importance[32:100] = 0.0
+    check_k(weights(200, seed=1), bits, group_size, False, importance)
+
+
+@pytest.mark.parametrize("offset", [0.2, 3.0, -3.0])
+def test_k_format_of_one_sided_weights(offset):
+    check_k(weights(140, seed=2, offset=offset), 4, 32, gain=False)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-38, 1e12, 1e30])
+def test_k_format_has_float32_blocks_where_float16_does_not_reach(scale):
+    tensor = check_k(weights(80, seed=4, scale=scale), 4, 32)
+    assert tensor.scales.shape[1] == 4 + 3
+    assert tensor.statistics.sqnr_db > 15
+
+
 @pytest.mark.parametrize(("method", "bits"), [(m, b) for m in METHODS for b in (2, 4, 8) if m != "r2q" or b == 2])
 @pytest.mark.parametrize("columns", [64, 37, 80])
 def test_bytes_and_sums(method, bits, columns):

@@ -47,7 +47,7 @@ def bytes_of(tensor):
 
 def slow_gptq(w, h, bits, group, method):
     """Column after column over the whole row, the inverse itself updated (Frantar et al., algorithm 1): no factor."""
-    n, last = w.shape[1], np.float32(2**bits - 1)
+    n, last, shifts = w.shape[1], np.float32(2**bits - 1), bits == 4 and group == 32
     damping = 0.01 * h.diagonal().mean()
     diagonal = h.diagonal() + damping
     importance = (diagonal / diagonal.mean()).astype(np.float32)
@@ -58,7 +58,8 @@ def slow_gptq(w, h, bits, group, method):
             part = slice(j, min(j + group, n))
             v = [np.float32(1)] * group if method == "rtn" else list(importance[part])
             tables = [
-                reference.GRIDS[method](list(row.astype(np.float32)), v, 2**bits - 1, False) for row in work[:, part]
+                reference.GRIDS[method](list(row.astype(np.float32)), v, 2**bits - 1, False, shifts)
+                for row in work[:, part]
             ]
         for row, (scale, zero) in enumerate(tables):
             x = np.float32(work[row, j])
@@ -277,3 +278,46 @@ def test_convolutions_and_half_precision():
     job = MatrixJob(w.reshape(6, 36), "conv", w.shape, 4, 16, "uls")
     tensor, _ = gptq_matrix(job, correlated(36))
     assert (tensor.shape, tensor.dtype) == ((6, 4, 3, 3), "float16")
+
+
+K_FORMATS = [(2, 16), (2, 32), (4, 32), (4, 64)]
+
+
+@pytest.mark.parametrize(("bits", "group"), K_FORMATS)
+@pytest.mark.parametrize("columns", [300, 512])
+def test_double_quantized_scales_lose_error_and_decode_as_stored(bits, group, columns):
+    w, h = weights(40, columns), correlated(columns)
+    job = job_of(w, bits, group, scale_format="k")
+    tensor, report = gptq_matrix(job, h)
+    assert report.compensated
+    assert report.objective_gptq < 0.5 * report.objective_direct
+    assert (tensor.method, tensor.grid) == ("gptq-uls", "k")
+    assert tensor.nbytes == job.layout.nbytes()
+    assert report.objective_gptq == pytest.approx(objective(tensor, w, h), rel=1e-9)
+
+
+@given(st.integers(1, 60), st.integers(1, 300), st.sampled_from(K_FORMATS), st.integers(0, 9))
+@few
+def test_double_quantized_scales_are_never_worse_than_direct(rows, columns, sizes, seed):
+    w, h = weights(rows, columns, seed), correlated(columns, seed)
+    job = job_of(w, *sizes, scale_format="k")
+    tensor, report = gptq_matrix(job, h)
+    assert objective(tensor, w, h) <= objective(quantize_matrices([job])[0], w, h) * (1 + 1e-9)
+    assert report.objective_gptq == pytest.approx(objective(tensor, w, h), rel=1e-9) or not report.compensated
+
+
+def test_double_quantized_scales_of_tiny_weights_have_float32_blocks():
+    w, h = weights(5, 300) * np.float32(1e-9), correlated(300)
+    w[3] *= np.float32(1e9)
+    w[4] = 0
+    tensor, report = gptq_matrix(job_of(w, 4, 32, scale_format="k"), h)
+    assert report.compensated
+    assert tensor.layout.scale_dtype(tensor.scales) == np.float32
+    assert objective(tensor, w, h) < report.objective_direct
+    assert not tensor.dequantize()[4].any()
+
+
+def test_double_quantized_scales_with_any_number_of_threads():
+    w, h = weights(600, 300), correlated(300)
+    one, two = (gptq_matrix(job_of(w, 2, 16, scale_format="k"), h, n_threads=n) for n in (1, 2))
+    assert bytes_of(one[0]) == bytes_of(two[0])
