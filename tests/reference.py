@@ -139,7 +139,7 @@ def shifted_ranges(u, v, lo, step, top, floor, n):
     return best[1:]
 
 
-def uls_grid(w, v, n, wide, shifts=False):
+def uls_grid(w, v, n, wide, shifts=False):  # noqa: C901 - the search, step by step
     x, exponent = normalised(w) if wide else (w, 0)
     stored = (lambda y: y) if wide else half
     floor = F(2.0**-48) if wide else F(2.0**-24)
@@ -485,8 +485,8 @@ def quantize_row_k(weights, bits, group_size, gain=True, importance=None, wide=F
                 scs.append(int(c))
                 mns.append(int(low))
                 s, m = F(d * c), -F(dmin * low)
-                for w in block[k * size : (k + 1) * size]:
-                    codes.append(int(rint(clip(F(F(w - m) / s), F(0), F(n)))) if s > 0 else 0)
+                part = block[k * size : (k + 1) * size]
+                codes += [int(rint(clip(F(F(w - m) / s), F(0), F(n)))) if s > 0 else 0 for w in part]
 
         def sums():
             per_block = 256 // size

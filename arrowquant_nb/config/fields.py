@@ -180,7 +180,8 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     scale_format: ScaleFormat = _setting(
         "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
-        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64).", kind="word", valid="float16 or k",
+        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64).",
+        kind="word", valid="float16 or k",
     )  # fmt: skip
     rotation: Rotation = _setting(
         "rotation", "Rotation", "Hadamard mixing of the input axis before quantization, undone at dequantize; auto "

@@ -57,10 +57,11 @@ class GateRecord:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values."""
-        value: object = NOT_MEASURED if self.value is None else self.value
+        if self.value is None:
+            return {"gate": self.gate, "value": NOT_MEASURED, "threshold": self.threshold}
         return {
             "gate": self.gate,
-            "value": value,
+            "value": self.value,
             "threshold": self.threshold,
             "verdict": self.verdict,
         }

@@ -54,16 +54,6 @@ class Pending:
         return self.chain[len(self.attempts)]
 
     @property
-    def group_size(self) -> int:
-        """Group size at this width."""
-        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[0]
-
-    @property
-    def scale_format(self) -> str:
-        """Scale format at this width."""
-        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[1]
-
-    @property
     def next_bit_width(self) -> int:
         """Width to try after this one; 0 where nothing is left."""
         n = len(self.attempts) + 1

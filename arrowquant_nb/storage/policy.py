@@ -121,7 +121,7 @@ def _by_policy(entry: TensorEntry, role: str, target: int, family: str) -> Assig
     if role in ("norm or bias", "not a weight"):
         return Assignment(entry.name, KEPT_BIT_WIDTH, role, ROLES[role].reason, "not a weight")
     if least <= target:
-        reason = f"An ordinary {role} layer; it takes the requested {target} bits."
+        reason = f"{role.capitalize()} layer: the requested {target} bits."
         if least:
             reason = f"The requested {target} bits are enough for a {role} layer."
         return Assignment(entry.name, target, role, reason, "bit_width")

@@ -358,7 +358,7 @@ def test_environment_variables_are_text_of_the_fields_kind(variable, text, field
         ("ARROW_QUANT_LAYER_BIT_WIDTHS", "[" * 100_000, "ARROW_QUANT_LAYER_BIT_WIDTHS"),
         ("ARROW_QUANT_BITWIDTH", "4", 'BITWIDTH names no setting; unset it. Did you mean "ARROW_QUANT_BIT_WIDTH"?'),
         ("ARROW_QUANT_bit_width", "4", 'Did you mean "ARROW_QUANT_BIT_WIDTH"?'),
-        ("ARROW_QUANT_SCALE_FORMAT", "k", "ARROW_QUANT_SCALE_FORMAT: scale_format = 'k' is not available yet"),
+        ("ARROW_QUANT_ACTIVATION_BIT_WIDTH", "8", "activation_bit_width = 8 is not available yet"),
     ],
 )  # fmt: skip
 def test_a_bad_variable_is_named(variable, text, said):

@@ -1,4 +1,4 @@
-"""The k format: integer scales and minima under one float pair per 256 weights, as llama.cpp's Q4_K and Q2_K have them."""
+"""The k format: integer scales and minima under one float pair per 256 weights, as in llama.cpp's Q4_K and Q2_K."""
 
 import numpy as np
 import pytest
