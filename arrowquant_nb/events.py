@@ -34,8 +34,11 @@ class Event:
     t_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary with the event's kind under `event`."""
-        return {"event": self.kind, **asdict(self)}
+        """Return a JSON-ready dictionary with the event's kind under `event`; `reused` is left out where it is false."""
+        values = {"event": self.kind, **asdict(self)}
+        if values.get("reused") is False:
+            del values["reused"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,8 @@ def quantize_rotated_array(
 ) -> QuantizedTensor:
     """Quantize one array as `quantize_array` does, rotated.
 
-    `settings` are its arguments from bit_width to importance, and scale_format, by name. Takes a copy of the whole array.
+    `settings` are its arguments from bit_width to importance, and scale_format, by name.
+    Takes a copy of the whole array.
     """
     layout, dtype = checked_array(
         array, settings["bit_width"], settings["group_size"], settings["method"], name, settings["scale_format"]
