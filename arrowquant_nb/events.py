@@ -34,11 +34,8 @@ class Event:
     t_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary with the event's kind under `event`; `reused` is left out where it is false."""
-        values = {"event": self.kind, **asdict(self)}
-        if values.get("reused") is False:
-            del values["reused"]
-        return values
+        """Return a JSON-ready dictionary with the event's kind under `event`."""
+        return {"event": self.kind, **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)

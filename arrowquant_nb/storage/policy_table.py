@@ -41,7 +41,7 @@ ROLES = {
     "router": Role(16, "A router chooses experts; a small error changes the choice."),
     "other part": Role(16, "This part of the file is not the denoiser (VAE, text encoder or a second copy)."),
     "table": Role(16, "A table is looked up, not multiplied with activations."),
-    "norm or bias": Role(16, "One-dimensional: tiny and sensitive."),
+    "norm or bias": Role(16, "Tiny and sensitive."),
     "not a weight": Role(16, "Not the weight of a linear or convolution layer."),
     "small": Role(16, "Fewer than 16,384 elements: quantizing it saves next to nothing."),
     "short rows": Role(16, "Its rows are shorter than the smallest group of 32, so scales would outweigh the codes."),
