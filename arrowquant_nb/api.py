@@ -15,7 +15,7 @@ from arrowquant_nb import _kernels, samples
 from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, ShapeMismatchError
+from arrowquant_nb.errors import ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
 from arrowquant_nb.runs import record, validation
@@ -243,7 +243,7 @@ def quantize_tensor(
     >>> tensor.bits_per_weight
     4.5
     """
-    settings = {
+    settings: dict[str, Any] = {
         "bit_width": bit_width, "group_size": group_size, "gain_correction": gain_correction, "importance": importance,
         "method": "uls" if method == str(QuantMethod.AUTO) else method, "scale_format": str(scale_format),
     }  # fmt: skip

@@ -133,9 +133,7 @@ def shifted_ranges(u, v, lo, step, top, floor, n):
             s, m = F(F(squ - F(top * sq)) / sqq), top
         if not s >= floor:
             s, m = s0, m0
-        error = F(
-            F(s * F(F(s * sqq) + F(F(F(m * sq) - squ) * F(2)))) + F(m * F(F(m * sv) - F(su * F(2))))
-        )
+        error = F(F(s * F(F(s * sqq) + F(F(F(m * sq) - squ) * F(2)))) + F(m * F(F(m * sv) - F(su * F(2)))))
         if error < best[0]:
             best = (error, s, m, sq, sqq)
     return best[1:]
@@ -496,7 +494,8 @@ def quantize_row_k(weights, bits, group_size, gain=True, importance=None, wide=F
             grids = [(F(ds[g // per_block] * F(c)), -F(dmins[g // per_block] * F(m))) for g, (c, m) in
                      enumerate(zip(scs, mns, strict=True))]  # fmt: skip
             decoded = [
-                [decode_one(c, *grid, "uls") for c in codes[i : i + size]] for i, grid in zip(starts, grids, strict=True)
+                [decode_one(c, *grid, "uls") for c in codes[i : i + size]]
+                for i, grid in zip(starts, grids, strict=True)
             ]
             return row_sums([weights[i : i + size] for i in starts], decoded, wide)
 

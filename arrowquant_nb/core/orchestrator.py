@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.core.gates import OutputFigures, fallback_chain, judge
+from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.core.reports import attempt_report, layer_report
 from arrowquant_nb.core.trial_choice import Choice, matrix_job
-from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.quantizers.measure import tiles_of
@@ -52,16 +52,6 @@ class Pending:
     def bit_width(self) -> int:
         """Width to try now."""
         return self.chain[len(self.attempts)]
-
-    @property
-    def group_size(self) -> int:
-        """Group size at this width."""
-        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[0]
-
-    @property
-    def scale_format(self) -> str:
-        """Scale format at this width."""
-        return scale_layout(self.bit_width, self.task.group_size, self.task.scale_format)[1]
 
     @property
     def next_bit_width(self) -> int:

@@ -48,7 +48,7 @@ class Recipe:
         return 8 * self.row_nbytes(WHOLE_ROW) / WHOLE_ROW
 
     def row_nbytes(self, columns: int) -> int:
-        """Stored bytes of a row of so many weights, with float16 parameters."""
+        """Return the stored bytes of a row of so many weights, with float16 parameters."""
         grid = grid_of(self.method, self.scale_format)
         return Layout(1, columns, self.bit_width, self.group_size, grid).nbytes()
 

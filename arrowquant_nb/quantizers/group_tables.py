@@ -1,7 +1,7 @@
 """The grids as compensation needs them: fit the table of a slab, round one column by it, join what is stored.
 
-A slab is the columns that share one fit: a group, or in scale format k the 256 columns under one float pair. Fitting goes
-through the same kernels as direct quantization, so a new grid needs a branch in `Table.round`, `fit_table` and
+A slab is the columns that share one fit: a group, or in scale format k the 256 columns under one float pair. Fitting
+goes through the same kernels as direct quantization, so a new grid needs a branch in `Table.round`, `fit_table` and
 `join_tables`, and nothing else. Knows no Hessian.
 """
 
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Scale format k: the float pairs of a slab, which stay, and its integers, which each group chooses as it begins."""
+    """Scale format k: the float pairs of a slab, which stay, and its integers, which a group chooses as it begins."""
 
     d: Floats
     """(rows,)."""

@@ -143,11 +143,11 @@ class QuantizedTensor:
     packed: NDArray[np.uint8]
     """Codes, uint8 (rows, ceil(columns * bit_width / 8)); code i of a byte lies in bits [i, i + 1) * bit_width."""
     scales: NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
-    """One scale per group, float16 or float32 (rows, n_groups); grid levels: amplitudes a1, a2 (rows, n_groups, 2); grid k:
-    bytes (rows, n), see `layout`."""
+    """One scale per group, float16 or float32 (rows, n_groups); grid levels: amplitudes a1, a2 (rows, n_groups, 2);
+    grid k: bytes (rows, n), see `layout`."""
     zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
-    """Grid zero_point: codes packed like `packed`; minimum, levels: one minimum or offset mu per group, dtype of `scales`;
-    k: bytes like `scales`."""
+    """Grid zero_point: codes packed like `packed`; minimum: one minimum, levels: one offset mu per group, dtype of
+    `scales`; k: bytes like `scales`."""
     shape: tuple[int, ...]
     """Shape of the original; the matrix view is (shape[0], product of the rest), one row for 1-D."""
     bit_width: int
@@ -157,8 +157,8 @@ class QuantizedTensor:
     method: str
     """How the grid was chosen: rtn, mse, uls, hqq or r2q."""
     grid: str
-    """How codes decode: zero_point, w = (code - z) * s; minimum, w = s * code + m; k, w = d * sc * code - dmin * mn; levels,
-    w = (mu +- a1) +- a2, where bit 1 of a code is the sign of a1 and bit 0 that of a2, 1 = plus."""
+    """How codes decode: zero_point, w = (code - z) * s; minimum, w = s * code + m; k, w = d * sc * code - dmin * mn;
+    levels, w = (mu +- a1) +- a2, where bit 1 of a code is the sign of a1 and bit 0 that of a2, 1 = plus."""
     dtype: str
     """Dtype of the original: float32, float16 or bfloat16."""
     statistics: LayerStatistics

@@ -58,7 +58,8 @@ def slow_gptq(w, h, bits, group, method):
             part = slice(j, min(j + group, n))
             v = [np.float32(1)] * group if method == "rtn" else list(importance[part])
             tables = [
-                reference.GRIDS[method](list(row.astype(np.float32)), v, 2**bits - 1, False, shifts) for row in work[:, part]
+                reference.GRIDS[method](list(row.astype(np.float32)), v, 2**bits - 1, False, shifts)
+                for row in work[:, part]
             ]
         for row, (scale, zero) in enumerate(tables):
             x = np.float32(work[row, j])

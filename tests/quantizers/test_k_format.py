@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arrowquant_nb import quantize_tensor
 from arrowquant_nb._kernels import k_format
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import Layout, quantize_array
@@ -195,9 +196,7 @@ def test_relative_error_on_heavy_tailed_rows(bits, group_size, most):
     assert np.sqrt(statistics.sum_ee / statistics.sum_ww) < most
 
 
-@pytest.mark.parametrize(
-    ("bits", "group_size"), [(8, 64), (8, 32), (4, 16), (4, 128), (2, 64), (2, 128), (4, 256)]
-)
+@pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (8, 32), (4, 16), (4, 128), (2, 64), (2, 128), (4, 256)])
 def test_other_sizes_are_refused_with_what_there_is(bits, group_size):
     with pytest.raises(ConfigurationError, match=r"INT2 with group_size 16 or 32; INT4 with group_size 32 or 64"):
         quantize(np.ones((2, 256), np.float32), bits, group_size)
@@ -223,6 +222,21 @@ def test_a_given_result_is_filled():
     assert again.scales.tobytes() == expected.scales.tobytes()
     with pytest.raises(ShapeMismatchError, match="do not fit float16"):
         quantize(w * np.float32(1e12), 4, 32, out=out)
+
+
+def test_a_given_result_is_filled_with_a_rotated_matrix():
+    w = heavy_tailed(5, 512)
+    settings = {"bit_width": 4, "group_size": 32, "scale_format": "k", "rotation": "hadamard"}
+    expected = quantize_tensor(w, **settings)
+    narrow = quantize(heavy_tailed(5, 512, seed=1), 4, 32)
+    wide = quantize(w * np.float32(1e-12), 4, 32)
+    assert wide.scales.nbytes > expected.scales.nbytes == narrow.scales.nbytes
+    for out in (narrow, wide):
+        found = quantize_tensor(w, **settings, out=out)
+        assert found.scales is out.scales
+        assert np.array_equal(found.dequantize(), expected.dequantize())
+    with pytest.raises(ShapeMismatchError, match="do not fit float16"):
+        quantize_tensor(w * np.float32(1e-12), **settings, out=narrow)
 
 
 def test_buffers_of_another_size_are_refused():
@@ -255,7 +269,9 @@ def q2_k_blocks(codes, d, sc, dmin, mn):
     return np.frombuffer(b"".join(blocks), np.uint8)
 
 
-@pytest.mark.parametrize(("bits", "group_size", "name", "pack"), [(4, 32, "Q4_K", q4_k_blocks), (2, 16, "Q2_K", q2_k_blocks)])
+@pytest.mark.parametrize(
+    ("bits", "group_size", "name", "pack"), [(4, 32, "Q4_K", q4_k_blocks), (2, 16, "Q2_K", q2_k_blocks)]
+)
 def test_ggufs_own_decoder_gives_the_same_weights(bits, group_size, name, pack):
     """Nothing is rounded again on the way into the blocks of llama.cpp."""
     gguf = pytest.importorskip("gguf")
