@@ -108,9 +108,10 @@ class DiffusionOrchestrator:
         matrix = np.ascontiguousarray(weight).reshape(matrix_shape(weight.shape))
         methods = list(planning.choose_strategy(str(config.modality or Modality.IMAGE), config, False, "").methods)
         task = LayerTask(
-            0, name, weight.shape, str(weight.dtype), *matrix.shape, weight.nbytes, requested, config.group_size, methods,
-            config.gain_correction, config.min_accuracy, "array", "given", "argument", rotation=str(config.rotation),
-            seed=config.seed, low_rank=config.low_rank, scale_format=str(config.scale_format),
+            0, name, weight.shape, str(weight.dtype), *matrix.shape, weight.nbytes, requested, config.group_size,
+            methods, config.gain_correction, config.min_accuracy, "array", "given", "argument",
+            rotation=str(config.rotation), seed=config.seed, low_rank=config.low_rank,
+            scale_format=str(config.scale_format),
         )  # fmt: skip
         attempts: list[AttemptReport] = []
         for bits in gates.fallback_chain(requested):

@@ -6,7 +6,7 @@ JSON has no infinity and no NaN; they are written as the strings "inf", "-inf" a
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Any, ClassVar, Self
 
 
@@ -44,6 +44,20 @@ class JsonForm:
         values: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
         result: dict[str, Any] = _to_json({name: getattr(self, name) for name in self._headline} | values)
         return result
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `from_dict` needs and no more: fields at their default are left out, for logs that repeat it."""
+        found: dict[str, Any] = {}
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            if value == default:
+                continue
+            if isinstance(value, tuple) and value and isinstance(value[0], JsonForm):
+                found[item.name] = [part.to_record() for part in value]
+            else:
+                found[item.name] = value.to_record() if isinstance(value, JsonForm) else _to_json(value)
+        return found
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

@@ -29,8 +29,8 @@ class AttemptReport(JsonForm):
     cosine, sqnr_db, mse : error of the weights, from the stored scales.
     min_cosine : threshold that gated this attempt.
     passed : verdict.
-    output_sqnr, worst_output_sqnr : signal over error of the layer's output in dB on held-out inputs, over all of them and
-        in the worst timestep group; "not_measured" without calibration.
+    output_sqnr, worst_output_sqnr : signal over error of the layer's output in dB on held-out inputs, over all of them
+        and in the worst timestep group; "not_measured" without calibration.
     sentence : why, in plain words.
     group_size, scale_format : weights that share a scale, and how scales were stored (float16 or k).
     output_cosine, output_gain : cosine of the outputs, and how much of the output is kept; reported, never a gate.

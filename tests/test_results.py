@@ -275,3 +275,15 @@ def test_a_plan_adds_up(plan):
     assert plan.size_mb == sum(r.nbytes for r in plan.rows) / 1e6
     assert plan.source_size_mb == sum(r.source_nbytes for r in plan.rows) / 1e6
     assert plan.bits_per_weight == 8 * sum(r.nbytes for r in plan.rows) / sum(r.n_weights for r in plan.rows)
+
+
+def test_a_record_leaves_defaults_out_and_reads_back_equal(result):
+    attempt = result.layers[-1].attempts or next(r.attempts for r in result.layers if r.attempts)
+    compared = dataclasses.replace(attempt[0], compared={"uls g32": 0.5, "r2q g64": 1.5}, output_sqnr=math.inf)
+    report = layer(attempts=(*attempt, compared))
+    record = report.to_record()
+    assert "low_rank" not in record
+    assert "rotation_seed" not in record
+    assert record["attempts"][-1]["compared"] == {"uls g32": 0.5, "r2q g64": 1.5}
+    assert record["attempts"][-1]["output_sqnr"] == "inf"
+    assert type(report).from_dict(json.loads(json.dumps(record))) == report

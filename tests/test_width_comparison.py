@@ -12,7 +12,9 @@ from arrowquant_nb.width_comparison import compare_widths
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("widths")
-    finished = ArrowQuantV2(DiffusionQuantConfig(seed=3, calibration_samples=4)).quantize_diffusion_model("digits-dit", folder / "model")
+    finished = ArrowQuantV2(DiffusionQuantConfig(seed=3, calibration_samples=4)).quantize_diffusion_model(
+        "digits-dit", folder / "model"
+    )
     told = []
     comparison = compare_widths(
         "digits-dit", finished, n=2, n_images=3, seed=5, progress_callback=lambda *words: told.append(words)

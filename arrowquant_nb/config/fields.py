@@ -116,8 +116,8 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     method: QuantMethod = _setting(
         "method", "Method", "How codes are chosen: rtn rounds, mse clips, uls fits scale and minimum by least squares, "
-        "hqq fits the minimum to small errors, r2q fits two sign planes (2 bits only), gptq compensates uls; auto takes "
-        "what suits the model.", kind="word", valid="auto, rtn, mse, uls, hqq, r2q or gptq",
+        "hqq fits the minimum to small errors, r2q fits two sign planes (2 bits only), gptq compensates uls; auto "
+        "takes what suits the model.", kind="word", valid="auto, rtn, mse, uls, hqq, r2q or gptq",
     )  # fmt: skip
     min_accuracy: NumberField = _setting(
         "min_accuracy", "Quality floor (cosine)", "A layer whose cosine similarity to the original is lower falls back "

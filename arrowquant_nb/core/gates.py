@@ -56,14 +56,12 @@ class GateRecord:
         self.verdict = verdict
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain values; `passed` is None where the figure did not gate."""
-        passed = self.verdict == PASSED if self.verdict in (PASSED, FAILED) else None
+        """Return plain values."""
         value: object = NOT_MEASURED if self.value is None else self.value
         return {
             "gate": self.gate,
             "value": value,
             "threshold": self.threshold,
-            "passed": passed,
             "verdict": self.verdict,
         }
 
@@ -154,8 +152,8 @@ def judge(
     Parameters
     ----------
     bit_width, requested : width of this attempt, and the one the layer was to have.
-    compensated : whether errors were moved between columns (GPTQ), which lowers the weight cosine on purpose: it is waived
-        when the output gates pass.
+    compensated : whether errors were moved between columns (GPTQ), which lowers the weight cosine on purpose: it is
+        waived when the output gates pass.
     cosine : weight cosine of the attempt.
     output : figures of the layer's output on held-out rows; None without calibration.
     min_accuracy, min_output_sqnr_db : the user's thresholds; None takes the table's.
@@ -189,10 +187,7 @@ def explain(bit_width: int, decisive: GateRecord, gates: list[GateRecord], next_
 
 def _output_gates(output: OutputFigures | None, mean_db: float, worst_db: float) -> list[GateRecord]:
     if output is None:
-        return [
-            GateRecord("output_sqnr_db", None, mean_db, NOT_MEASURED),
-            GateRecord("output_worst_group_sqnr_db", None, worst_db, NOT_MEASURED),
-        ]
+        return [GateRecord("output_sqnr_db", None, mean_db, NOT_MEASURED)]
     return [
         _gate("output_sqnr_db", output.sqnr_db, mean_db),
         _gate("output_worst_group_sqnr_db", output.worst_sqnr_db, worst_db),

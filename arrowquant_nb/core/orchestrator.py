@@ -165,7 +165,7 @@ class LayerLoop:
     def _finished(self, task: LayerTask, report: LayerReport, reused: bool) -> None:
         self.control.emit(
             LayerFinished(
-                name=task.name, index=task.index, n_layers=self.n_layers, report=report.to_dict(), reused=reused
+                name=task.name, index=task.index, n_layers=self.n_layers, report=report.to_record(), reused=reused
             )
         )
 

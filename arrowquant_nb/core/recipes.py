@@ -1,7 +1,7 @@
 """Which ways of quantizing a layer are tried at a width: grids, their group sizes, and whether errors are compensated.
 
-Plain values and decisions; knows nothing of arrays, files or models. Ways that are compared with each other store no more
-bytes than the first of them, so that the one with the least error is the better one at equal size.
+Plain values and decisions; knows nothing of arrays, files or models. Ways that are compared with each other store no
+more bytes than the first of them, so that the one with the least error is the better one at equal size.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.core.gates import NOT_MEASURED, required_cosine
+from arrowquant_nb.core.strategy import other_method_reason
 from arrowquant_nb.results import AttemptReport, LayerReport
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def attempt_report(
     output: OutputFigures | None,
 ) -> AttemptReport:
     """Join an attempt's figures with the judgement on them; `tensor` is the layer or its last tile."""
-    why = choice.explain(output is not None)
+    other = other_method_reason(task.method, tensor.bit_width)
+    said = [judgement.sentence, choice.explain(output is not None), f"{other}." if other else ""]
     return AttemptReport(
         bit_width=tensor.bit_width,
         method=tensor.method,
@@ -34,12 +36,12 @@ def attempt_report(
         min_cosine=required_cosine(tensor.bit_width, task.bit_width, task.min_accuracy),
         passed=judgement.passed,
         output_sqnr=NOT_MEASURED if output is None else output.sqnr_db,
-        sentence=f"{judgement.sentence} {why}".rstrip(),
+        sentence=" ".join(part for part in said if part),
         group_size=tensor.group_size,
         worst_output_sqnr=NOT_MEASURED if output is None else output.worst_sqnr_db,
         output_cosine=NOT_MEASURED if output is None else output.cosine,
         output_gain=NOT_MEASURED if output is None else output.gain,
-        compared=dict(choice.compared),
+        compared=dict(choice.compared) if len(choice.compared) > 1 else {},
         scale_format=scale_format_of(tensor),
     )
 

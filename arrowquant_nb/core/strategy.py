@@ -1,8 +1,8 @@
 """Which method a modality calls for, which one can be used, and why.
 
-Text and code: sign-plane codes (R2Q) or the affine grid, whichever has the smaller error in a layer, at 2 bits, an affine
-grid above, and timestep groups. Image and audio: an affine grid and spatial equalization. With calibration every grid is
-compensated by GPTQ; without it the best data-free grid is used. Knows plain values only.
+Text and code: at 2 bits sign-plane codes (R2Q) or the affine grid, whichever has the smaller error in a layer, above
+that an affine grid; and timestep groups. Image and audio: an affine grid and spatial equalization. With calibration
+every grid is compensated by GPTQ; without it the best data-free grid is used. Knows plain values only.
 """
 
 from typing import Final, NamedTuple
@@ -102,9 +102,7 @@ def _reason(modality: str, bit_width: int, preferred: str, has_calibration: bool
         over = "" if preferred == COMPENSATED else ", compensated by gptq"
         return f"{called}{over}{where}"
     if preferred == COMPENSATED:
-        return (
-            f"{called}, but there is no calibration data{where}: {DIRECT_GRID}, the best data-free grid, is used"
-        )
+        return f"{called}, but there is no calibration data{where}: {DIRECT_GRID}, the best data-free grid, is used"
     return called
 
 
@@ -130,6 +128,8 @@ def _insisted(
     if has_calibration:
         reason = "method gptq set by the user" + (f" ({calibration})" if calibration else "")
         return StrategyChoice(preferred, method, (DIRECT_GRID,), True, time_aware, spatial, reason)
-    reason = "method gptq set by the user, but there is no calibration data" + (f" ({calibration})" if calibration else "")
+    reason = "method gptq set by the user, but there is no calibration data" + (
+        f" ({calibration})" if calibration else ""
+    )
     reason += f": {DIRECT_GRID}, the best data-free grid, is used"
     return StrategyChoice(preferred, DIRECT_GRID, (DIRECT_GRID,), False, time_aware, spatial, reason)

@@ -29,7 +29,7 @@ class Choice:
     ----------
     recipes : open ways; one once the first tile is done.
     rotation : none, hadamard, or auto while the first tile has not decided.
-    compared : label and error of every way tried, in order: at the layer's output with calibration, else of the weights.
+    compared : label and error of every way tried, in order; with calibration the error at the layer's output.
     note : what happened on the way, "" for nothing worth saying.
     """
 

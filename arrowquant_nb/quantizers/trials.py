@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from arrowquant_nb.quantizers.gptq import gptq_matrix
 from arrowquant_nb.quantizers.metrics import hessian_error, output_statistics
 from arrowquant_nb.quantizers.transforms import quantize_transformed
@@ -17,6 +15,7 @@ from arrowquant_nb.quantizers.transforms import quantize_transformed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.matrix_job import MatrixJob

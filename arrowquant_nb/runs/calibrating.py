@@ -124,13 +124,13 @@ class RunCalibration:
         return self._inputs[name]
 
     def facts(self) -> dict[str, object]:
-        """Plain values that the same model and settings always give: for the manifest and the result."""
+        """Return plain values that the same model and settings always give: for the manifest and the result."""
         found = self.statistics
         facts = {} if found is None else {"settings": found.settings.to_dict(), "kind": found.source, "hash": self.hash}
         return {"source": self.source.description, **facts}
 
     def record(self) -> dict[str, object]:
-        """The same and how it was come by, for run.json."""
+        """Return the same with how it was come by, for run.json."""
         return {**self.facts(), "given": self.source.given, "reused": self.reused, "warnings": list(self.warnings)}
 
 

@@ -127,7 +127,9 @@ def _task(
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
         group_size=0 if kept else group_size,
-        methods=[] if kept else [core_strategy.method_at(decisions.methods[0], assignment.bit_width), *decisions.methods[1:]],
+        methods=[]
+        if kept
+        else [core_strategy.method_at(decisions.methods[0], assignment.bit_width), *decisions.methods[1:]],
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,

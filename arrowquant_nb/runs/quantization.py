@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb import _kernels
 from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.errors import QuantizationError
-from arrowquant_nb.events import AttemptFinished, CalibrationProgress, Event, RunCancelled, RunFailed, RunFinished, RunStarted
+from arrowquant_nb.events import (
+    AttemptFinished,
+    CalibrationProgress,
+    Event,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+)
 from arrowquant_nb.results import LayerReport, QuantizationResult
+from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
-from arrowquant_nb.runs.calibrating import RunCalibration, calibrate, find_source
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (

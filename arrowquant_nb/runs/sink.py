@@ -194,7 +194,7 @@ class ModelSink:
             return {task.name: self._entry(file.file, task, report, source_hash, references)}
 
         self.files.append(file.file)
-        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_dict()})
+        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
 
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .runnable import GUIDANCE, STEPS
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -44,14 +42,3 @@ class HookedModel:
     def forward(self, step: Step, linear: Linear | None = None) -> NDArray[np.float32]:
         """Return the network's output for one step."""
         return self.model.forward(step, linear or self.linear)
-
-    def sample(
-        self,
-        labels: NDArray[np.integer],
-        seed: int,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        linear: Linear | None = None,
-    ) -> NDArray[np.float32]:
-        """Draw one sample per label."""
-        return self.model.sample(labels, seed, steps, guidance, linear or self.linear)

@@ -1,7 +1,7 @@
 """The output folder of a run: locked, resumable, committed file by file, sealed by a manifest.
 
-One thread encodes tiles while the next layer is quantized, a second one hashes, fsyncs and renames finished files, so that
-neither the kernels nor the encoder wait for the disk; at most a few tiles and files wait for them.
+One thread encodes tiles while the next layer is quantized, a second one hashes, fsyncs and renames finished files, so
+that neither the kernels nor the encoder wait for the disk; at most a few tiles and files wait for them.
 Knows nothing of quantization; it stores tiles and the JSON that it is handed.
 """
 

@@ -68,11 +68,15 @@ def cases(weight: np.ndarray, threads: int) -> dict[str, Callable[[], object]]:
     quantize("rtn INT4 g64 from bfloat16", weight.astype(ml_dtypes.bfloat16), 4, "rtn")
     uls = quantize("uls INT4 g64", weight, 4, "uls")
     quantize("mse INT4 g64", weight, 4, "mse")
+    quantize("hqq INT4 g64", weight, 4, "hqq")
+    quantize("uls INT2 g64", weight, 2, "uls")
+    r2q = quantize("r2q INT2 g64", weight, 2, "r2q")
     dequantize("dequantize INT4 g64 to float32", int4, "float32")
     dequantize("dequantize INT8 g64 to float32", int8, "float32")
     dequantize("dequantize INT2 g64 to float32", int2, "float32")
     dequantize("dequantize INT4 g64 to bfloat16", int4, "bfloat16")
     dequantize("dequantize INT4 g64 uls to float32", uls, "float32")
+    dequantize("dequantize INT2 g64 r2q to float32", r2q, "float32")
     return out
 
 
@@ -92,7 +96,7 @@ def measure(rows: int, columns: int, threads: int, rounds: int) -> dict[str, obj
 
     for k in range(rounds):
         for label, run in todo.items():
-            if label.startswith(("uls", "mse")) and k >= 3:
+            if label.startswith(("uls", "mse", "hqq", "r2q")) and k >= 3:
                 continue
             before, case, after = timed(copy), timed(run), timed(copy)
             copies.append(float(before[0]))

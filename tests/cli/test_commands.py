@@ -223,7 +223,9 @@ def test_a_quantized_model_is_quantized_again_only_when_asked_for(model, tmp_pat
 
 def test_a_finished_model_of_another_source_is_replaced_only_when_asked_for(models, tmp_path):
     run("quantize", "digits-dit", tmp_path / "model", "--quiet", *QUICK)
-    run("quantize", "digits-dit", tmp_path / "model", "--quiet", "--bit-width", 8, *QUICK)  # the same source, other settings
+    run(
+        "quantize", "digits-dit", tmp_path / "model", "--quiet", "--bit-width", 8, *QUICK
+    )  # the same source, other settings
     before = (tmp_path / "model" / "manifest.json").read_bytes()
     assert "overwrite" in run("quantize", models.dit, tmp_path / "model", code=1).stderr
     assert (tmp_path / "model" / "manifest.json").read_bytes() == before

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from captured import capture
 
 from arrowquant_nb import ConfigurationError, ShapeMismatchError, TimeAwareQuantizer, ValidationError, samples
 from arrowquant_nb.quantizers.activation_fit import fit_input, group_means
@@ -10,8 +9,10 @@ from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
 from arrowquant_nb.quantizers.activation_ranges import StepRanges
 from arrowquant_nb.quantizers.activations import ActivationQuantizer, HadamardRotation, InputTransform
 from arrowquant_nb.quantizers.rotation import rotate
-from arrowquant_nb.samples.evaluate import Recording, decibels
+from arrowquant_nb.samples.divergences import decibels
+from arrowquant_nb.samples.evaluation import Recording
 from arrowquant_nb.samples.hooked import HookedModel
+from tests.captured import capture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYER = "a.weight"

@@ -111,10 +111,10 @@ def test_one_array_takes_the_same_way_down():
     assert attempts[-1].sentence.endswith(f"{ONLY_TWO_BITS.format(4)}.")
 
 
-def test_text_at_two_bits_takes_sign_planes_by_itself(models):
+def test_text_at_two_bits_compares_sign_planes_with_the_affine_grid(models):
     plan = ArrowQuantV2(DiffusionQuantConfig(bit_width=2, modality="text")).plan(models.mixed)
     assert plan.strategy.used_method == "r2q"
-    assert {r.method for r in plan.rows if r.bit_width == 2} == {"r2q"}
+    assert {r.method for r in plan.rows if r.bit_width == 2} == {"uls|r2q"}
 
 
 @pytest.mark.parametrize("bit_width", [4, 8])

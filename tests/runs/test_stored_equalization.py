@@ -19,6 +19,8 @@ from arrowquant_nb import (
 )
 from arrowquant_nb.quantizers.activation_ranges import StepRanges
 from arrowquant_nb.results import LayerReport
+from arrowquant_nb.runs.calibrating import CalibrationSource
+from arrowquant_nb.runs.locating import LocatedModel
 from arrowquant_nb.runs.planning import decide, make_tasks
 from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
@@ -57,7 +59,9 @@ def finished(weights, tmp_path_factory):
     spatial, times = metadata()
     facts = {EQUALIZED: {"spatial": spatial.to_dict(), "time_aware": times.to_dict()}}
     with open_checkpoint(source) as checkpoint:
-        decisions = decide(checkpoint, "equalized", config)
+        decisions = decide(
+            checkpoint, LocatedModel(source, "equalized", str(source)), config, CalibrationSource("none")
+        )
         tasks = make_tasks(checkpoint, decisions, config)
         with ModelFolder(root / "model", source, 1 << 20) as folder, LayerSource(checkpoint, tasks) as reader:
             sink = ModelSink(folder, checkpoint, reader, {"modality": "image"}, facts)
@@ -140,7 +144,11 @@ def test_metadata_of_a_layer_change_its_key(weights, tmp_path):
     config = DiffusionQuantConfig(modality="image", bit_width=8, group_size=32)
     spatial, _ = metadata()
     with open_checkpoint(source) as checkpoint:
-        tasks = make_tasks(checkpoint, decide(checkpoint, "equalized", config), config)
+        tasks = make_tasks(
+            checkpoint,
+            decide(checkpoint, LocatedModel(source, "equalized", str(source)), config, CalibrationSource("none")),
+            config,
+        )
         task = next(t for t in tasks if t.name == EQUALIZED)
         with ModelFolder(tmp_path / "model", source, 1 << 20) as folder, LayerSource(checkpoint, tasks) as reader:
 

@@ -16,7 +16,6 @@ def test_the_models_own_product_changes_nothing(model):
     hooked = HookedModel(model, model.linear)
     step = next(iter(hooked.trajectories(1, 0)))
     np.testing.assert_array_equal(hooked.forward(step), model.forward(step))
-    np.testing.assert_array_equal(hooked.sample(np.array([3]), 0, 2), model.sample(np.array([3]), 0, 2))
     assert hooked.layers() == model.layers()
     assert hooked.weights is model.weights
 
