@@ -243,7 +243,7 @@ def quantize_tensor(
     >>> tensor.bits_per_weight
     4.5
     """
-    settings = {
+    settings: dict[str, Any] = {
         "bit_width": bit_width, "group_size": group_size, "gain_correction": gain_correction, "importance": importance,
         "method": "uls" if method == str(QuantMethod.AUTO) else method, "scale_format": str(scale_format),
     }  # fmt: skip

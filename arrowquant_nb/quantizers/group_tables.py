@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Scale format k: the float pairs of a slab, which stay, and its integers, which each group chooses in turn."""
+    """Scale format k: the float pairs of a slab, which stay, and its integers, which a group chooses as it begins."""
 
     d: Floats
     """(rows,)."""

@@ -164,9 +164,8 @@ class Layout:
         """Dtype of the floats in a buffer of scales."""
         if self.grid != "k":
             return scales.dtype
-        return next(
-            (dtype for dtype in (FLOAT16, FLOAT32) if self.parameters(dtype)[0][0][1:] == scales.shape[1:]), FLOAT16
-        )
+        wide = self.parameters(FLOAT32)[0][0][1:] == scales.shape[1:]
+        return FLOAT32 if wide else FLOAT16
 
     def check_buffers(self, packed: NDArray[Any], scales: NDArray[Any], zero_points: NDArray[Any]) -> None:
         """Raise ShapeMismatchError unless the three buffers have this layout."""

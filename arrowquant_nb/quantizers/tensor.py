@@ -146,7 +146,7 @@ class QuantizedTensor:
     """One scale per group, float16 or float32 (rows, n_groups); grid levels: amplitudes a1, a2 (rows, n_groups, 2);
     grid k: bytes (rows, n), see `layout`."""
     zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
-    """Grid zero_point: codes packed like `packed`; minimum, levels: one minimum or offset mu per group, dtype of
+    """Grid zero_point: codes packed like `packed`; minimum: one minimum, levels: one offset mu per group, dtype of
     `scales`; k: bytes like `scales`."""
     shape: tuple[int, ...]
     """Shape of the original; the matrix view is (shape[0], product of the rest), one row for 1-D."""

@@ -97,10 +97,9 @@ def quantize_rotated_array(
     out: QuantizedTensor | None = None,
     n_threads: int = 0,
 ) -> QuantizedTensor:
-    """Quantize one array as `quantize_array` does, rotated.
+    """Quantize one array as `quantize_array` does, rotated; takes a copy of the whole array.
 
     `settings` are its arguments from bit_width to importance, and scale_format, by name.
-    Takes a copy of the whole array.
     """
     layout, dtype = checked_array(
         array, settings["bit_width"], settings["group_size"], settings["method"], name, settings["scale_format"]
@@ -116,7 +115,8 @@ def quantize_rotated_array(
         raise no_room_for_float32(name)
     stored = [tensor.packed, tensor.scales, tensor.zero_points]
     if layout.grid == "k" and wide:
-        stored[1:] = (k_format.widen(a, layout.columns, layout.bit_width, layout.group_size) for a in stored[1:])
+        sizes = (layout.columns, layout.bit_width, layout.group_size)
+        stored[1:] = (k_format.widen(a.view(np.uint8), *sizes) for a in stored[1:])
     for buffer, values in zip(buffers, stored, strict=True):
         np.copyto(buffer, values)
     packed, scales, zero_points = buffers

@@ -8,6 +8,7 @@ With code the integer of a weight, s, m, a1, a2, mu float16 (float32 where that 
     minimum     w = s code + m              scales s; zero_points m
     levels      w = (mu +- a1) +- a2        scales pairs a1, a2; zero_points mu; INT2 only, bit 1 of a code is the sign
                                             of a1, bit 0 that of a2, 1 = plus
+    k           w = d sc code - dmin mn     scales d per 256 weights and integers sc per group; zero_points dmin and mn
 Knows nothing of models, manifests or how codes came about.
 """
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arrowquant_nb import quantize_tensor
 from arrowquant_nb._kernels import k_format
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import Layout, quantize_array
@@ -221,6 +222,21 @@ def test_a_given_result_is_filled():
     assert again.scales.tobytes() == expected.scales.tobytes()
     with pytest.raises(ShapeMismatchError, match="do not fit float16"):
         quantize(w * np.float32(1e12), 4, 32, out=out)
+
+
+def test_a_given_result_is_filled_with_a_rotated_matrix():
+    w = heavy_tailed(5, 512)
+    settings = {"bit_width": 4, "group_size": 32, "scale_format": "k", "rotation": "hadamard"}
+    expected = quantize_tensor(w, **settings)
+    narrow = quantize(heavy_tailed(5, 512, seed=1), 4, 32)
+    wide = quantize(w * np.float32(1e-12), 4, 32)
+    assert wide.scales.nbytes > expected.scales.nbytes == narrow.scales.nbytes
+    for out in (narrow, wide):
+        found = quantize_tensor(w, **settings, out=out)
+        assert found.scales is out.scales
+        assert np.array_equal(found.dequantize(), expected.dequantize())
+    with pytest.raises(ShapeMismatchError, match="do not fit float16"):
+        quantize_tensor(w * np.float32(1e-12), **settings, out=narrow)
 
 
 def test_buffers_of_another_size_are_refused():

@@ -78,7 +78,7 @@ def test_events_are_numbered_timed_and_read_back(models, tmp_path):
     assert heard[0].n_layers == 32
     finished = [e for e in heard if e.kind == "layer_finished"]
     assert sorted(e.index for e in finished) == list(range(32))
-    assert [e.report for e in sorted(finished, key=lambda e: e.index)] == [r.to_dict() for r in result.layers]
+    assert [e.report for e in sorted(finished, key=lambda e: e.index)] == [r.to_record() for r in result.layers]
     assert heard[-1].summary["compression_ratio"] == result.compression_ratio
 
 
