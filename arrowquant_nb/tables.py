@@ -129,7 +129,7 @@ def plan_html(plan: Plan) -> str:
 
 # -- result ----------------------------------------------------------------------------------------------------------
 
-LAYER_HEADER = ("layer", "bits", "method", "SQNR", "cosine", "bits/weight", "why")
+LAYER_HEADER = ("layer", "bits", "method", "SQNR", "cosine", "output SQNR", "bits/weight", "why")
 KEPT_HEADER = ("kept or raised", "bits", "role", "reason")
 
 
@@ -143,6 +143,7 @@ def layer_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
             r.method,
             decibels(r.sqnr_db),
             f"{r.cosine:.5f}",
+            "-" if isinstance(r.output_sqnr, str) else decibels(r.output_sqnr),
             f"{r.bits_per_weight:.4f}",
             r.attempts[-1].sentence if r.attempts else "",
         ]
@@ -157,6 +158,17 @@ def kept_rows(layers: Iterable[LayerReport], bit_width: int) -> list[list[str]]:
         for r in layers
         if r.action == "kept" or r.requested_bit_width > bit_width
     ]
+
+
+def _outputs(result: QuantizationResult) -> str:
+    """Say how the worst layer's output came out, or why that is not known."""
+    source = result.calibration.get("source", "no calibration data")
+    measured = [(r.output_sqnr, r.name) for r in result.layers if not isinstance(r.output_sqnr, str)]
+    if not measured:
+        return f"not_measured ({source})"
+    groups = [r.worst_output_sqnr for r in result.layers if not isinstance(r.worst_output_sqnr, str)]
+    worst, name = min(measured)
+    return f"worst layer {decibels(worst)} ({name}), worst timestep group {decibels(min(groups))}; {source}"
 
 
 def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
@@ -193,7 +205,8 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
                 f"({n_failed} layers with a failed attempt)"
             ),
         ),
-        ("layer outputs", "not_measured (no calibration data)"),
+        ("layer outputs", _outputs(result)),
+        *(("warning", warning) for warning in result.warnings),
         (
             "time",
             f"{result.quantization_time_s:.2f} s"

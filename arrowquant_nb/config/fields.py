@@ -153,13 +153,12 @@ class ConfigFields(BaseModel):
         kind="word", valid="text, code, image, audio or none",
     )  # fmt: skip
     enable_time_aware: FlagField = _setting(
-        "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps; needs calibration data, so "
-        "nothing is applied yet.",
+        "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps too, where calibration "
+        "measures it.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
-        "enable_spatial", "Spatial", "Spatial equalization of image and audio models; needs calibration data, so "
-        "nothing is applied yet.",
+        "enable_spatial", "Spatial", "Spatial equalization of image and audio models; nothing is applied yet.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
@@ -167,7 +166,7 @@ class ConfigFields(BaseModel):
         kind="integer", valid="1 to 100", unit="groups", group="basic", ge=1, le=100,
     )  # fmt: skip
     calibration_samples: IntegerField = _setting(
-        "calibration_samples", "Calibration samples", "Samples that activations are measured on.",
+        "calibration_samples", "Calibration samples", "Samples whose trajectories show what the layers are given.",
         kind="integer", valid="1 to 4096", unit="samples", group="basic", ge=1, le=4096,
     )  # fmt: skip
     activation_bit_width: ActivationBitsField | None = _setting(

@@ -12,8 +12,8 @@ __all__ = [
     "AVAILABLE_VALUES",
     "BASE_MODE",
     "K_GROUP_SIZES",
-    "NEEDS_CALIBRATION",
     "PROFILES",
+    "WITHOUT_EFFECT",
     "DeploymentProfile",
     "Modality",
     "QuantMethod",
@@ -102,6 +102,6 @@ AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
     "activation_bit_width": (None,),
     "target_model_size_mb": (None,),
 })  # fmt: skip
-# Flags of features that need calibration data, which nothing takes yet: off is always true to what happens, and on is
-# accepted only as what the profile fills in, a wish without effect so far.
-NEEDS_CALIBRATION: Final = ("enable_time_aware", "enable_spatial")
+# Flags of features that no run applies yet: off is always true to what happens, and on is accepted only as what the
+# profile fills in, a wish without effect so far.
+WITHOUT_EFFECT: Final = ("enable_spatial",)

@@ -23,8 +23,8 @@ from arrowquant_nb.config.fields import ConfigFields, available_fields, field_fa
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
     K_GROUP_SIZES,
-    NEEDS_CALIBRATION,
     PROFILES,
+    WITHOUT_EFFECT,
     DeploymentProfile,
     Modality,
     QuantMethod,
@@ -94,7 +94,7 @@ class DiffusionQuantConfig(ConfigFields):
 
     def _refuse_unavailable(self, chosen: str, origin: Mapping[str, str]) -> None:
         """Raise for a setting that names a feature which is not built yet."""
-        for name in NEEDS_CALIBRATION:
+        for name in WITHOUT_EFFECT:
             if getattr(self, name) and not PROFILES[chosen][name]:
                 raise ConfigurationError(
                     f"{origin[name]}: {name} = True is not available yet; available: False, as profile {chosen} sets it"

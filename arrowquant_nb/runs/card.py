@@ -86,6 +86,18 @@ def _measured_rows(layers: Sequence[LayerReport]) -> list[list[str]]:
     return rows
 
 
+def _outputs(layers: Sequence[LayerReport], decisions: Decisions) -> str:
+    """Say how layer outputs came out, or why that is not known."""
+    measured = [r.output_sqnr for r in layers if not isinstance(r.output_sqnr, str)]
+    if not measured:
+        return f"Layer outputs: not measured ({decisions.calibration.description})."
+    middle = sorted(measured)[len(measured) // 2]
+    return (
+        f"Layer outputs on held-out inputs: {decibels(min(measured))} in the worst layer, {decibels(middle)} in the median "
+        f"one ({decisions.calibration.description})."
+    )
+
+
 def model_card(
     decisions: Decisions, config: DiffusionQuantConfig, layers: Sequence[LayerReport], hashes: Mapping[str, str]
 ) -> bytes:
@@ -112,7 +124,7 @@ def model_card(
         markdown_table(("", "bits per weight", "MB", "SQNR", "cosine"), _measured_rows(layers)) + "\n",
         (
             "Bits per weight count codes, scales and zero points. Errors are of the stored values. "
-            "Layer outputs: not measured (no calibration data).\n"
+            f"{_outputs(layers, decisions)}\n"
         ),
         "## Layers that fell back to a wider format\n",
         (markdown_table(("layer", "asked", "stored", "why"), fell) if fell else "None.") + "\n",

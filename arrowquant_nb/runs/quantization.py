@@ -175,9 +175,10 @@ class _Run:
                 shown = int(fraction * _CALIBRATION_EVENTS)
                 self.control.emit(CalibrationProgress(source=found.description, fraction=fraction))
 
-        self.source.n_time_groups = self.config.num_time_groups
+        self.source.n_time_groups = self.config.num_time_groups if self.config.enable_time_aware else 1
         self.source.calibration = calibrate(found, self.tasks, self.config, progress)
-        self.sink.calibration = self.source.calibration.hash
+        if self.source.calibration.hash:
+            self.sink.calibration = f"{self.source.calibration.hash}, {self.source.n_time_groups} time groups"
         for warning in self.source.calibration.warnings:
             logger.warning("%s", warning)
 

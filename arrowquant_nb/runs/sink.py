@@ -92,7 +92,7 @@ class ModelSink:
         self._source = source
         self._facts = facts
         self.calibration = ""
-        """Hash of what is known of the layers' inputs; set before the loop begins."""
+        """What is known of the layers' inputs, and how it is grouped; set before the loop begins."""
         self._layer_facts = layer_facts or {}
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []

@@ -165,7 +165,7 @@ def test_scale_format_k_at_its_own_sizes():
             assert (config.group_size, str(config.scale_format)) == (size, "k")
 
 
-@pytest.mark.parametrize("flag", ["enable_time_aware", "enable_spatial"])
+@pytest.mark.parametrize("flag", ["enable_spatial"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_flag_without_effect_can_be_off_and_is_on_only_where_the_profile_says_so(flag, profile):
     assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: False}), flag) is False
@@ -181,8 +181,7 @@ def test_a_flag_without_effect_can_be_off_and_is_on_only_where_the_profile_says_
 
 def test_descriptions_do_not_promise_what_is_not_done():
     facts = field_facts()
-    for name in ("enable_time_aware", "enable_spatial"):
-        assert "nothing is applied yet" in facts[name]["description"]
+    assert "nothing is applied yet" in facts["enable_spatial"]["description"]
     assert facts["seed"]["description"].startswith("Signs of a rotation")
 
 
