@@ -93,8 +93,8 @@ def _outputs(layers: Sequence[LayerReport], decisions: Decisions) -> str:
         return f"Layer outputs: not measured ({decisions.calibration.description})."
     middle = sorted(measured)[len(measured) // 2]
     return (
-        f"Layer outputs on held-out inputs: {decibels(min(measured))} in the worst layer, {decibels(middle)} in the median "
-        f"one ({decisions.calibration.description})."
+        f"Layer outputs on held-out inputs: {decibels(min(measured))} in the worst layer, {decibels(middle)} in the "
+        f"median one ({decisions.calibration.description})."
     )
 
 
