@@ -278,7 +278,7 @@ def test_one_array_goes_through_the_same_fallback_as_a_run():
 @pytest.mark.parametrize(
     "argument",
     [
-        {"scale_format": "k"},
+        {"scale_format": "k", "group_size": 128},
         {"rotation": "diagonal"},
         {"rotation": "hadamard", "seed": -1},
         {"method": "gptq"},

@@ -48,7 +48,7 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
     for name in available_fields():
         assert f"--{name.replace('_', '-')}" in text
     assert "(bits; 2, 4 or 8). [edge 2, local 4, cloud 8]" in text
-    for unbuilt in ("--scale-format", "--target-model-size-mb", "gptq"):
+    for unbuilt in ("--activation-bit-width", "--target-model-size-mb"):
         assert unbuilt not in text
 
 
@@ -95,11 +95,11 @@ def test_show_config_names_the_source_of_every_setting():
         (["--bit-width", "four"], 1, "bit_width = 'four' is refused"),
         (["--profile", "edgy"], 1, "option --profile: deployment_profile = 'edgy' is refused"),
         (
-            ["--scale-format", "k"],
+            ["--scale-format", "q"],
             1,
-            "option --scale-format: scale_format = 'k' is not available yet; available: float16",
+            "option --scale-format: scale_format = 'q' is refused; it must be float16 or k.",
         ),
-        (["--method", "gptq"], 1, "method = 'gptq' is not available yet"),
+        (["--method", "r2q"], 1, "method r2q exists at 2 bits only, not at 4: set bit_width=2"),
         (["--layer-bit-width", "x"], 2, "'x' is not NAME=BITS"),
         (["--layer-bit-width", "x=4", "--layer-bit-width", "x=8"], 2, "'x' is given twice"),
         (["--layer-bit-width", "x=5"], 1, "layer_bit_widths['x'] = 5 is refused"),
@@ -135,8 +135,8 @@ def test_inspect_lists_what_lies_in_the_folder(model):
     names = [line.split()[0] for line in before.splitlines() if ".weight" in line]
     assert names
     assert all(name in after for name in names)
-    assert "INT4 uls g64" in after
-    assert "INT8 uls g64" in after
+    assert "INT4 gptq-uls g64" in after
+    assert "INT8 gptq-uls g64" in after
 
 
 def test_validate_passes_the_model_and_fails_another(model, tmp_path):
@@ -268,7 +268,7 @@ def on_terminal(*arguments):
 @pytest.mark.parametrize(
     "command",
     [
-        ["quantize", "digits-dit", "OUTPUT"],
+        ["quantize", "digits-dit", "OUTPUT", *QUICK],
         ["validate", "digits-dit", "MODEL"],
         ["dequantize", "MODEL", "OUTPUT"],
         ["reproduce", "MODEL"],
