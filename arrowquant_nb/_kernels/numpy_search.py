@@ -185,7 +185,12 @@ def search_shifts(g: Centred, n: int) -> Fit:
         changed = s * (s * sqq + (m * sq - squ) * F32(2)) + m * (m * sv - su * F32(2))
         better = changed < error
         error = np.where(better, changed, error)
-        best = Fit(*(np.where(better, new, old) for new, old in zip((s, m, sq, sqq), best, strict=True)))
+        best = Fit(
+            np.where(better, s, best.s),
+            np.where(better, m, best.m),
+            np.where(better, sq, best.sq),
+            np.where(better, sqq, best.sqq),
+        )
     return best
 
 
