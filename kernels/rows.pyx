@@ -87,7 +87,9 @@ cdef int _check_levels(bint levels, int bits) except -1:
     return 0
 
 
-cdef int _k_sizes(object scales, int64_t columns, int bits, int group_size, int64_t *n_blocks, int64_t *stride) except -1:
+cdef int _k_sizes(
+    object scales, int64_t columns, int bits, int group_size, int64_t *n_blocks, int64_t *stride,
+) except -1:
     """Fill in blocks and bytes of a row of scales in the k format; return the bytes of a block's float."""
     if (bits, group_size) not in ((2, 16), (2, 32), (4, 32), (4, 64)) or scales.dtype.itemsize != 1:
         raise ValueError(f"no k format with {bits} bits, group_size {group_size}, scales {scales.dtype}")
