@@ -199,7 +199,7 @@ def test_an_impossible_model_folder_makes_a_notebook_without_a_model(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
-    values = {"output": str(folder / "model"), "n_samples": 1, "bit_width": 8}
+    values = {"output": str(folder / "model"), "n_samples": 2, "bit_width": 8}
     options = [text for name, value in values.items() for text in ("-p", name, str(value))]
     done = CliRunner().invoke(main, ["run", str(folder / "out.ipynb"), *options, "--html", "--json"])
     assert done.exit_code == 0, done.output
