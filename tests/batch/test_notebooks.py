@@ -276,7 +276,7 @@ def test_a_failed_run_exits_with_a_message_that_names_it(tmp_path, name, value, 
 
 
 def test_another_source_for_the_same_folder_needs_to_be_asked_for(finished, models, tmp_path):
-    values = {"model": str(models.dit), "output": str(tmp_path / "model"), "n_samples": 1}
+    values = {"model": str(models.dit), "output": str(tmp_path / "model"), "n_samples": 2}
     shutil.copytree(finished[1] / "model", tmp_path / "model")
     with pytest.raises(QuantizationError, match="overwrite"):
         batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
@@ -289,7 +289,7 @@ def test_another_source_for_the_same_folder_needs_to_be_asked_for(finished, mode
 
 def test_pictures_start_from_the_seed_of_the_settings(finished, tmp_path):
     (tmp_path / "seed.yaml").write_text("seed: 5\nbit_width: 8\n")
-    values = {"config_yaml": str(tmp_path / "seed.yaml"), "output": str(tmp_path / "m"), "n_samples": 1}
+    values = {"config_yaml": str(tmp_path / "seed.yaml"), "output": str(tmp_path / "m"), "n_samples": 2}
     batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
     assert "1 samples, seed 5;" in (tmp_path / "out.ipynb").read_text()
     assert "1 samples, seed 0;" in (finished[1] / "out.ipynb").read_text()
