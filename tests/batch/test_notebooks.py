@@ -288,11 +288,11 @@ def test_another_source_for_the_same_folder_needs_to_be_asked_for(finished, mode
 
 
 def test_pictures_start_from_the_seed_of_the_settings(finished, tmp_path):
-    (tmp_path / "seed.yaml").write_text("seed: 5\nbit_width: 8\n")
+    (tmp_path / "seed.yaml").write_text("seed: 5\nbit_width: 8\ncalibration_samples: 4\n")
     values = {"config_yaml": str(tmp_path / "seed.yaml"), "output": str(tmp_path / "m"), "n_samples": 2}
     batch.run_notebook(QUANTIZE, tmp_path / "out.ipynb", values)
-    assert "1 samples, seed 5;" in (tmp_path / "out.ipynb").read_text()
-    assert "1 samples, seed 0;" in (finished[1] / "out.ipynb").read_text()
+    assert "2 samples, seed 5;" in (tmp_path / "out.ipynb").read_text()
+    assert "2 samples, seed 0;" in (finished[1] / "out.ipynb").read_text()
 
 
 def test_a_dying_kernel_is_an_error_not_a_hang(tmp_path):
