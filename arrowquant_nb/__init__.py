@@ -46,12 +46,14 @@ if TYPE_CHECKING:
         open_checkpoint,
         open_quantized,
         quantize_tensor,
+        quantized_sample,
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-    from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
+    from arrowquant_nb.quantizers.spatial import SpatialQuantizer
+    from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
@@ -72,6 +74,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "quantized_sample": "api",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -79,7 +82,7 @@ _HOMES = {
     "QuantMethod": "config",
     "LayerStatistics": "quantizers.tensor",
     "QuantizedTensor": "quantizers.tensor",
-    "SpatialQuantMetadata": "quantizers.spatial",
+    "SpatialQuantMetadata": "quantizers.spatial_metadata",
     "SpatialQuantizer": "quantizers.spatial",
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
@@ -132,6 +135,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "quantized_sample",
     "reproduce",
     "samples",
 ]
