@@ -20,11 +20,15 @@ from arrowquant_nb.config.sources import yaml_text
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ModelNotFoundError, OutputError
 
 CELLS = (
-    'model: str = "m"  # source\noutput: str = "out"  # folder\nbit_width: int = 4  # 2, 4 or 8\n'
-    "die: bool = False  # end the kernel",
+    (
+        'model: str = "m"  # source\noutput: str = "out"  # folder\nbit_width: int = 4  # 2, 4 or 8\n'
+        "die: bool = False  # end the kernel"
+    ),
     "import os\nif die:\n    os._exit(3)",
-    "import arrowquant_nb as aq\nconfig = aq.DiffusionQuantConfig.load(bit_width=bit_width, method='rtn')\n"
-    "result = aq.ArrowQuantV2(config).quantize_diffusion_model(model, output)",
+    (
+        "import arrowquant_nb as aq\nconfig = aq.DiffusionQuantConfig.load(bit_width=bit_width, method='rtn')\n"
+        "result = aq.ArrowQuantV2(config).quantize_diffusion_model(model, output)"
+    ),
     "print('threads', config.num_threads)",
 )
 
