@@ -308,6 +308,45 @@ def run(
     _print(finished, as_json)
 
 
+@main.command("batch", short_help="Execute a notebook over a grid of parameters; resumes.")
+@click.argument("jobs", metavar="JOBS.yaml")
+@click.option("--output", metavar="FOLDER", help="Folder of the batch. [default: what JOBS.yaml says, else its name]")
+@click.option("--at-once", type=click.IntRange(min=1), metavar="N", help="Jobs at the same time. [default: 2]")
+@click.option("--html", is_flag=True, help="Also write every job's notebook as one HTML file.")
+@_json
+@_quiet
+@click.pass_context
+def run_batch(
+    context: click.Context,
+    jobs: str,
+    output: str | None,
+    at_once: int | None,
+    html: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Execute a notebook once for every combination of parameters; exit code 1 when a job failed.
+
+    \b
+    JOBS.yaml, such as:
+      output: overnight
+      grid:
+        model: [digits-dit, docs-mlm]
+        profile: [edge, local]
+    """
+    silent = quiet or as_json
+    with progress_bar(quiet=silent) as progress:
+
+        def tell(message: str, fraction: float) -> None:
+            progress(message, fraction)
+            if not silent and not sys.stderr.isatty():
+                click.echo(f"{100 * fraction:3.0f} %  {message}", err=True)
+
+        summary = batch.run_batch(jobs, output, at_once=at_once, html=html, progress_callback=tell)
+    _print(summary, as_json)
+    context.exit(0 if summary.passed else 1)
+
+
 @main.command(short_help="Run again and compare byte for byte.")
 @click.argument("folder")
 @click.option("--output", metavar="FOLDER", help="Keep the second run here instead of throwing it away.")
