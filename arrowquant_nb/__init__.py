@@ -12,6 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
@@ -71,6 +73,8 @@ _HOMES = {
     "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
+    "export_model": "export",
+    "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
@@ -105,6 +109,7 @@ __all__ = [
     "DeploymentProfile",
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
+    "ExportReport",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -132,6 +137,7 @@ __all__ = [
     "calibrate",
     "dequantize_model",
     "evaluate_sample",
+    "export_model",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",

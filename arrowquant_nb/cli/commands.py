@@ -9,6 +9,7 @@ The package loads its parts on first use, inside a subcommand: what fails while 
 import errno
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -208,6 +209,31 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
     with progress_bar(quiet=quiet or as_json) as progress:
         folder = str(aq.dequantize_model(quantized, output, progress))
     _print({"path": folder} if as_json else folder, as_json)
+
+
+@main.command(short_help="Write a quantized model in another tool's format.")
+@click.argument("model")
+@click.argument("output")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="TARGET",
+    help="safetensors: floats again; diffusers: packed codes for from_pretrained.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export that OUTPUT holds.")
+@_json
+@_quiet
+def export(model: str, output: str, target: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    """Write the quantized MODEL to OUTPUT in the format of another tool.
+
+    What the format cannot hold, and what had to be rounded again, is said on stderr and stands in the report.
+    """
+    if quiet or as_json:
+        logging.getLogger("arrowquant_nb").setLevel(logging.ERROR)
+    with progress_bar(quiet=quiet or as_json) as progress:
+        report = aq.export_model(model, target, output, overwrite=overwrite, progress_callback=progress)
+    _print(report, as_json)
 
 
 @main.command(short_help="Execute a notebook with parameters.")

@@ -213,7 +213,7 @@ def test_a_language_model_is_masked_ever_less(tmp_path):
     with pytest.raises(ConfigurationError, match="give mask_token_id"):
         aq.calibrate(model, ids, 5, output=tmp_path / "d.parquet")
     ids[:, 3] = torch.tensor([5, 7, 5, 5])
-    with pytest.raises(ConfigurationError, match="text [01] holds the mask token 7"):
+    with pytest.raises(ConfigurationError, match=r"text [01] holds the mask token 7"):
         aq.calibrate(model, ids, 5, output=tmp_path / "d.parquet", mask_token_id=7)
     with pytest.raises(ConfigurationError, match="texts need the model's tokenizer"):
         aq.calibrate(model, ["masked"], 5, output=tmp_path / "d.parquet", mask_token_id=tiny_torch.MASK)
