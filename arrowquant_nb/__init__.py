@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runs.model_calibration import calibrate
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
 
@@ -69,6 +70,7 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -132,6 +134,7 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "calibrate",
     "dequantize_model",
     "evaluate_sample",
     "export_model",
