@@ -255,7 +255,7 @@ def test_a_sampler_with_other_steps_is_told_which_are_not_covered(four):
     table = open_quantized(four.quantized_path).time_aware
     steps = list(samples.runnable("digits-dit").sampler.timesteps(25))
     table.check_covers(steps)
-    with pytest.raises(ValidationError, match=f"{BLOCK}.*: the time table covers timesteps"):
+    with pytest.raises(ValidationError, match="the time table covers timesteps"):
         table.check_covers([*steps, 3])
     # The nearest group serves a step outside.
     assert table.groups_at(3) == table.groups_at(min(steps))
@@ -280,5 +280,5 @@ def test_damaged_metadata_name_the_layer(four, tmp_path, damage):
         for tile in entry["tiles"]:
             del tile["equalization"]
     (folder / "manifest.json").write_bytes(manifest.encode())
-    with open_quantized(folder) as model, pytest.raises(MetadataError, match="to_q.weight"):
+    with open_quantized(folder) as model, pytest.raises(MetadataError, match="to_q"):
         quantized_sample("digits-dit", model)
