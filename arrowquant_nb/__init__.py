@@ -10,7 +10,7 @@
 The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
-    ui             figures and pictures (plotly)
+    ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.replayed_run import dashboard
 
 __version__ = "0.1.0"
 
@@ -67,6 +68,7 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "open_checkpoint": "api",
@@ -127,6 +129,7 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "dashboard",
     "dequantize_model",
     "evaluate_sample",
     "open_checkpoint",

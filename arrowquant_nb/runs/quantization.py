@@ -145,7 +145,10 @@ class _Run:
     def execute(self) -> QuantizationResult:
         """Run the loop; seal the folder when every layer passed."""
         plan = make_plan(self.decisions, self.tasks, self.config)
-        self.control.emit(RunStarted(n_layers=len(self.tasks), rows=[r.to_record() for r in plan.rows]))
+        rows = [r.to_record() for r in plan.rows]
+        self.control.emit(
+            RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=self.config.to_dict())
+        )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
         reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
