@@ -12,6 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
@@ -51,12 +52,14 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runs.model_calibration import calibrate
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
     from arrowquant_nb.ui.replayed_run import dashboard
@@ -68,9 +71,12 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
     "evaluate_sample": "api",
+    "export_model": "export",
+    "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
@@ -105,6 +111,7 @@ __all__ = [
     "DeploymentProfile",
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
+    "ExportReport",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -129,9 +136,11 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "calibrate",
     "dashboard",
     "dequantize_model",
     "evaluate_sample",
+    "export_model",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",

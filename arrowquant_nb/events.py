@@ -42,7 +42,8 @@ class Event:
 class RunStarted(Event):
     """The plan is made and the output is locked; `rows` has one dictionary per tensor of the plan.
 
-    `model` is the model's name, never a path, and `config` the run's settings; logs of older versions have neither.
+    `model` is the model's name, never a path; `config` is the run's profile with the settings that differ from it. Logs
+    of older versions have neither.
     """
 
     kind: ClassVar[str] = "run_started"

@@ -52,7 +52,7 @@ def decibels_of(i):
 
 
 def started(n, **settings):
-    config = {"deployment_profile": "local", "bit_width": 4, "min_output_sqnr_db": None, **settings}
+    config = {"deployment_profile": "local", **settings}
     rows = [*(plan_row(i) for i in range(n)), kept_row()]
     return RunStarted(n_layers=n + 1, rows=[r.to_record() for r in rows], model="made-up", config=config)
 
@@ -61,7 +61,9 @@ def layer_events(i, n, db=None, t_s=1.0, **more):
     found = report(i, decibels_of(i) if db is None else db, **more)
     return [
         LayerStarted(name=name_of(i), index=i, n_layers=n, bit_width=4, t_s=t_s),
-        AttemptFinished(name=name_of(i), bit_width=4, method="gptq-uls", passed=True, sentence="", gates=gates(), t_s=t_s),
+        AttemptFinished(
+            name=name_of(i), bit_width=4, method="gptq-uls", passed=True, sentence="", gates=gates(), t_s=t_s
+        ),
         LayerFinished(name=name_of(i), index=i, n_layers=n, report=found.to_record(), t_s=t_s),
     ]  # fmt: skip
 

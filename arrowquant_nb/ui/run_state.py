@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.core.gates import required_output_sqnr_db
 from arrowquant_nb.events import (
     AttemptFinished,
@@ -245,7 +246,8 @@ class RunState:
 def _started(event: RunStarted) -> RunState:
     rows = [PlanRow.from_dict(row) for row in event.rows]
     layers = MappingProxyType({row.name: LayerState(row) for row in rows})
-    return RunState(RUNNING, event.model, event.config, layers, t_s=event.t_s, layers_began_s=event.t_s)
+    config = DiffusionQuantConfig.from_dict(event.config).to_dict() if event.config else {}
+    return RunState(RUNNING, event.model, config, layers, t_s=event.t_s, layers_began_s=event.t_s)
 
 
 def _calibrated(state: RunState, event: CalibrationProgress) -> RunState:

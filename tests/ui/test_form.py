@@ -21,7 +21,8 @@ OTHER = {
 # A value that is refused, as typed.
 BAD = {
     "min_accuracy": "1.2", "num_time_groups": "0", "calibration_samples": "lots", "min_output_sqnr_db": "high",
-    "low_rank": "129", "num_threads": "-1", "seed": "1.5", "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3",
+    "low_rank": "129", "num_threads": "-1", "seed": "1.5",
+    "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3",
     "target_model_size_mb": "-1",
 }  # fmt: skip
 

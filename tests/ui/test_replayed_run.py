@@ -46,7 +46,7 @@ def test_a_finished_run_says_how_it_ended_and_opens_its_worst_layer(finished):
 def test_the_figure_shows_every_row_and_the_panels_of_the_selected_layer(finished):
     figure = finished.dashboard.figure.figure
     by_name = {trace.name: trace for trace in figure.data if trace.name}
-    values = [x for x in by_name["layers"].x]
+    values = list(by_name["layers"].x)
     assert len(values) == 20
     assert values == sorted(values)
     assert values[0] == pytest.approx(finished.state.worst().sqnr_db)
