@@ -19,7 +19,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results result_card tables errors plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -138,6 +140,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "report",
     "reproduce",
     "samples",
 ]
