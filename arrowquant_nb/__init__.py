@@ -12,6 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
@@ -51,12 +52,14 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runs.model_calibration import calibrate
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
 
@@ -67,8 +70,11 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
+    "export_model": "export",
+    "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
@@ -103,6 +109,7 @@ __all__ = [
     "DeploymentProfile",
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
+    "ExportReport",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -127,8 +134,10 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "calibrate",
     "dequantize_model",
     "evaluate_sample",
+    "export_model",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
