@@ -12,7 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
-    runs           one run: joins storage, calibration and core
+    runs           one run: joins storage, calibration and core   |   runtime   torch modules over packed codes
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
     quantizers     arrays in, packed codes and measured error out
@@ -57,6 +57,14 @@ if TYPE_CHECKING:
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runtime import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        dequantize_state_dict,
+        follow_time,
+        load_quantized,
+        time_context,
+    )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
 
@@ -84,6 +92,12 @@ _HOMES = {
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
     "TimeGroupParams": "quantizers.time_tables",
+    "QuantizedConv2d": "runtime",
+    "QuantizedLinear": "runtime",
+    "dequantize_state_dict": "runtime",
+    "follow_time": "runtime",
+    "load_quantized": "runtime",
+    "time_context": "runtime",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -115,6 +129,8 @@ __all__ = [
     "QuantizationError",
     "QuantizationResult",
     "QuantizationStrategy",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedModel",
     "QuantizedTensor",
     "ReproductionReport",
@@ -128,12 +144,16 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "dequantize_model",
+    "dequantize_state_dict",
     "evaluate_sample",
+    "follow_time",
+    "load_quantized",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
     "reproduce",
     "samples",
+    "time_context",
 ]
 
 
