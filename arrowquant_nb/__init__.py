@@ -12,7 +12,9 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
-    runs           one run: joins storage, calibration and core   |   runtime   torch modules over packed codes
+    runtime        a quantized model in torch: modules over packed codes
+    export         a quantized model in the formats that other tools load
+    runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
     quantizers     arrays in, packed codes and measured error out
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
@@ -77,6 +80,8 @@ _HOMES = {
     "build_info": "api",
     "dequantize_model": "api",
     "evaluate_sample": "api",
+    "export_model": "export",
+    "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
@@ -117,6 +122,7 @@ __all__ = [
     "DeploymentProfile",
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
+    "ExportReport",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -146,6 +152,7 @@ __all__ = [
     "dequantize_model",
     "dequantize_state_dict",
     "evaluate_sample",
+    "export_model",
     "follow_time",
     "load_quantized",
     "open_checkpoint",

@@ -2,9 +2,9 @@
 
     model = load_quantized(DiTTransformer2DModel.from_config(config), "digits-int4")
 
-`layer_format` and `input_format` say what a layer stores and how its inputs are rounded, `time` carries the timestep
-from a model's `forward` to its layers, `modules` are the layers, `product` multiplies, `loading` swaps. torch is
-imported with the first name that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
+`stored_weight` holds the codes, `input_format` says how inputs are rounded, `time` carries the timestep from a model's
+`forward` to its layers, `modules` are the layers, `product` multiplies, `loading` swaps. torch is imported with the
+first name that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
 """
 
 from importlib import import_module
@@ -14,7 +14,6 @@ from arrowquant_nb.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from arrowquant_nb.runtime.input_format import InputFormat
-    from arrowquant_nb.runtime.layer_format import LayerFormat
     from arrowquant_nb.runtime.loading import load_quantized
     from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
     from arrowquant_nb.runtime.plain_weights import dequantize_state_dict
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "InputFormat": "input_format",
-    "LayerFormat": "layer_format",
     "ModelTime": "time",
     "QuantizedConv1d": "modules",
     "QuantizedConv2d": "modules",
@@ -37,7 +35,6 @@ _HOMES = {
 
 __all__ = [
     "InputFormat",
-    "LayerFormat",
     "ModelTime",
     "QuantizedConv1d",
     "QuantizedConv2d",

@@ -1,7 +1,7 @@
 """Stored arrays back to float weights in torch operations: for devices without our kernels, for gradients, for tracing.
 
 The same values as `QuantizedTensor.dequantize`, grid by grid; on processors the kernels do it faster. Knows tensors
-and a `LayerFormat`; no module.
+and a `FolderLayer`; no module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from arrowquant_nb.quantizers.rotation import block_length, signs
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arrowquant_nb.runtime.layer_format import LayerFormat
+    from arrowquant_nb.export.folder_settings import FolderLayer
 
 __all__ = ["decode", "rotate", "unrotate"]
 
 
-def decode(form: LayerFormat, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def decode(form: FolderLayer, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the values of the codes alone, float32 (rows, columns): still rotated, equalized, without the branch."""
     layout = form.layout
     codes = _unpack(arrays["packed"], form.bit_width, layout.columns)
@@ -47,12 +47,12 @@ def _unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
     return codes.reshape(len(packed), -1)[:, :n].float()
 
 
-def _spread(form: LayerFormat, groups: torch.Tensor) -> torch.Tensor:
+def _spread(form: FolderLayer, groups: torch.Tensor) -> torch.Tensor:
     """Repeat what each group has for its columns."""
     return groups.repeat_interleave(form.group_size, 1)[:, : form.layout.columns]
 
 
-def _k_values(form: LayerFormat, rows: torch.Tensor) -> torch.Tensor:
+def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
     """Return the scales or minima of grid k per group, float32."""
     bits, n_groups = k_format.INTEGER_BITS[form.bit_width], form.layout.n_groups
     _, n_bytes = k_format.parts(form.layout.columns, form.bit_width, form.group_size)

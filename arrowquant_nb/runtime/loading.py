@@ -18,7 +18,6 @@ from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, Quan
 from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.time import follow_time, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
-from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
 from arrowquant_nb.storage.policy import steers_all_channels
 from arrowquant_nb.storage.quantized import open_quantized
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from arrowquant_nb.runtime.stored_layer import StoredLayer
+    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel, Verify
 
@@ -195,11 +194,11 @@ def swappable(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS))
 
 
-def swapped_layer(module: Any, tensor: LazyTensor, inputs: InputFormat | None = None) -> StoredLayer:
+def swapped_layer(module: Any, tensor: LazyTensor, inputs: InputFormat | None = None) -> QuantizedLayer:
     """Return the quantized layer that takes the place of a linear layer or convolution, with its bias as it is now."""
     whole = join_tiles(tensor)
     settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": tensor.name, "inputs": inputs}
-    kind: type[StoredLayer] = QuantizedLinear
+    kind: type[QuantizedLayer] = QuantizedLinear
     for plain, quantized in _CONVOLUTIONS.items():
         if isinstance(module, plain):
             kind = quantized
@@ -218,7 +217,7 @@ def _inputs_of(folder: QuantizedModel, tensor: LazyTensor, rule: str | None) -> 
         return None
     if rule in ("per_token", "per_group"):
         return InputFormat(rule, bit_width or 8)
-    stored = ParquetV2Extended(folder.path / tensor.file).metadata.get("time_aware")
+    stored = folder.layer_metadata(tensor.name).get("time_aware")
     if stored is None:
         if rule is None:
             return None

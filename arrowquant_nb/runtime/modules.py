@@ -13,19 +13,19 @@ from torch.nn import functional
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.runtime.product import multiply, runs_kernels
-from arrowquant_nb.runtime.stored_layer import StoredLayer
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
     import torch
 
+    from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.input_format import InputFormat
-    from arrowquant_nb.runtime.layer_format import LayerFormat
 
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
 
 
-class QuantizedLinear(StoredLayer):
-    """``y = x W^T + b`` over packed codes; takes the place of `torch.nn.Linear`. See `StoredLayer` for its making.
+class QuantizedLinear(QuantizedLayer):
+    """``y = x W^T + b`` over packed codes; takes the place of `torch.nn.Linear`. See `QuantizedLayer` for its making.
 
     On the processor the weight is never decoded as a whole: kernels multiply by the codes. Inputs may be float32,
     bfloat16 or float16; sums are float32. On other devices, and where gradients of the inputs are recorded, the weight
@@ -60,12 +60,12 @@ class QuantizedLinear(StoredLayer):
         return y.to(x.dtype)
 
 
-class _QuantizedConvolution(StoredLayer):
+class _QuantizedConvolution(QuantizedLayer):
     n_axes: ClassVar[int]
 
     def __init__(
         self,
-        form: LayerFormat,
+        form: FolderLayer,
         inputs: InputFormat | None = None,
         *,
         stride: int | tuple[int, ...] = 1,

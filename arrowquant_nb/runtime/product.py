@@ -17,7 +17,7 @@ from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.rounding import round_inputs
 
 if TYPE_CHECKING:
-    from arrowquant_nb.runtime.stored_layer import StoredLayer
+    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 __all__ = ["multiply", "runs_kernels"]
 
@@ -30,7 +30,7 @@ def runs_kernels(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and type(x) is torch.Tensor and not recorded and not torch.compiler.is_compiling()
 
 
-def multiply(layer: StoredLayer, x: torch.Tensor) -> torch.Tensor:
+def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """Return x W^T for x (..., columns), in float32 on the processor and else in the dtype of x; no bias added.
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
@@ -40,15 +40,19 @@ def multiply(layer: StoredLayer, x: torch.Tensor) -> torch.Tensor:
     if kernels:
         x = x.float()
     if form.equalization is not None:
-        x = x / layer.equalization.to(x.dtype)
+        x = x / layer.weight.equalization.to(x.dtype)
     branch = None
     if form.low_rank:
-        branch = (x @ layer.low_rank_b.to(x.dtype).t()) @ layer.low_rank_a.to(x.dtype).t()
+        branch = (x @ layer.weight.low_rank_b.to(x.dtype).t()) @ layer.weight.low_rank_a.to(x.dtype).t()
     if form.rotation_seed is not None:
         x = _rotated(x, form.rotation_seed) if kernels else rotate(x, form.rotation_seed)
     if not layer.inputs.is_float:
         x = round_inputs(layer.inputs, x, layer.name)
-    y = _product(layer, x) if kernels else torch.nn.functional.linear(x, decode(form, layer.arrays()).to(x.dtype))
+    y = (
+        _product(layer, x)
+        if kernels
+        else torch.nn.functional.linear(x, decode(form, layer.weight.arrays()).to(x.dtype))
+    )
     return y if branch is None else y + branch
 
 
@@ -59,13 +63,13 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _product(layer: StoredLayer, x: torch.Tensor) -> torch.Tensor:
+def _product(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """Decode some rows of the weight at a time and multiply with them."""
     form = layer.form
     rows = x.reshape(-1, x.shape[-1])
     n_outputs, n_columns = form.layout.rows, form.layout.columns
     out = torch.empty(len(rows), n_outputs)
-    packed, scales, zeros = (getattr(layer, name).numpy() for name in ("packed", "scales", "zero_points"))
+    packed, scales, zeros = (getattr(layer.weight, name).numpy() for name in ("packed", "scales", "zero_points"))
     step = max(16, PANEL_WEIGHTS // n_columns)
     panel = torch.empty(min(step, n_outputs), n_columns)
     for start in range(0, n_outputs, step):

@@ -94,6 +94,18 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         """Return the path of a copied file of the model (config, tokenizer), its hash checked."""
         return self._check_file(name)
 
+    def layer_metadata(self, name: str) -> dict[str, Any]:
+        """Return what the data file of a quantized tensor says beside its tiles: time_aware, spatial, activation_stats.
+
+        Only what is there; nothing for a kept tensor.
+        """
+        tensor = self[name]
+        if tensor.kept:
+            return {}
+        metadata = ParquetV2Extended(self._check_file(tensor.file, hashed=False)).metadata
+        keys = ("time_aware", "spatial", "activation_stats")
+        return {key: metadata[key] for key in keys if metadata.get(key) is not None}
+
     def verify(self) -> int:
         """Check every file and row hash; return the number of tensors, raise `ValidationError` at a mismatch."""
         for name in self._manifest.files:

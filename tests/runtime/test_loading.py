@@ -105,7 +105,7 @@ def test_loaded_layers_view_the_files_and_writing_to_them_changes_no_file(folder
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for layer in quantized_layers(model).values():
-            layer.packed.zero_()
+            layer.weight.packed.zero_()
         for parameter in model.parameters():
             parameter.zero_()
     assert {p.name: p.read_bytes() for p in folder.glob("*.parquet")} == before

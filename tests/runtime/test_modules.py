@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from arrowquant_nb.api import quantize_tensor  # noqa: E402
 from arrowquant_nb.runtime import (  # noqa: E402
     InputFormat,
-    LayerFormat,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
@@ -71,7 +70,7 @@ def test_a_linear_layer_equals_torch_with_the_dequantized_weight(bits, group, me
     weight = torch.from_numpy(tensor.dequantize())
     assert (layer.in_features, layer.out_features) == (columns, 40)
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, weight, bias), **TOLERANCE)
-    torch.testing.assert_close(decode(layer.form, layer.arrays()), weight, rtol=0, atol=1e-6)
+    torch.testing.assert_close(decode(layer.form, layer.weight.arrays()), weight, rtol=0, atol=1e-6)
     assert torch.equal(layer.dequantize(), weight)
 
 
@@ -119,12 +118,12 @@ def test_no_inputs_give_no_outputs():
 
 def test_casting_casts_the_bias_and_leaves_codes_and_scales():
     layer = QuantizedLinear.from_arrays(everything(), torch.ones(48))
-    before = {name: buffer.clone() for name, buffer in layer.arrays().items()}
+    before = {name: buffer.clone() for name, buffer in layer.weight.arrays().items()}
     assert layer.to(torch.bfloat16) is layer
     assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
     assert layer.weight.shape == (48, 96)
     assert layer.weight.device == torch.device("cpu")
-    for name, buffer in layer.arrays().items():
+    for name, buffer in layer.weight.arrays().items():
         assert buffer.dtype == before[name].dtype
         assert torch.equal(buffer, before[name])
     assert layer.float().weight.dtype == torch.float32
@@ -135,8 +134,8 @@ def test_no_float_copy_of_the_weight_is_held():
     layer = QuantizedLinear.from_arrays(tensor, torch.ones(48))
     layer(torch.ones(2, 96))
     assert sum(t.nbytes for t in layer.state_dict().values()) == tensor.nbytes + 4 * 48
-    assert layer.form.nbytes == tensor.nbytes
-    assert not [v for v in vars(layer).values() if isinstance(v, (torch.Tensor, np.ndarray))]
+    assert layer.weight.nbytes == tensor.nbytes
+    assert set(layer.state_dict()) == {"bias", *(f"weight.{part}" for part in layer.form.parts())}
 
 
 def test_whoever_takes_the_weight_for_a_tensor_is_told_what_it_is():
@@ -153,8 +152,8 @@ def test_copies_pickles_and_state_dicts_hold_the_layer():
     y = layer(x)
     fresh = QuantizedLinear(layer.form, bias=True)
     fresh.load_state_dict(layer.state_dict())
-    unfilled = QuantizedLinear.empty(LayerFormat.from_dict(layer.form.to_dict()))
-    assert unfilled.packed.is_meta
+    unfilled = QuantizedLinear.empty(layer.form)
+    assert unfilled.weight.packed.is_meta
     unfilled.load_state_dict(layer.state_dict(), assign=True)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh, unfilled):
         assert torch.equal(other(x), y)
@@ -163,7 +162,7 @@ def test_copies_pickles_and_state_dicts_hold_the_layer():
 def test_the_meta_device_gives_shapes():
     layer = QuantizedLinear.empty(QuantizedLinear.from_arrays(everything()).form, bias=False)
     assert layer(torch.empty(3, 96, device="meta")).shape == (3, 48)
-    assert layer.to_empty(device="cpu").packed.device.type == "cpu"
+    assert layer.to_empty(device="cpu").weight.packed.device.type == "cpu"
 
 
 def test_bad_inputs_name_the_layer():
@@ -172,20 +171,9 @@ def test_bad_inputs_name_the_layer():
         layer(torch.ones(2, 95))
     with pytest.raises(ShapeMismatchError, match="bias of shape"):
         QuantizedLinear.from_arrays(everything(), torch.ones(47))
-    with pytest.raises(ShapeMismatchError, match=r"to_q.*packed is uint8"):
-        layer.set_arrays({**{n: b.numpy() for n, b in layer.arrays().items()}, "packed": np.zeros((1, 1), np.uint8)})
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"bit_width": 3}, {"grid": "cubic"}, {"group_size": 17}, {"scale_dtype": "int8"}, {"low_rank": -1},
-     {"rotation_seed": -1}, {"shape": (0, 4)}, {"equalization": "bfloat16"}],
-)  # fmt: skip
-def test_a_format_that_no_layer_has_is_refused(change):
-    good = LayerFormat.of_tensor(everything()).to_dict()
-    assert LayerFormat.from_dict(good) == LayerFormat.of_tensor(everything())
-    with pytest.raises(MetadataError):
-        LayerFormat.from_dict({**good, **change})
+    arrays = {part: buffer.numpy() for part, buffer in layer.weight.arrays().items()}
+    with pytest.raises(ShapeMismatchError, match=r"to_q\.weight\.packed' must be uint8"):
+        layer.weight.set_arrays({**arrays, "packed": np.zeros((1, 1), np.uint8)}, layer.name)
 
 
 CONVOLUTIONS = [
