@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runs.model_calibration import calibrate
     from arrowquant_nb.runtime import (
         QuantizedConv2d,
         QuantizedLinear,
@@ -78,6 +79,7 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -149,6 +151,7 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "calibrate",
     "dequantize_model",
     "dequantize_state_dict",
     "evaluate_sample",
