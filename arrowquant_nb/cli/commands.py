@@ -219,12 +219,39 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
     "target",
     required=True,
     metavar="TARGET",
-    help="safetensors: floats again; diffusers: packed codes for from_pretrained.",
+    help="safetensors: floats again; diffusers: packed codes for from_pretrained; gguf: one file of GGUF blocks; "
+    "comfy: one file for ComfyUI.",
+)
+@click.option(
+    "--weight-type",
+    metavar="TYPE",
+    help="gguf: Q8_0, Q6_K, Q4_K, Q4_1, Q4_0 or Q2_K for tensors of at most its bits. [default: what takes the codes "
+    "over, else a type of more bits] comfy: int8_tensorwise or convrot_w4a4. [default: int8_tensorwise]",
+)
+@click.option("--convolutions", is_flag=True, help="gguf: convolutions as blocks too, which few readers take.")
+@click.option(
+    "--min-sqnr-db",
+    type=float,
+    default=15.0,
+    show_default=True,
+    metavar="X",
+    help="Refuse to round a tensor again where less than this (dB) would be left of its values.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export that OUTPUT holds.")
 @_json
 @_quiet
-def export(model: str, output: str, target: str, overwrite: bool, as_json: bool, quiet: bool) -> None:
+def export(
+    *,
+    model: str,
+    output: str,
+    target: str,
+    weight_type: str | None,
+    convolutions: bool,
+    min_sqnr_db: float,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Write the quantized MODEL to OUTPUT in the format of another tool.
 
     What the format cannot hold, and what had to be rounded again, is said on stderr and stands in the report.
@@ -232,7 +259,16 @@ def export(model: str, output: str, target: str, overwrite: bool, as_json: bool,
     if quiet or as_json:
         logging.getLogger("arrowquant_nb").setLevel(logging.ERROR)
     with progress_bar(quiet=quiet or as_json) as progress:
-        report = aq.export_model(model, target, output, overwrite=overwrite, progress_callback=progress)
+        report = aq.export_model(
+            model,
+            target,
+            output,
+            weight_type=weight_type,
+            convolutions=convolutions,
+            min_sqnr_db=min_sqnr_db,
+            overwrite=overwrite,
+            progress_callback=progress,
+        )
     _print(report, as_json)
 
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from arrowquant_nb.export.options import ExportOptions
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel
@@ -111,9 +112,14 @@ def _means(name: str, metadata: dict[str, Any]) -> NDArray[np.float32]:
 
 
 def write_folder(
-    model: QuantizedModel, folder: Path, progress_callback: Callable[[str, float], None] | None = None
+    model: QuantizedModel,
+    folder: Path,
+    options: ExportOptions,
+    progress_callback: Callable[[str, float], None] | None = None,
 ) -> ExportReport:
     """Write an open model into an empty or new folder; one tensor is in memory at a time."""
+    options.check_weight_type("diffusers", ())
+    options.check_convolutions("diffusers")
     settings = settings_of(model)
     written = _Parts(model, settings, progress_callback)
     replaced = {CONFIG_NAME: _config_bytes(model, settings)}

@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from arrowquant_nb.export.options import ExportOptions
     from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["write_floats"]
 
 
 def write_floats(
-    model: QuantizedModel, folder: Path, progress_callback: Callable[[str, float], None] | None = None
+    model: QuantizedModel,
+    folder: Path,
+    options: ExportOptions,
+    progress_callback: Callable[[str, float], None] | None = None,
 ) -> ExportReport:
     """Write an open model into an empty or new folder; one tensor is in memory at a time."""
+    options.check_weight_type("safetensors", ())
+    options.check_convolutions("safetensors")
     write_float_folder(model, folder, progress_callback)
     exported = []
     for name, tensor in model.items():
