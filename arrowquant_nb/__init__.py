@@ -12,6 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
@@ -19,7 +20,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results result_card tables errors plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -60,8 +61,17 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runtime import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        dequantize_state_dict,
+        follow_time,
+        load_quantized,
+        time_context,
+    )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
 
@@ -78,6 +88,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -90,6 +101,12 @@ _HOMES = {
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
     "TimeGroupParams": "quantizers.time_tables",
+    "QuantizedConv2d": "runtime",
+    "QuantizedLinear": "runtime",
+    "dequantize_state_dict": "runtime",
+    "follow_time": "runtime",
+    "load_quantized": "runtime",
+    "time_context": "runtime",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -122,6 +139,8 @@ __all__ = [
     "QuantizationError",
     "QuantizationResult",
     "QuantizationStrategy",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedModel",
     "QuantizedTensor",
     "ReproductionReport",
@@ -136,13 +155,18 @@ __all__ = [
     "build_info",
     "calibrate",
     "dequantize_model",
+    "dequantize_state_dict",
     "evaluate_sample",
     "export_model",
+    "follow_time",
+    "load_quantized",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "report",
     "reproduce",
     "samples",
+    "time_context",
 ]
 
 
