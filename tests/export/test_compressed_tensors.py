@@ -31,7 +31,8 @@ def quantized(tmp_path_factory):
     return make
 
 
-RTN = {"bit_width": 4, "method": "rtn", "group_size": 64}
+RTN = {"bit_width": 4, "method": "rtn", "group_size": 64, "scale_format": "float16"}
+MINIMA = {"bit_width": 4, "group_size": 64, "scale_format": "float16"}
 
 
 def weights_of(folder):
@@ -92,7 +93,7 @@ def test_the_config_names_every_layer_once(quantized, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("settings", "scheme", "least_db"),
-    [(RTN, None, 60), (RTN, "W8A8", 30), ({"bit_width": 4, "group_size": 64}, None, 38),
+    [(RTN, None, 60), (RTN, "W8A8", 30), (MINIMA, None, 38),
      ({"bit_width": 2, "method": "rtn", "group_size": 32}, None, 60)],
 )  # fmt: skip
 def test_transformers_loads_the_folder(quantized, tmp_path, settings, scheme, least_db):
@@ -114,14 +115,12 @@ def test_transformers_loads_the_folder(quantized, tmp_path, settings, scheme, le
 
 
 def test_what_cannot_be_taken_over_is_rounded_to_eight_bits(quantized, tmp_path):
-    report = export_model(quantized(bit_width=4, group_size=64), "compressed-tensors", tmp_path / "out")
+    report = export_model(quantized(**MINIMA), "compressed-tensors", tmp_path / "out")
     entry = next(t for t in report.tensors if t.name == f"{QUERY}.weight")
     assert (entry.written_as, entry.reason) == ("W8A16", "the format has no grid minimum")
     assert entry.sqnr_db > 40
     assert any("rounded to W8A16" in line for line in report.warnings)
-    four = export_model(
-        quantized(bit_width=4, group_size=64), "compressed-tensors", tmp_path / "four", weight_type="W4A16"
-    )
+    four = export_model(quantized(**MINIMA), "compressed-tensors", tmp_path / "four", weight_type="W4A16")
     entry = next(t for t in four.tensors if t.name == f"{QUERY}.weight")
     assert entry.written_as == "W4A16"
     assert 15 < entry.sqnr_db < 30
