@@ -10,8 +10,9 @@
 The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
-    ui             figures and pictures (plotly)
+    ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
@@ -19,7 +20,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results result_card tables errors plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -62,8 +63,18 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runtime import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        dequantize_state_dict,
+        follow_time,
+        load_quantized,
+        time_context,
+    )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.replayed_run import dashboard
+    from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
 
@@ -73,6 +84,7 @@ _HOMES = {
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
     "calibrate": "runs.model_calibration",
+    "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -81,6 +93,7 @@ _HOMES = {
     "open_quantized": "api",
     "quantize_tensor": "api",
     "quantized_sample": "api",
+    "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -93,6 +106,12 @@ _HOMES = {
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
     "TimeGroupParams": "quantizers.time_tables",
+    "QuantizedConv2d": "runtime",
+    "QuantizedLinear": "runtime",
+    "dequantize_state_dict": "runtime",
+    "follow_time": "runtime",
+    "load_quantized": "runtime",
+    "time_context": "runtime",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -125,6 +144,8 @@ __all__ = [
     "QuantizationError",
     "QuantizationResult",
     "QuantizationStrategy",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedModel",
     "QuantizedTensor",
     "ReproductionReport",
@@ -138,15 +159,21 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "dashboard",
     "dequantize_model",
+    "dequantize_state_dict",
     "evaluate_sample",
     "export_model",
+    "follow_time",
+    "load_quantized",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
     "quantized_sample",
+    "report",
     "reproduce",
     "samples",
+    "time_context",
 ]
 
 

@@ -25,6 +25,7 @@ from arrowquant_nb.quantizers.activation_grid import ACTIVATION_BIT_WIDTHS
 from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
 from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.storage.durable import hash_file
+from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.lazy_tensor import LazyTensor
 from arrowquant_nb.storage.manifest import Manifest, read_manifest
 from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
@@ -48,10 +49,11 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     modality : text, code, image or audio.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, verify: Verify) -> None:
+    def __init__(self, path: Path, manifest: Manifest, verify: Verify, *, private: bool = False) -> None:
         self.path = path
         self._manifest = manifest
         self._verify = verify
+        self._access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, LazyTensor] = {}
         try:
@@ -188,7 +190,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     def _mapped(self, file: str) -> mmap.mmap:
         if file not in self._maps:
             with self._check_file(file).open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=self._access)
         return self._maps[file]
 
     def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
@@ -209,6 +211,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         raise ValidationError(
             f"{tensor.file!r} holds no rows {reference.row_start}+{reference.row_count} of {tensor.name!r}"
         )
+
+    def release(self, name: str) -> None:
+        """Drop the mapping of one tensor's file; arrays that still view it keep it alive."""
+        self._maps.pop(self[name].file, None)
 
     def close(self) -> None:
         """Drop the mappings; arrays that still view them keep theirs alive."""
@@ -241,6 +247,23 @@ def _metadata(kind: Any, data: Any, what: str) -> Any:
         raise MetadataError(f"{what} is damaged: {type(error).__name__}: {error}; quantize again") from error
 
 
+def open_committed(path: str | Path) -> QuantizedModel:
+    """Open what a run has committed so far, finished or not; hashes of files are not checked.
+
+    Raises
+    ------
+    ModelNotFoundError
+        There is no run of ours.
+    """
+    folder = Path(path)
+    if not (folder / JOURNAL_NAME).is_file():
+        raise ModelNotFoundError(f"no run of arrowquant_nb has begun in {folder}")
+    commits, _ = read_commits(folder / JOURNAL_NAME)
+    tensors = {name: entry for commit in commits.values() for name, entry in commit.tensors.items()}
+    files = {commit.file: {"nbytes": commit.nbytes, "xxh3": commit.xxh3} for commit in commits.values()}
+    return QuantizedModel(folder, Manifest({"config": {}, "modality": "not known"}, tensors, files), "off")
+
+
 def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     """Open a finished model folder.
 
@@ -254,12 +277,21 @@ def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     ModelNotFoundError, ValidationError, MetadataError, ConfigurationError
         No such model, damaged, newer than this version, or an unknown `verify`.
     """
+    return _open(path, verify, private=False)
+
+
+def open_privately(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+    """Do as `open_quantized`, but map the files copy-on-write: arrays over them may be written, the files stay."""
+    return _open(path, verify, private=True)
+
+
+def _open(path: str | Path, verify: Verify, *, private: bool) -> QuantizedModel:
     if verify not in ("lazy", "full", "off"):
         raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no model folder at {folder}")
-    model = QuantizedModel(folder, read_manifest(folder), verify)
+    model = QuantizedModel(folder, read_manifest(folder), verify, private=private)
     if verify == "full":
         model.verify()
     return model
