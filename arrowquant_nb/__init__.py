@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
@@ -80,6 +81,7 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
@@ -154,6 +156,7 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "compare",
     "dequantize_model",
     "dequantize_state_dict",
     "evaluate_sample",
