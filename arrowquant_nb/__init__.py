@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
+    from arrowquant_nb.export.folder_reader import open_exported
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
@@ -88,6 +89,7 @@ _HOMES = {
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
+    "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
@@ -167,6 +169,7 @@ __all__ = [
     "follow_time",
     "load_quantized",
     "open_checkpoint",
+    "open_exported",
     "open_quantized",
     "quantize_tensor",
     "report",
