@@ -6,6 +6,9 @@ PURE_VENV := .venv-pure
 BIN := $(VENV)/bin
 PIP := -m pip install -q --disable-pip-version-check -c constraints.txt
 OUT ?= demo-output
+# Tests run side by side, one process a core; JOBS=0 runs them one after another in one process.
+JOBS ?= auto
+PYTEST := pytest -n $(JOBS) --dist loadfile
 # setuptools would pack what an older tree left in its staging folders.
 FRESH := rm -rf build/lib* build/bdist*
 SOURCES := $(shell find arrowquant_nb kernels notebooks -type f -not -name '*.so' -not -path '*/__pycache__/*') setup.py pyproject.toml constraints.txt
@@ -59,13 +62,13 @@ test: lint test-compiled test-pure
 
 test-compiled: $(VENV)/.test
 	$(BIN)/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert i['compiled_core'] and i['compiled_kernels']"
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/$(PYTEST) -m "not soak"
 	$(BIN)/pytest -m "not soak" --doctest-modules --pyargs arrowquant_nb
-	ARROWQUANT_NB_ISA=scalar $(BIN)/pytest -q tests/core tests/quantizers
+	ARROWQUANT_NB_ISA=scalar $(BIN)/$(PYTEST) -q tests/core tests/quantizers
 
 test-pure: $(PURE_VENV)/.test
 	$(PURE_VENV)/bin/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert not i['compiled_core'] and not i['compiled_kernels']"
-	$(PURE_VENV)/bin/pytest -m "not soak and not torch" $(BOTH_BUILDS)
+	$(PURE_VENV)/bin/$(PYTEST) -m "not soak and not torch" $(BOTH_BUILDS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -12,13 +12,15 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    runtime        a quantized model in torch: modules over packed codes
+    export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
                                                     |   calibration what layers are given while a model denoises
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results result_card tables errors plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -51,14 +53,25 @@ if TYPE_CHECKING:
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+    from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
+    from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runtime import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        dequantize_state_dict,
+        follow_time,
+        load_quantized,
+        time_context,
+    )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
 
@@ -67,11 +80,15 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "calibrate": "runs.model_calibration",
     "dequantize_model": "api",
     "evaluate_sample": "api",
+    "export_model": "export",
+    "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -84,6 +101,12 @@ _HOMES = {
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
     "TimeGroupParams": "quantizers.time_tables",
+    "QuantizedConv2d": "runtime",
+    "QuantizedLinear": "runtime",
+    "dequantize_state_dict": "runtime",
+    "follow_time": "runtime",
+    "load_quantized": "runtime",
+    "time_context": "runtime",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -103,6 +126,7 @@ __all__ = [
     "DeploymentProfile",
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
+    "ExportReport",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -115,6 +139,8 @@ __all__ = [
     "QuantizationError",
     "QuantizationResult",
     "QuantizationStrategy",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedModel",
     "QuantizedTensor",
     "ReproductionReport",
@@ -127,13 +153,20 @@ __all__ = [
     "ValidationError",
     "ValidationReport",
     "build_info",
+    "calibrate",
     "dequantize_model",
+    "dequantize_state_dict",
     "evaluate_sample",
+    "export_model",
+    "follow_time",
+    "load_quantized",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "report",
     "reproduce",
     "samples",
+    "time_context",
 ]
 
 

@@ -111,7 +111,7 @@ def run_notebook(
 def _refuse_to_overwrite(notebook: Path, output: Path, *, html: bool) -> None:
     """Raise unless everything that would be written is new or of an earlier run."""
     if "\0" in str(output):
-        raise OutputError(f"{shown(str(output))}: no file can have this name: it holds a NUL; choose another one")
+        raise OutputError(f"{shown(output.name)}: no file can have this name: it holds a NUL; choose another one")
     there = os.path.lexists(output)
     try:
         if there and output.exists() and output.samefile(notebook):

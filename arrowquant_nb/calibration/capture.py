@@ -11,11 +11,10 @@ import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xxhash
 from threadpoolctl import threadpool_limits
 
-from arrowquant_nb.calibration.accumulation import InputAccumulator, layer_captures
-from arrowquant_nb.calibration.statistics import MAX_STEPS, Calibration, CalibrationSettings, model_hash
+from arrowquant_nb.calibration.inputs import FIT, HELD_OUT, InputStatistics, digest_of
+from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings, model_hash
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[float], None]
 
-FIT, HELD_OUT = 0, 1
 FIRST_LOOK = 2
 """Calls that find the histograms' ranges and the layers that share an input."""
 _SPLITS = {FIT: "calibration", HELD_OUT: "evaluation"}
@@ -153,75 +151,38 @@ def _trajectory_calls(
 
 
 class _Recorder:
-    """The hook's side of a capture: which layers share an input, and the statistics of each input."""
+    """The hook's side of a capture: calls of a runnable model, and the statistics of its inputs."""
 
     def __init__(
         self, model: RunnableModel, names: tuple[str, ...], settings: CalibrationSettings, first: list[Step]
     ) -> None:
         self._model = model
-        self._settings = settings
+        self._names = names
         looks = [_FirstLook(model, names, step) for step in first]
         if not looks:
             raise MetadataError("calibration: the model's trajectories have no steps, so there is nothing to record")
-        self._leaders: dict[str, str] = {}
+        self._inputs = InputStatistics(settings)
         by_content: dict[tuple[bytes, ...], str] = {}
         for name in names:
-            content = tuple(look.digests[name] for look in looks)
-            self._leaders[name] = by_content.setdefault(content, name)
-        self._inputs = {
-            name: InputAccumulator(
-                name,
-                looks[0].columns[name],
-                min(look.ranges[name][0] for look in looks),
-                max(look.ranges[name][1] for look in looks),
-                settings.rows_per_step,
-                settings.held_out_rows_per_step,
-            )
-            for name in names
-            if self._leaders[name] == name
-        }
-        self._times: set[int] = set()
+            leader = by_content.setdefault(tuple(look.digests[name] for look in looks), name)
+            low = min(look.ranges[name][0] for look in looks)
+            high = max(look.ranges[name][1] for look in looks)
+            self._inputs.expect(name, leader, looks[0].columns[name], low, high)
 
     def run(self, call: Call, which: int, number: int) -> None:
         """Run one call and add its inputs."""
-        time = call.time
-        self._times.add(time)
-        if len(self._times) > MAX_STEPS or not 0 <= time < self._settings.n_timesteps:
-            raise MetadataError(
-                f"calibration: timestep {time} is not in 0..{self._settings.n_timesteps - 1}, or is one of more than "
-                f"{MAX_STEPS} different ones; set n_timesteps to the model's training timesteps"
-            )
-        digests: dict[str, bytes] = {}
-        shared = {leader for name, leader in self._leaders.items() if leader != name}
+        self._inputs.begin_call(which, number)
 
         def observe(name: str, rows: NDArray[np.float32]) -> None:
-            leader = self._leaders.get(name)
-            if leader is None:
-                return
-            if leader in shared:
-                digests[name] = _digest(rows)
-            if leader != name:
-                if digests.get(leader) != digests[name]:
-                    raise MetadataError(
-                        f"calibration: {name!r} had the input of {leader!r} at first, but not at timestep {time}; "
-                        "calibrate the two in separate calls"
-                    )
-                return
-            rng = np.random.default_rng([self._settings.seed, which, time, number])
-            keys = rng.random(len(rows))
-            if which == FIT:
-                self._inputs[name].add(time, rows, call.weight, keys)
-            else:
-                self._inputs[name].hold_out(time, rows, keys)
+            if name in self._names:
+                self._inputs.observe(name, call.time, rows, call.weight)
 
         run_observed(self._model, call.step, observe)
 
     def finish(self) -> dict[str, LayerCapture]:
         """Return the captures in the order of use."""
-        found: dict[str, LayerCapture] = {}
-        for leader, accumulator in self._inputs.items():
-            found |= layer_captures(accumulator, [n for n, first in self._leaders.items() if first == leader])
-        return {name: found[name] for name in self._leaders}
+        found = self._inputs.finish()
+        return {name: found[name] for name in self._names}
 
 
 class _FirstLook:
@@ -240,7 +201,7 @@ class _FirstLook:
             )
 
     def _observe(self, name: str, rows: NDArray[np.float32]) -> None:
-        self.digests[name] = _digest(rows)
+        self.digests[name] = digest_of(rows)
         self.columns[name] = rows.shape[1]
         self.ranges[name] = (float(rows.min()), float(rows.max()))
 
@@ -272,7 +233,3 @@ def run_observed(model: RunnableModel, step: Step, observe: Callable[[str, NDArr
         return (rows @ matrix.T).reshape(*x.shape[:-1], len(matrix))
 
     model.forward(step, linear)
-
-
-def _digest(rows: NDArray[np.float32]) -> bytes:
-    return xxhash.xxh3_128(rows.data, seed=rows.shape[1]).digest()

@@ -17,6 +17,7 @@ import xxhash
 
 from arrowquant_nb.calibration.record_files import FOOTER_LIMIT_NBYTES, SUFFIXES
 from arrowquant_nb.calibration.records import calibrate_on_records
+from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.statistics import ARRAYS, Calibration, CalibrationSettings, LayerCapture
 from arrowquant_nb.errors import (
     ConfigurationError,
@@ -41,6 +42,8 @@ METADATA_KEY: Final = b"arrowquant_calibration"
 STEM: Final = "calibration"
 BLOCK_NBYTES: Final = 16 << 20
 METADATA_LIMIT_NBYTES: Final = 16 << 20
+MEMORY_NBYTES: Final = 2 << 30
+"""Arrays of a file that are read into memory; what is beyond goes to the temporary folder, mapped."""
 _PAGE_NBYTES: Final = 1 << 30
 
 
@@ -214,6 +217,7 @@ def _description(calibration: Calibration) -> dict[str, Any]:
         "data_hash": calibration.data_hash,
         "layers": {name: layer.input_name for name, layer in calibration.items()},
         "order": list(calibration),
+        "unobserved": list(calibration.unobserved),
         "inputs": {
             name: {"n_rows": calibration[name].n_rows, "histogram_range": list(calibration[name].histogram_range)}
             for name in calibration.inputs
@@ -236,7 +240,8 @@ def _rebuilt(description: Mapping[str, Any], arrays: Mapping[tuple[str, str], ND
         )
     settings = CalibrationSettings(**description["settings"])
     model, records = str(description["model_hash"]), str(description["records_hash"])
-    return Calibration(layers, str(description["source"]), settings, model, records)
+    unobserved = tuple(str(name) for name in description.get("unobserved", []))
+    return Calibration(layers, str(description["source"]), settings, model, records, unobserved)
 
 
 def _opened(path: Path) -> Any:
@@ -274,6 +279,7 @@ def _read_blocks(path: Path, file: Any, file_nbytes: int) -> dict[tuple[str, str
 
     if file.schema_arrow.remove_metadata() != _schema():
         raise MetadataError(f"{path}: its columns are not those of a stored calibration; write it again")
+    scratch = Scratch(MEMORY_NBYTES)
     arrays: dict[tuple[str, str], NDArray[Any]] = {}
     filled: dict[tuple[str, str], int] = {}
     for number in range(file.metadata.num_row_groups):
@@ -284,7 +290,7 @@ def _read_blocks(path: Path, file: Any, file_nbytes: int) -> dict[tuple[str, str
             raise ValidationError(f"{path}, block {number}: {str(error)[:200]}; write the file again") from error
         if xxhash.xxh3_64(row["data"]).digest() != row["xxh3"]:
             raise ValidationError(f"{path}, block {number}: bytes do not match their hash; write the file again")
-        _place(path, number, row, arrays, filled, file_nbytes)
+        _place(path, number, row, arrays, filled, file_nbytes, scratch)
     short = [key for key, array in arrays.items() if filled[key] != len(array)]
     if short:
         raise ValidationError(f"{path}: {short[0][1]} of {short[0][0]!r} is incomplete; write the file again")
@@ -305,6 +311,7 @@ def _place(
     arrays: dict[tuple[str, str], NDArray[Any]],
     filled: dict[tuple[str, str], int],
     file_nbytes: int,
+    scratch: Scratch,
 ) -> None:
     """Copy one block into its array."""
     field, shape, key = row["array"], row["shape"], (row["layer_name"], row["array"])
@@ -319,7 +326,7 @@ def _place(
     if nbytes + (declared if key not in arrays else 0) > file_nbytes:
         raise ShapeMismatchError(f"{where} declares {nbytes:,} bytes, more than the file has; write it again")
     if key not in arrays:
-        arrays[key], filled[key] = np.empty(shape, dtype), 0
+        arrays[key], filled[key] = scratch.zeros(tuple(shape), dtype), 0
     array, start, count = arrays[key], row["start"], row["count"]
     expected = nbytes // shape[0] * count
     if list(array.shape) != shape or start != filled[key] or not 1 <= count <= len(array) - start:

@@ -10,7 +10,7 @@ plain lists instead of objects. The model says which inputs there are; a record 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import xxhash
@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 MAX_NBYTES: Final = 1 << 30
 """Records of one file, as arrays."""
 MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
+
+
+class Timed(Protocol):
+    """Something at a timestep."""
+
+    @property
+    def time(self) -> int:
+        """Training timestep."""
+        ...
+
+
+T = TypeVar("T", bound=Timed)
 
 
 class _Sample(NamedTuple):
@@ -70,7 +82,9 @@ def calibrate_on_records(
     settings = settings or CalibrationSettings()
     template = next(iter(model.trajectories(1, settings.seed)))
     samples = _read(path, {name: values[0] for name, values in template.inputs.items()}, settings.n_timesteps)
-    steps = [_split(step, number, settings) for number, step in enumerate(_steps(path, samples, settings.n_steps))]
+    steps = [
+        _split(step, number, settings) for number, step in enumerate(joined_steps(str(path), samples, settings.n_steps))
+    ]
     try:
         captured = record(
             model,
@@ -169,15 +183,31 @@ def _split(samples: list[_Sample], number: int, settings: CalibrationSettings) -
     )
 
 
-def _steps(path: Path, samples: list[_Sample], n_steps: int) -> list[list[_Sample]]:
-    """Join neighbouring timesteps until each step has enough samples: two, or more where there are many timesteps."""
+def joined_steps(where: str, samples: list[T], n_steps: int) -> list[list[T]]:
+    """Join neighbouring timesteps until each step has enough samples: two, or more where there are many timesteps.
+
+    Parameters
+    ----------
+    where
+        Where they come from, for the message.
+    samples
+        Anything with a timestep `time`.
+    n_steps
+        Steps at most.
+
+    Raises
+    ------
+    MetadataError
+        There is one sample only.
+
+    """
     if len(samples) < 2:
-        raise MetadataError(f"{path}: holds one record; at least two are needed, since one is held out")
-    by_time: dict[int, list[_Sample]] = {}
+        raise MetadataError(f"{where}: holds one record; at least two are needed, since one is held out")
+    by_time: dict[int, list[T]] = {}
     for sample in samples:
         by_time.setdefault(sample.time, []).append(sample)
     enough = 2 if len(by_time) <= n_steps else max(2, math.ceil(len(samples) / n_steps))
-    steps: list[list[_Sample]] = [[]]
+    steps: list[list[T]] = [[]]
     for time in sorted(by_time):
         if len(steps[-1]) >= enough:
             steps.append([])

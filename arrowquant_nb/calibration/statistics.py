@@ -196,6 +196,8 @@ class Calibration(Mapping[str, LayerCapture]):
     """xxh3-128 of the model's weights (`model_hash`)."""
     records_hash: str = ""
     """xxh3-128 of the user's record file, "" without one."""
+    unobserved: tuple[str, ...] = ()
+    """Layers that were to be recorded and were not used at every timestep; they are quantized without calibration."""
 
     def __post_init__(self) -> None:
         """Refuse a mixture of models or steps."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arrowquant_nb.calibration.capture import FIT, HELD_OUT, Call, record
+from arrowquant_nb.calibration.capture import Call, record
+from arrowquant_nb.calibration.inputs import FIT, HELD_OUT
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings, model_hash
 from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.samples.runnable import Step

@@ -9,6 +9,7 @@ The package loads its parts on first use, inside a subcommand: what fails while 
 import errno
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -210,6 +211,67 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
     _print({"path": folder} if as_json else folder, as_json)
 
 
+@main.command(short_help="Write a quantized model in another tool's format.")
+@click.argument("model")
+@click.argument("output")
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    metavar="TARGET",
+    help="safetensors: floats again; diffusers: packed codes for from_pretrained; gguf: one file of GGUF blocks; "
+    "comfy: one file for ComfyUI.",
+)
+@click.option(
+    "--weight-type",
+    metavar="TYPE",
+    help="gguf: Q8_0, Q6_K, Q4_K, Q4_1, Q4_0 or Q2_K for tensors of at most its bits. [default: what takes the codes "
+    "over, else a type of more bits] comfy: int8_tensorwise or convrot_w4a4. [default: int8_tensorwise]",
+)
+@click.option("--convolutions", is_flag=True, help="gguf: convolutions as blocks too, which few readers take.")
+@click.option(
+    "--min-sqnr-db",
+    type=float,
+    default=15.0,
+    show_default=True,
+    metavar="X",
+    help="Refuse to round a tensor again where less than this (dB) would be left of its values.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export that OUTPUT holds.")
+@_json
+@_quiet
+def export(
+    *,
+    model: str,
+    output: str,
+    target: str,
+    weight_type: str | None,
+    convolutions: bool,
+    min_sqnr_db: float,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the quantized MODEL to OUTPUT in the format of another tool.
+
+    What the format cannot hold, and what had to be rounded again, is said on stderr and stands in the report.
+    """
+    if quiet or as_json:
+        logging.getLogger("arrowquant_nb").setLevel(logging.ERROR)
+    with progress_bar(quiet=quiet or as_json) as progress:
+        report = aq.export_model(
+            model,
+            target,
+            output,
+            weight_type=weight_type,
+            convolutions=convolutions,
+            min_sqnr_db=min_sqnr_db,
+            overwrite=overwrite,
+            progress_callback=progress,
+        )
+    _print(report, as_json)
+
+
 @main.command(short_help="Execute a notebook with parameters.")
 @click.argument("paths", nargs=-1, required=True, metavar="[NOTEBOOK] OUTPUT.ipynb")
 @click.option(
@@ -245,6 +307,45 @@ def run(
     draw = not (quiet or as_json) and sys.stderr.isatty()
     finished = batch.run_notebook(notebook, Path(paths[-1]), values, html=html, progress_bar=draw)
     _print(finished, as_json)
+
+
+@main.command("batch", short_help="Execute a notebook over a grid of parameters; resumes.")
+@click.argument("jobs", metavar="JOBS.yaml")
+@click.option("--output", metavar="FOLDER", help="Folder of the batch. [default: what JOBS.yaml says, else its name]")
+@click.option("--at-once", type=click.IntRange(min=1), metavar="N", help="Jobs at the same time. [default: 2]")
+@click.option("--html", is_flag=True, help="Also write every job's notebook as one HTML file.")
+@_json
+@_quiet
+@click.pass_context
+def run_batch(
+    context: click.Context,
+    jobs: str,
+    output: str | None,
+    at_once: int | None,
+    html: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    r"""Execute a notebook once for every combination of parameters; exit code 1 when a job failed.
+
+    \b
+    JOBS.yaml, such as:
+      output: overnight
+      grid:
+        model: [digits-dit, docs-mlm]
+        profile: [edge, local]
+    """
+    silent = quiet or as_json
+    with progress_bar(quiet=silent) as progress:
+
+        def tell(message: str, fraction: float) -> None:
+            progress(message, fraction)
+            if not silent and not sys.stderr.isatty():
+                click.echo(f"{100 * fraction:3.0f} %  {message}", err=True)
+
+        summary = batch.run_batch(jobs, output, at_once=at_once, html=html, progress_callback=tell)
+    _print(summary, as_json)
+    context.exit(0 if summary.passed else 1)
 
 
 @main.command(short_help="Run again and compare byte for byte.")

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arrowquant_nb.errors import OutputError, ValidationError
+from arrowquant_nb.errors import OutputError
+from arrowquant_nb.runs.source_layout import write_source_layout
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.durable import refuse_used, write_file
+from arrowquant_nb.storage.durable import refuse_used
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
-from arrowquant_nb.storage.safetensors_folder import TensorToWrite, index_name, write_index, write_safetensors
+from arrowquant_nb.storage.safetensors_folder import TensorToWrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from arrowquant_nb.storage.lazy_tensor import LazyTensor
 
 # A float8 source comes back as bfloat16: its values times their scale do not fit float8 again.
 _DTYPE_BACK = {"float8_e4m3fn": "bfloat16", "float8_e5m2": "bfloat16"}
@@ -49,50 +52,40 @@ def dequantize_model(
     if folder.resolve().is_relative_to(Path(quantized).resolve()):
         raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
     with open_quantized(quantized) as model:
-        files = _tensors_by_file(model)
-        facts = model.facts
-        # In a pipeline the weights and what describes them lie in the component's folder.
-        component = str(facts.get("component") or "")
-        if component != Path(component).name or component == "..":
-            raise ValidationError(f"{quantized}: its manifest names a component {component!r}, which is no folder name")
-        weights_folder = folder / component
-        header = {"format": "pt", **facts.get("header", {})}
-        done = 0
-        for name, tensors in files.items():
-
-            def content(tensor: str) -> memoryview:
-                nonlocal done
-                if progress_callback is not None:
-                    progress_callback(tensor, done / len(model))
-                done += 1
-                return _bytes_back(model, tensor)
-
-            write_safetensors(weights_folder / name, tensors, content, header)
-        if len(files) > 1:
-            weight_map = {t.name: name for name, tensors in files.items() for t in tensors}
-            total = sum(t.nbytes for tensors in files.values() for t in tensors)
-            write_index(weights_folder / index_name(next(iter(files))), weight_map, total)
-        for target in facts.get("metadata_files", []):
-            place = weights_folder if target in facts.get("component_files", []) else folder
-            write_file(place / target, model.file_path(target).read_bytes())
+        write_float_folder(model, folder, progress_callback)
     if progress_callback is not None:
         progress_callback("finished", 1.0)
     return folder
 
 
-def _tensors_by_file(model: QuantizedModel) -> dict[str, list[TensorToWrite]]:
-    files: dict[str, list[TensorToWrite]] = {}
-    for name in model:
-        tensor = model[name]
-        dtype = tensor.dtype if tensor.kept else _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
-        files.setdefault(tensor.source_file, []).append(TensorToWrite(name, tensor.shape, dtype))
-    return files
+def write_float_folder(
+    model: QuantizedModel, folder: Path, progress_callback: Callable[[str, float], None] | None = None
+) -> None:
+    """Write an open model into a folder that is empty or new; see `dequantize_model`."""
+    done = 0
+
+    def content(name: str) -> memoryview:
+        nonlocal done
+        if progress_callback is not None:
+            progress_callback(name, done / len(model))
+        done += 1
+        return bytes_back(model, name)
+
+    write_source_layout(
+        model, folder, lambda name: [TensorToWrite(name, model[name].shape, float_dtype(model[name]))], content
+    )
 
 
-def _bytes_back(model: QuantizedModel, name: str) -> memoryview:
+def float_dtype(tensor: LazyTensor) -> str:
+    """Dtype in which a tensor is written back: the source's, bfloat16 for a quantized float8 tensor."""
+    return tensor.dtype if tensor.kept else _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
+
+
+def bytes_back(model: QuantizedModel, name: str) -> memoryview:
+    """Return the bytes of a tensor in its `float_dtype`."""
     tensor = model[name]
     if tensor.kept:
         return tensor.bytes_view()
-    dtype = _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
+    dtype = float_dtype(tensor)
     array = np.empty(tensor.shape, numpy_dtype(dtype))
     return tensor.dequantize(dtype, out=array).reshape(-1).view(np.uint8).data

@@ -21,7 +21,6 @@ from arrowquant_nb.events import (
     RunFinished,
     RunStarted,
 )
-from arrowquant_nb.results import LayerReport, QuantizationResult
 from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
@@ -30,9 +29,9 @@ from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks
 from arrowquant_nb.runs.record import (
     CARD_NAME,
     STATS_NAME,
+    assemble_result,
     failure_message,
     machine,
-    overall_sqnr_db,
     statistics_table,
     versions,
 )
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.results import LayerReport, QuantizationResult
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
 logger = logging.getLogger("arrowquant_nb")
@@ -249,28 +249,17 @@ class _Run:
         return (json.dumps(record, indent=1) + "\n").encode()
 
     def _result(self, reports: list[LayerReport], seconds: float, size: int) -> QuantizationResult:
-        done = [r for r in reports if r.action == "quantized"]
-        n = sum(r.n_weights for r in done)
-        payload = sum(r.nbytes for r in reports)
-        return QuantizationResult(
+        return assemble_result(
+            reports,
+            size_nbytes=size,
             quantized_path=str(self.folder.folder),
             model=self.decisions.model,
-            compression_ratio=_ratio(reports),
-            compression_ratio_quantized=_ratio(done),
-            cosine_similarity=sum(r.cosine * r.n_weights for r in done) / n if n else 1.0,
-            sqnr_db=overall_sqnr_db(done),
-            model_size_mb=size / 1e6,
-            source_size_mb=sum(r.source_nbytes for r in reports) / 1e6,
-            payload_nbytes=payload,
-            container_nbytes=size - payload,
             modality=self.decisions.modality,
             modality_reason=self.decisions.modality_reason,
             strategy=self.decisions.strategy,
             bit_width=self.config.bit_width,
             quantization_time_s=seconds,
-            fallback_rate=sum(r.fell_back for r in done) / len(done) if done else 0.0,
             reused=self.sink.reused,
-            layers=tuple(reports),
             config=self.config.to_dict(),
             calibration=self.source.calibration.facts(),
             warnings=self.source.calibration.warnings,
@@ -285,8 +274,3 @@ def _header_facts(checkpoint: Checkpoint) -> dict[str, str]:
     """Return what of a safetensors header tells the architecture, for writing it back."""
     architecture = checkpoint.modality_evidence.header_architecture
     return {"modelspec.architecture": architecture} if architecture else {}
-
-
-def _ratio(reports: Sequence[LayerReport]) -> float:
-    stored = sum(r.nbytes for r in reports)
-    return sum(r.source_nbytes for r in reports) / stored if stored else 1.0

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arrowquant_nb import __version__, _kernels
+from arrowquant_nb.results import QuantizationResult
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,34 @@ def overall_sqnr_db(reports: Sequence[LayerReport]) -> float:
     if error == 0:
         return math.inf
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def assemble_result(layers: Sequence[LayerReport], *, size_nbytes: int, **facts: Any) -> QuantizationResult:
+    """Return the result of a run: figures computed from its layer reports, and the facts that they do not tell.
+
+    `size_nbytes` counts every file of the model folder.
+    """
+    done = [r for r in layers if r.action == "quantized"]
+    n_weights = sum(r.n_weights for r in done)
+    payload = sum(r.nbytes for r in layers)
+    return QuantizationResult(
+        compression_ratio=_ratio(layers),
+        compression_ratio_quantized=_ratio(done),
+        cosine_similarity=sum(r.cosine * r.n_weights for r in done) / n_weights if n_weights else 1.0,
+        sqnr_db=overall_sqnr_db(done),
+        model_size_mb=size_nbytes / 1e6,
+        source_size_mb=sum(r.source_nbytes for r in layers) / 1e6,
+        payload_nbytes=payload,
+        container_nbytes=size_nbytes - payload,
+        fallback_rate=sum(r.fell_back for r in done) / len(done) if done else 0.0,
+        layers=tuple(layers),
+        **facts,
+    )
+
+
+def _ratio(reports: Sequence[LayerReport]) -> float:
+    stored = sum(r.nbytes for r in reports)
+    return sum(r.source_nbytes for r in reports) / stored if stored else 1.0
 
 
 def failure_message(failed: Sequence[LayerReport], sealed: bool) -> str:

@@ -44,10 +44,11 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     modality : text, code, image or audio.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, verify: Verify) -> None:
+    def __init__(self, path: Path, manifest: Manifest, verify: Verify, *, private: bool = False) -> None:
         self.path = path
         self._manifest = manifest
         self._verify = verify
+        self._access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, LazyTensor] = {}
         try:
@@ -93,6 +94,18 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         """Return the path of a copied file of the model (config, tokenizer), its hash checked."""
         return self._check_file(name)
 
+    def layer_metadata(self, name: str) -> dict[str, Any]:
+        """Return what the data file of a quantized tensor says beside its tiles: time_aware, spatial, activation_stats.
+
+        Only what is there; nothing for a kept tensor.
+        """
+        tensor = self[name]
+        if tensor.kept:
+            return {}
+        metadata = ParquetV2Extended(self._check_file(tensor.file, hashed=False)).metadata
+        keys = ("time_aware", "spatial", "activation_stats")
+        return {key: metadata[key] for key in keys if metadata.get(key) is not None}
+
     def verify(self) -> int:
         """Check every file and row hash; return the number of tensors, raise `ValidationError` at a mismatch."""
         for name in self._manifest.files:
@@ -123,7 +136,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     def _mapped(self, file: str) -> mmap.mmap:
         if file not in self._maps:
             with self._check_file(file).open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=self._access)
         return self._maps[file]
 
     def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
@@ -144,6 +157,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         raise ValidationError(
             f"{tensor.file!r} holds no rows {reference.row_start}+{reference.row_count} of {tensor.name!r}"
         )
+
+    def release(self, name: str) -> None:
+        """Drop the mapping of one tensor's file; arrays that still view it keep it alive."""
+        self._maps.pop(self[name].file, None)
 
     def close(self) -> None:
         """Drop the mappings; arrays that still view them keep theirs alive."""
@@ -173,12 +190,21 @@ def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     ModelNotFoundError, ValidationError, MetadataError, ConfigurationError
         No such model, damaged, newer than this version, or an unknown `verify`.
     """
+    return _open(path, verify, private=False)
+
+
+def open_privately(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+    """Do as `open_quantized`, but map the files copy-on-write: arrays over them may be written, the files stay."""
+    return _open(path, verify, private=True)
+
+
+def _open(path: str | Path, verify: Verify, *, private: bool) -> QuantizedModel:
     if verify not in ("lazy", "full", "off"):
         raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no model folder at {folder}")
-    model = QuantizedModel(folder, read_manifest(folder), verify)
+    model = QuantizedModel(folder, read_manifest(folder), verify, private=private)
     if verify == "full":
         model.verify()
     return model

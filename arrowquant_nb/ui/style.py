@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["CONFIG", "FONT", "GRID", "INK", "WIDTHS", "WidthStyle", "layout"]
+__all__ = ["CONFIG", "FONT", "GRID", "INK", "QUIET", "WIDTHS", "WidthStyle", "layout"]
 
 # About 4.5:1 against white and 4.2:1 against #111111.
 INK: Final = "#777777"
+QUIET: Final = "rgba(128,128,128,0.6)"
 GRID: Final = "rgba(128,128,128,0.25)"
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 

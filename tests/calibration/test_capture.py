@@ -10,6 +10,7 @@ from tiny_model import SETTINGS, TIMES, Tiny, inputs_of
 from arrowquant_nb import ConfigurationError, MetadataError, ShapeMismatchError, samples
 from arrowquant_nb.calibration.accumulation import InputAccumulator, RowSample
 from arrowquant_nb.calibration.capture import capture
+from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.statistics import CalibrationSettings
 from arrowquant_nb.samples.runnable import Step
 
@@ -241,7 +242,7 @@ def test_widening_the_range_keeps_every_count_and_each_value_in_its_bin(blocks, 
 def test_which_rows_are_kept_does_not_depend_on_how_they_come_in(sizes, n_rows, seed):
     rows = np.arange(2 * sum(sizes), dtype=np.float32).reshape(-1, 2)
     keys = np.random.default_rng(seed).random(len(rows))
-    whole, parts = RowSample(n_rows), RowSample(n_rows)
+    whole, parts = RowSample(n_rows, 2, Scratch()), RowSample(n_rows, 2, Scratch(0))
     whole.add(rows, keys)
     for start, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
         parts.add(rows[start : start + size], keys[start : start + size])
@@ -253,7 +254,7 @@ def test_every_row_is_kept_equally_often():
     rows = np.arange(20, dtype=np.float32)[:, None]
     counts = np.zeros(20)
     for seed in range(2000):
-        sample = RowSample(5)
+        sample = RowSample(5, 1, Scratch())
         keys = np.random.default_rng(seed).random(20)
         sample.add(rows[:12], keys[:12])
         sample.add(rows[12:], keys[12:])

@@ -1,0 +1,187 @@
+"""The folder that diffusers loads: `config.json` with our `quantization_config`, and safetensors with packed codes.
+
+Layout, format version 1.0. The folder has the source's files and names (`diffusion_pytorch_model*.safetensors`, index,
+`config.json`, of a pipeline also `model_index.json` and the small files beside it), with two changes:
+
+1. In the safetensors, a quantized tensor NAME (such as `blocks.0.to_q.weight`, matrix view `[rows, columns]` =
+   `[shape[0], product of the rest]`) is replaced by its parts; every other tensor stands as in the source.
+
+   ======================  ==================  ==============================================================
+   name                    dtype               shape and meaning
+   ======================  ==================  ==============================================================
+   NAME.packed             uint8               [rows, ceil(columns * bit_width / 8)]; code i of a byte in bits
+                                               [i * bit_width, (i + 1) * bit_width), rows start on a byte
+   NAME.scales             scale_dtype         grid zero_point, minimum: [rows, n_groups]; levels:
+                                               [rows, n_groups, 2]
+                           uint8               grid k: [rows, n] bytes, see `_kernels.k_format`
+   NAME.zero_points        uint8               grid zero_point: [rows, ceil(n_groups * bit_width / 8)], packed
+                                               like the codes; grid k: [rows, n]
+                           scale_dtype         grid minimum and levels: [rows, n_groups]
+   NAME.low_rank_a, _b     float16             [rows, rank] and [rank, columns]; only with low_rank
+   NAME.equalization       float16 or float32  [columns]; only with equalization
+   NAME.activation_means   float32             [time groups, columns], taken off the input; only with them
+   ======================  ==================  ==============================================================
+
+   The float weight is (R^T decode(packed, scales, zero_points) + low_rank_a low_rank_b) / equalization: decode as in
+   `storage.parquet_v2`, R^T only with a rotation_seed. `QuantizedTensor.dequantize` does all of it.
+
+2. In `config.json`, the key `quantization_config` holds
+
+   - `quant_method` "arrowquant", `format_version` "1.0", `modality`;
+   - `layers`: {NAME: {shape, dtype, bit_width, group_size, grid, method, and where they apply scale_dtype
+     (default "float16"), rotation_seed, low_rank, equalization (a dtype), activation_means (number of groups)}};
+   - `kept`: names of all other tensors (or null: not listed);
+   - `time_aware`: null, or `TimeAwareQuantMetadata.to_dict()`: activation grids per timestep group, by NAME.
+
+Unknown major versions are refused; unknown keys too, unless the minor version is newer. `FolderSettings` reads and
+checks all this, `FolderLayer.parts` says which tensors there must be, `FolderLayer.tensor` joins arrays to a
+`QuantizedTensor`; `read_folder` reads a folder without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
+from arrowquant_nb.export.report import ExportReport, TensorExport
+from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
+from arrowquant_nb.runs.source_layout import write_source_layout
+from arrowquant_nb.storage.joined_tiles import equalization_dtype, join_tiles, scale_dtype
+from arrowquant_nb.storage.json_file import read_json_object
+from arrowquant_nb.storage.safetensors_folder import TensorToWrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.export.options import ExportOptions
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.storage.lazy_tensor import LazyTensor
+    from arrowquant_nb.storage.quantized import QuantizedModel
+
+__all__ = ["settings_of", "write_folder"]
+
+CONFIG_NAME = "config.json"
+
+
+def settings_of(model: QuantizedModel) -> FolderSettings:
+    """Return what `quantization_config` says of an open model."""
+    layers: dict[str, FolderLayer] = {}
+    tables: list[dict[str, Any]] = []
+    for name in model:
+        if not model[name].kept:
+            metadata = model.layer_metadata(name)
+            layers[name] = _layer(model[name], len(_means(name, metadata)))
+            tables += [metadata["time_aware"]] if "time_aware" in metadata else []
+    joined = None
+    if tables:
+        parts = [TimeAwareQuantMetadata.from_dict(table) for table in tables]
+        first = parts[0]
+        every = tuple(table for part in parts for table in part.tables)
+        joined = TimeAwareQuantMetadata(first.bit_width, first.n_timesteps, first.range_rule, every)
+    kept = tuple(name for name in model if model[name].kept)
+    return FolderSettings(layers, model.modality, kept, joined)
+
+
+def _layer(tensor: LazyTensor, n_means: int) -> FolderLayer:
+    equalization = equalization_dtype(tensor)
+    return FolderLayer(
+        shape=tensor.shape,
+        dtype=tensor.dtype if tensor.dtype in ("float32", "float16") else "bfloat16",  # float8 comes back as bfloat16
+        bit_width=tensor.bit_width,
+        group_size=tensor.group_size,
+        grid=tensor.grid,
+        method=tensor.method,
+        scale_dtype=scale_dtype(tensor).name,
+        rotation_seed=tensor.rotation_seed,
+        low_rank=tensor.low_rank,
+        equalization=None if equalization is None else equalization.name,
+        activation_means=n_means,
+    )
+
+
+def _means(name: str, metadata: dict[str, Any]) -> NDArray[np.float32]:
+    """Channel means of a layer's inputs, float32 (time groups, columns); no rows where inputs are not centred."""
+    means = (metadata.get("spatial") or {}).get("activation_means", {}).get(name, ())
+    return np.array(means, np.float32)
+
+
+def write_folder(
+    model: QuantizedModel,
+    folder: Path,
+    options: ExportOptions,
+    progress_callback: Callable[[str, float], None] | None = None,
+) -> ExportReport:
+    """Write an open model into an empty or new folder; one tensor is in memory at a time."""
+    options.check_weight_type("diffusers", ())
+    options.check_convolutions("diffusers")
+    settings = settings_of(model)
+    written = _Parts(model, settings, progress_callback)
+    replaced = {CONFIG_NAME: _config_bytes(model, settings)}
+    write_source_layout(model, folder, written.tensors, written.content, replaced)
+    exported = tuple(written.report(name) for name in model)
+    return ExportReport("diffusers", str(folder), sum(t.nbytes for t in exported), exported, (), _remarks(model))
+
+
+class _Parts:
+    """What stands in the files for each tensor of a model, and its bytes when their turn comes."""
+
+    def __init__(
+        self, model: QuantizedModel, settings: FolderSettings, progress_callback: Callable[[str, float], None] | None
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._progress = progress_callback
+        self._owners: dict[str, tuple[str, str]] = {}
+        self._nbytes: dict[str, int] = {}
+        self._current: tuple[str, QuantizedTensor] | None = None
+        self._done = 0
+
+    def tensors(self, name: str) -> list[TensorToWrite]:
+        tensor = self._model[name]
+        found = [TensorToWrite(name, tensor.shape, tensor.dtype)]
+        if not tensor.kept:
+            parts = self._settings.layers[name].parts()
+            found = [TensorToWrite(f"{name}.{part}", *of) for part, of in parts.items()]
+            self._owners |= {f"{name}.{part}": (name, part) for part in parts}
+        self._nbytes[name] = sum(part.nbytes for part in found)
+        return found
+
+    def content(self, written: str) -> memoryview:
+        name, part = self._owners.get(written, (written, ""))
+        if self._progress is not None and part in ("", "packed"):
+            self._progress(name, self._done / len(self._nbytes))
+            self._done += 1
+        if not part:
+            return self._model[name].bytes_view()
+        if part == "activation_means":
+            array: NDArray[Any] = _means(name, self._model.layer_metadata(name))
+        else:
+            if self._current is None or self._current[0] != name:
+                self._current = name, join_tiles(self._model[name])
+            array = getattr(self._current[1], part)
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    def report(self, name: str) -> TensorExport:
+        tensor = self._model[name]
+        kind = tensor.stored_as
+        return TensorExport(name, tensor.shape, kind, kind, self._nbytes[name], exact=True)
+
+
+def _config_bytes(model: QuantizedModel, settings: FolderSettings) -> bytes:
+    names = model.facts.get("metadata_files", [])
+    config = dict(read_json_object(model.file_path(CONFIG_NAME))) if CONFIG_NAME in names else {}
+    config["quantization_config"] = settings.to_dict()
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _remarks(model: QuantizedModel) -> tuple[str, ...]:
+    remarks = ["loading needs arrowquant_nb: `import arrowquant_nb.diffusers`, then the class's own from_pretrained"]
+    if CONFIG_NAME not in model.facts.get("metadata_files", []):
+        remarks.append("the source has no config.json: add the model class's own keys to the one written")
+    return tuple(remarks)

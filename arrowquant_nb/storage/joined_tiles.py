@@ -1,0 +1,97 @@
+"""A stored tensor as one: its tiles joined, so that a format without tiles can take it.
+
+A tensor of one tile, as nearly all are, is handed over as it lies in the mapped file. Knows nothing of other formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arrowquant_nb._kernels import k_format
+from arrowquant_nb.errors import ValidationError
+from arrowquant_nb.quantizers.layout import FLOAT16, FLOAT32, Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.storage.lazy_tensor import LazyTensor
+
+__all__ = ["equalization_dtype", "join_tiles", "scale_dtype"]
+
+
+def scale_dtype(tensor: LazyTensor) -> np.dtype[Any]:
+    """Dtype that holds the scales of every tile: float32 where any tile has it. No payload is read."""
+    for reference in tensor.references:
+        layout = Layout(reference.row_count, tensor.columns, tensor.bit_width, tensor.group_size, tensor.grid)
+        shape, dtype = layout.parameters(FLOAT16)[0]
+        if reference.ranges["scales"][1] != dtype.itemsize * int(np.prod(shape)):
+            return FLOAT32
+    return FLOAT16
+
+
+def equalization_dtype(tensor: LazyTensor) -> np.dtype[Any] | None:
+    """Dtype that holds the stored equalization of every tile, None without one. No payload is read."""
+    widths = {r.ranges.get("equalization", (0, 0))[1] // tensor.columns for r in tensor.references}
+    if widths <= {0}:
+        return None
+    return FLOAT32 if 4 in widths else FLOAT16
+
+
+def join_tiles(tensor: LazyTensor) -> QuantizedTensor:
+    """Return the whole tensor in its original shape, buffers joined; views of the file where there is one tile.
+
+    Float16 scales become float32 where another tile needs that, which changes no value.
+
+    Raises
+    ------
+    ShapeMismatchError
+        The tensor is kept, not quantized.
+    ValidationError
+        Its tiles differ in what must be one, such as the equalization.
+    """
+    tiles = [tile for _, tile in tensor.tiles()]
+    first, wanted = tiles[0], scale_dtype(tensor)
+    scales = [_with_scales(tile, wanted) for tile in tiles]
+    return replace(
+        first,
+        packed=_joined([tile.packed for tile in tiles]),
+        scales=_joined([pair[0] for pair in scales]),
+        zero_points=_joined([pair[1] for pair in scales]),
+        shape=tensor.shape,
+        low_rank_a=None if first.low_rank_a is None else _joined([_present(tile.low_rank_a) for tile in tiles]),
+        equalization=_equalization(tensor, tiles),
+    )
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _present(part: NDArray[np.float16] | None) -> NDArray[np.float16]:
+    if part is None:
+        raise ValidationError("some tiles of a tensor have a low-rank branch and some have none")
+    return part
+
+
+def _with_scales(tile: QuantizedTensor, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    if tile.layout.scale_dtype(tile.scales) == dtype:
+        return tile.scales, tile.zero_points
+    if tile.grid != "k":
+        zeros = tile.zero_points if tile.grid == "zero_point" else tile.zero_points.astype(dtype)
+        return tile.scales.astype(dtype), zeros
+    sizes = (tile.columns, tile.bit_width, tile.group_size)
+    return k_format.widen(tile.scales.view(np.uint8), *sizes), k_format.widen(tile.zero_points.view(np.uint8), *sizes)
+
+
+def _equalization(tensor: LazyTensor, tiles: list[QuantizedTensor]) -> NDArray[np.float16] | NDArray[np.float32] | None:
+    dtype = equalization_dtype(tensor)
+    if dtype is None:
+        return None
+    found: list[NDArray[Any]] = [np.ones(0) if t.equalization is None else t.equalization.astype(dtype) for t in tiles]
+    if any(not np.array_equal(found[0], other) for other in found[1:]):
+        raise ValidationError(f"{tensor.name!r}: its tiles are equalized differently: quantize the model again")
+    return found[0]
