@@ -15,7 +15,7 @@ from pathlib import Path
 INSTALL_S = 1800
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peer:
     """A package to compare with."""
 
@@ -65,7 +65,10 @@ def environment(peer: Peer, cache: Path) -> tuple[Path | None, str]:
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "shared.pth").write_text("\n".join(ours) + "\n")
     ok, note = False, ""
-    for options, how in (*([(["--no-binary", ",".join(_names(peer.source_build))], "from source")] * bool(peer.source_build)), ([], "wheel")):
+    for options, how in (
+        *([(["--no-binary", ",".join(_names(peer.source_build))], "from source")] * bool(peer.source_build)),
+        ([], "wheel"),
+    ):
         ok, said = _install(python, peer, options)
         note = how if ok else said
         if ok:

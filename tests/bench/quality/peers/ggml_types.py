@@ -23,11 +23,10 @@ TYPES = {
 def library() -> ctypes.CDLL:
     """Load the library that holds the reference quantizers."""
     (folder,) = find_spec("libggml").submodule_search_locations
-    found = ctypes.CDLL(str(sorted(Path(folder).glob("**/libggml-base.so"))[0]))
+    found = ctypes.CDLL(str(min(Path(folder).glob("**/libggml-base.so"))))
     found.ggml_quantize_chunk.restype = ctypes.c_size_t
-    found.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3] + [
-        ctypes.c_void_p
-    ]
+    sizes = [ctypes.c_int64] * 3
+    found.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *sizes, ctypes.c_void_p]
     return found
 
 
@@ -51,7 +50,8 @@ def quantize(code: int, block_nbytes: int, block: int, weight: np.ndarray) -> np
 
 def decode(name: str, stored: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Decode by the library's own function."""
-    function = getattr(GGML, f"dequantize_row_{name.lower()}")
+    lower = {"Q": "q", "I": "i", "X": "x", "S": "s"}  # q4_K keeps its capital
+    function = getattr(GGML, f"dequantize_row_{''.join(lower.get(c, c) for c in name)}")
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     out = np.empty(weight.size, np.float32)
     function(stored.ctypes.data, out.ctypes.data, weight.size)

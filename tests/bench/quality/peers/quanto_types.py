@@ -30,9 +30,7 @@ def grouped(kind: object, bits: int, optimizer: object, label: str) -> Format:
         scale, shift = optimizer(values, qtype=kind, axis=0, group_size=64)
         return quantize_weight(values, kind, 0, scale, shift, group_size=64, optimized=False)
 
-    return Format(
-        label, bits, quantize, lambda stored, _: stored.dequantize().numpy(), lambda _, __: bits + 32 / 64
-    )
+    return Format(label, bits, quantize, lambda stored, _: stored.dequantize().numpy(), lambda _, __: bits + 32 / 64)
 
 
 serve(

@@ -15,7 +15,12 @@ def form(kind: str, bits: int, group: int, **options: bool) -> Format:
     def quantize(weight: object) -> object:
         values = torch.from_numpy(weight).clone()
         return sdnq_quantize_layer_weight(
-            values, layer_class_name="Linear", weights_dtype=kind, group_size=group, torch_dtype=torch.float32, **options
+            values,
+            layer_class_name="Linear",
+            weights_dtype=kind,
+            group_size=group,
+            torch_dtype=torch.float32,
+            **options,
         )
 
     def bits_per_weight(stored: object, weight: object) -> float:
