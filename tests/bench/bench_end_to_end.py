@@ -53,8 +53,8 @@ seconds, processor = time.perf_counter() - began, time.process_time() - worked
 done.set()
 if watched == "watched":
     thread.join()
-print(json.dumps({"seconds": seconds, "processor_s": processor, "uss_baseline": baseline, "uss_peak": peak, "isa": build_info()["isa"],
-                  "sqnr_db": result.sqnr_db, "container": result.container_nbytes, "payload": result.payload_nbytes}))
+print(json.dumps({"seconds": seconds, "processor_s": processor, "uss_baseline": baseline, "uss_peak": peak,
+                  "isa": build_info()["isa"], "sqnr_db": result.sqnr_db, "container": result.container_nbytes, "payload": result.payload_nbytes}))
 """
 OPEN = """
 import sys, time
@@ -199,9 +199,8 @@ def main() -> None:
         json.dump(result, sys.stdout, indent=2)
         print()
         return
-    print(
-        f"{result['machine']}; {result['versions']}; ISA {result['isa']}; {options.method} INT{options.bit_width} from {options.dtype}"
-    )
+    what = f"{options.method} INT{options.bit_width} from {options.dtype}"
+    print(f"{result['machine']}; {result['versions']}; ISA {result['isa']}; {what}")
     print(f"{'':46}{'measured':>12}{'target':>10}")
     for label, key, unit in (
         ("source tensors", "source_gb", "GB"),
