@@ -54,7 +54,8 @@ done.set()
 if watched == "watched":
     thread.join()
 print(json.dumps({"seconds": seconds, "processor_s": processor, "uss_baseline": baseline, "uss_peak": peak,
-                  "isa": build_info()["isa"], "sqnr_db": result.sqnr_db, "container": result.container_nbytes, "payload": result.payload_nbytes}))
+                  "isa": build_info()["isa"], "sqnr_db": result.sqnr_db,
+                  "container": result.container_nbytes, "payload": result.payload_nbytes}))
 """
 OPEN = """
 import sys, time

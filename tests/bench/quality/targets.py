@@ -96,14 +96,16 @@ def _activations(found: Mapping[str, list[Row]]) -> Iterator[dict[str, object]]:
         return
     gain = by_label["A8 static, 4 time groups"] - by_label["A8 static, 1 time group"]
     yield _row("A8, 4 time groups over one static grid", "dB", 2.5, gain, "", least=True)
-    transformed = {k: v for k, v in by_label.items() if k.startswith("W4A4") and k != "W4A4 static, 1 time group"}
+    plain = "W4A4 static, 4 time groups"
+    transformed = {k: v for k, v in by_label.items() if k.startswith(f"{plain}, ")}
     best = max(transformed, key=lambda k: transformed[k])
-    gain = transformed[best] - by_label["W4A4 static, 1 time group"]
-    yield _row("W4A4, best transform over plain", "dB", 4.0, gain, best, least=True)
+    yield _row("W4A4, best transform over plain", "dB", 4.0, transformed[best] - by_label[plain], best, least=True)
 
 
 def _gptq(found: Mapping[str, list[Row]]) -> Iterator[dict[str, object]]:
     for row in found.get("gptq", []):
         what = f"GPTQ of a {row['size']} x {row['size']} layer, INT{row['bits']} {row['format']}"
         yield _row(f"{what}: time", "s", 20.0, float(row["seconds"]), "", least=False)
-        yield _row(f"{what}: memory in Hessians", "", 4.0, float(row["hessian_copies"]), "", least=False)
+        yield _row(
+            f"{what}: memory beyond the Hessian, in Hessians", "", 4.0, float(row["hessian_copies"]), "", least=False
+        )
