@@ -10,7 +10,7 @@
 The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
-    ui             figures and pictures (plotly)
+    ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.compare import compare
+    from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
@@ -80,7 +82,9 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
+    "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -154,6 +158,8 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "compare",
+    "dashboard",
     "dequantize_model",
     "dequantize_state_dict",
     "evaluate_sample",

@@ -109,7 +109,7 @@ def _ours(
                 figures.append(_figures(name, model.weights(), n))
         bits_per_weight = result.bits_per_weight
     row = _row("arrowquant_nb", label, width, bits_per_weight, figures)
-    return row | {"policy": "all block linears" if layers else "default: adaLN and the like at 8 bits"}
+    return row | {"policy": "all block linears" if layers else "by default policy"}
 
 
 def _of_peer(
