@@ -59,7 +59,7 @@ def environment(peer: Peer, cache: Path) -> tuple[Path | None, str]:
         found = json.loads(mark.read_text())
         if found["wanted"] == wanted:
             return (folder / "bin" / "python" if found["ok"] else None), found["note"]
-    venv.create(folder, clear=True, with_pip=True)
+    venv.create(folder, clear=True)  # our own pip installs into it
     python = folder / "bin" / "python"
     ours = [p for p in sys.path if p.endswith("site-packages")]
     (site,) = (folder / "lib").glob("python*/site-packages")
@@ -82,10 +82,12 @@ def _names(requirements: tuple[str, ...]) -> list[str]:
 
 
 def _install(python: Path, peer: Peer, options: list[str]) -> tuple[bool, str]:
-    command = [str(python), "-m", "pip", "install", "-q", "--no-deps", *options, *peer.requirements]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    command = [*pip, "install", "-q", "--no-deps", *options, *peer.requirements]
+    surroundings = {k: v for k, v in os.environ.items() if not k.endswith("_CONSTRAINT")}  # those pin our own tests
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=INSTALL_S, check=False, env={**os.environ, **peer.settings}
+            command, capture_output=True, text=True, timeout=INSTALL_S, check=False, env=surroundings | peer.settings
         )
     except subprocess.TimeoutExpired:
         return False, f"the installation took more than {INSTALL_S} s"
