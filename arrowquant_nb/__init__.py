@@ -20,7 +20,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results forecasts tables errors   plain values that every room may use
 """
 
 from importlib import import_module
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
+    from arrowquant_nb.forecasts import Forecast, SizeAllocation
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runs.size_budget import SizeBudget
     from arrowquant_nb.runtime import (
         QuantizedConv2d,
         QuantizedLinear,
@@ -105,6 +107,7 @@ _HOMES = {
     "follow_time": "runtime",
     "load_quantized": "runtime",
     "time_context": "runtime",
+    "Forecast": "forecasts",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -113,6 +116,8 @@ _HOMES = {
     "ValidationReport": "comparisons",
     "ParquetV2Extended": "storage.parquet_reader",
     "QuantizedModel": "storage.quantized",
+    "SizeAllocation": "forecasts",
+    "SizeBudget": "runs.size_budget",
 }
 _NAMES_AT_HOME = {"QuantizationStrategy": "Strategy"}
 
@@ -125,6 +130,7 @@ __all__ = [
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
     "ExportReport",
+    "Forecast",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -143,6 +149,8 @@ __all__ = [
     "QuantizedTensor",
     "ReproductionReport",
     "ShapeMismatchError",
+    "SizeAllocation",
+    "SizeBudget",
     "SpatialQuantMetadata",
     "SpatialQuantizer",
     "TimeAwareQuantMetadata",

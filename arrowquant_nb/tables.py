@@ -52,7 +52,8 @@ def _printable(text: str, limit: int = 120) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 40]}...{shown[-37:]}"
 
 
-def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
+def headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
+    """Labels and values, one pair a line or table row."""
     pairs = list(rows)
     if as_html:
         return (
@@ -115,14 +116,14 @@ def _plan_headline(plan: Plan) -> list[tuple[str, str]]:
 
 def plan_text(plan: Plan) -> str:
     """Return the plan as plain text: headline, then one line per tensor."""
-    return _headline(_plan_headline(plan), as_html=False) + "\n\n" + text_table(PLAN_HEADER, _plan_rows(plan))
+    return headline(_plan_headline(plan), as_html=False) + "\n\n" + text_table(PLAN_HEADER, _plan_rows(plan))
 
 
 def plan_html(plan: Plan) -> str:
     """Return the plan as HTML."""
     table = html_table(PLAN_HEADER, _plan_rows(plan))
     return (
-        _headline(_plan_headline(plan), as_html=True)
+        headline(_plan_headline(plan), as_html=True)
         + f"<details><summary>{len(plan.rows)} tensors</summary>{table}</details>"
     )
 
@@ -220,10 +221,7 @@ def result_text(result: QuantizationResult) -> str:
     rows = layer_rows(result.layers)
     more = f"\n... and {len(rows) - SHOWN_LAYERS} better layers" if len(rows) > SHOWN_LAYERS else ""
     return (
-        _headline(result_headline(result), as_html=False)
-        + "\n\n"
-        + text_table(LAYER_HEADER, rows[:SHOWN_LAYERS])
-        + more
+        headline(result_headline(result), as_html=False) + "\n\n" + text_table(LAYER_HEADER, rows[:SHOWN_LAYERS]) + more
     )
 
 
@@ -232,7 +230,7 @@ def result_html(result: QuantizationResult) -> str:
     layers = html_table(LAYER_HEADER, layer_rows(result.layers), "Layers, worst first")
     kept = html_table(KEPT_HEADER, kept_rows(result.layers, result.bit_width))
     return (
-        _headline(result_headline(result), as_html=True)
+        headline(result_headline(result), as_html=True)
         + layers
         + f"<details><summary>Kept in the source format or raised by policy</summary>{kept}</details>"
     )
@@ -271,7 +269,7 @@ def _validation_rows(report: ValidationReport) -> list[list[str]]:
 def validation_text(report: ValidationReport) -> str:
     """Verdict and all tensors, failures and worst first."""
     return (
-        _headline(_validation_headline(report), as_html=False)
+        headline(_validation_headline(report), as_html=False)
         + "\n\n"
         + text_table(TENSOR_HEADER, _validation_rows(report))
     )
@@ -279,7 +277,7 @@ def validation_text(report: ValidationReport) -> str:
 
 def validation_html(report: ValidationReport) -> str:
     """Return the same as HTML."""
-    return _headline(_validation_headline(report), as_html=True) + html_table(TENSOR_HEADER, _validation_rows(report))
+    return headline(_validation_headline(report), as_html=True) + html_table(TENSOR_HEADER, _validation_rows(report))
 
 
 def reproduction_text(report: ReproductionReport) -> str:
