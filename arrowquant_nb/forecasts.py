@@ -163,12 +163,12 @@ class Forecast(JsonForm):
 
     def __str__(self) -> str:
         table = tables.text_table(LAYER_HEADER, _rows(self.layers))
-        return f"{tables.headline(self.headline(), as_html=False)}\n\n{table}"
+        return f"{tables.headline_text(self.headline())}\n\n{table}"
 
     def _repr_html_(self) -> str:
         table = tables.html_table(LAYER_HEADER, _rows(self.layers))
         return (
-            tables.headline(self.headline(), as_html=True)
+            tables.headline_html(self.headline())
             + f"<details><summary>{len(self.layers)} layers</summary>{table}</details>"
         )
 
@@ -216,7 +216,7 @@ class SizeAllocation(JsonForm):
 
     def __str__(self) -> str:
         table = tables.text_table(LAYER_HEADER, _rows(self.layers))
-        return f"{tables.headline(self.headline(), as_html=False)}\n\n{table}"
+        return f"{tables.headline_text(self.headline())}\n\n{table}"
 
     def _repr_html_(self) -> str:
-        return tables.headline(self.headline(), as_html=True) + tables.html_table(LAYER_HEADER, _rows(self.layers))
+        return tables.headline_html(self.headline()) + tables.html_table(LAYER_HEADER, _rows(self.layers))

@@ -52,8 +52,7 @@ def _printable(text: str, limit: int = 120) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 40]}...{shown[-37:]}"
 
 
-def headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
-    """Labels and values, one pair a line or table row."""
+def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
     pairs = list(rows)
     if as_html:
         return (
@@ -67,6 +66,16 @@ def headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
         )
     width = max(len(k) for k, _ in pairs)
     return "\n".join(f"{k.ljust(width)}  {_printable(v, _SENTENCE)}" for k, v in pairs)
+
+
+def headline_text(pairs: Iterable[tuple[str, str]]) -> str:
+    """Labels and values, one pair a line."""
+    return _headline(pairs, as_html=False)
+
+
+def headline_html(pairs: Iterable[tuple[str, str]]) -> str:
+    """Label and value of each line, as an HTML table."""
+    return _headline(pairs, as_html=True)
 
 
 def width_counts(rows: Iterable[LayerReport | PlanRow]) -> str:
@@ -116,14 +125,14 @@ def _plan_headline(plan: Plan) -> list[tuple[str, str]]:
 
 def plan_text(plan: Plan) -> str:
     """Return the plan as plain text: headline, then one line per tensor."""
-    return headline(_plan_headline(plan), as_html=False) + "\n\n" + text_table(PLAN_HEADER, _plan_rows(plan))
+    return _headline(_plan_headline(plan), as_html=False) + "\n\n" + text_table(PLAN_HEADER, _plan_rows(plan))
 
 
 def plan_html(plan: Plan) -> str:
     """Return the plan as HTML."""
     table = html_table(PLAN_HEADER, _plan_rows(plan))
     return (
-        headline(_plan_headline(plan), as_html=True)
+        _headline(_plan_headline(plan), as_html=True)
         + f"<details><summary>{len(plan.rows)} tensors</summary>{table}</details>"
     )
 
@@ -221,7 +230,10 @@ def result_text(result: QuantizationResult) -> str:
     rows = layer_rows(result.layers)
     more = f"\n... and {len(rows) - SHOWN_LAYERS} better layers" if len(rows) > SHOWN_LAYERS else ""
     return (
-        headline(result_headline(result), as_html=False) + "\n\n" + text_table(LAYER_HEADER, rows[:SHOWN_LAYERS]) + more
+        _headline(result_headline(result), as_html=False)
+        + "\n\n"
+        + text_table(LAYER_HEADER, rows[:SHOWN_LAYERS])
+        + more
     )
 
 
@@ -229,8 +241,10 @@ def result_html(result: QuantizationResult) -> str:
     """Headline figures, all layers worst first, kept tensors with reasons."""
     layers = html_table(LAYER_HEADER, layer_rows(result.layers), "Layers, worst first")
     kept = html_table(KEPT_HEADER, kept_rows(result.layers, result.bit_width))
+    # The model's name without the folder it lies in: HTML is passed on.
+    figures = [("model", result.model), *result_headline(result)[1:]]
     return (
-        headline(result_headline(result), as_html=True)
+        headline_html(figures)
         + layers
         + f"<details><summary>Kept in the source format or raised by policy</summary>{kept}</details>"
     )
@@ -269,7 +283,7 @@ def _validation_rows(report: ValidationReport) -> list[list[str]]:
 def validation_text(report: ValidationReport) -> str:
     """Verdict and all tensors, failures and worst first."""
     return (
-        headline(_validation_headline(report), as_html=False)
+        _headline(_validation_headline(report), as_html=False)
         + "\n\n"
         + text_table(TENSOR_HEADER, _validation_rows(report))
     )
@@ -277,7 +291,7 @@ def validation_text(report: ValidationReport) -> str:
 
 def validation_html(report: ValidationReport) -> str:
     """Return the same as HTML."""
-    return headline(_validation_headline(report), as_html=True) + html_table(TENSOR_HEADER, _validation_rows(report))
+    return _headline(_validation_headline(report), as_html=True) + html_table(TENSOR_HEADER, _validation_rows(report))
 
 
 def reproduction_text(report: ReproductionReport) -> str:

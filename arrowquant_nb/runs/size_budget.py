@@ -207,10 +207,10 @@ class SizeBudget:
         return f"SizeBudget({self.model!r}, {self.smallest_mb:.3f} to {self.largest_mb:.3f} MB)"
 
     def __str__(self) -> str:
-        return tables.headline(self._headline(), as_html=False)
+        return tables.headline_text(self._headline())
 
     def _repr_html_(self) -> str:
-        return tables.headline(self._headline(), as_html=True)
+        return tables.headline_html(self._headline())
 
     def _headline(self) -> list[tuple[str, str]]:
         return [
