@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
 
@@ -84,6 +85,7 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
@@ -165,6 +167,7 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "compare",
     "dashboard",
     "dequantize_model",
     "dequantize_state_dict",
