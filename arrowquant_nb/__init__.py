@@ -12,6 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             figures and pictures (plotly)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
     core           decisions and the loop (mypyc)   |   storage     files: checkpoints in, Parquet V2 Extended out
@@ -60,6 +61,14 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runtime import (
+        QuantizedConv2d,
+        QuantizedLinear,
+        dequantize_state_dict,
+        follow_time,
+        load_quantized,
+        time_context,
+    )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
 
@@ -90,6 +99,12 @@ _HOMES = {
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
     "TimeGroupParams": "quantizers.time_tables",
+    "QuantizedConv2d": "runtime",
+    "QuantizedLinear": "runtime",
+    "dequantize_state_dict": "runtime",
+    "follow_time": "runtime",
+    "load_quantized": "runtime",
+    "time_context": "runtime",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -122,6 +137,8 @@ __all__ = [
     "QuantizationError",
     "QuantizationResult",
     "QuantizationStrategy",
+    "QuantizedConv2d",
+    "QuantizedLinear",
     "QuantizedModel",
     "QuantizedTensor",
     "ReproductionReport",
@@ -136,13 +153,17 @@ __all__ = [
     "build_info",
     "calibrate",
     "dequantize_model",
+    "dequantize_state_dict",
     "evaluate_sample",
     "export_model",
+    "follow_time",
+    "load_quantized",
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
     "reproduce",
     "samples",
+    "time_context",
 ]
 
 

@@ -67,9 +67,7 @@ def assign_bit_widths(
         A weight to be quantized is stored in a dtype that cannot be read as float.
     """
     tensors = list(entries)
-    family = family_of(class_name)
-    if family == "any model" and class_name is not None and modality in ("text", "code"):
-        family = "language model"
+    family = _family(class_name, modality)
     rules = FAMILIES[family]
     roles = {entry.name: _role(entry, rules, single_file=class_name is None) for entry in tensors}
     ordered = _ordered(tensors, config.layer_bit_widths)
@@ -89,6 +87,18 @@ def assign_bit_widths(
             )
         found.append(assignment)
     return found
+
+
+def steers_all_channels(name: str, class_name: str | None, modality: str) -> bool:
+    """Tell whether a weight sees timestep and class alone (embedders, modulation), so that its inputs stay float."""
+    return _special(name, FAMILIES[_family(class_name, modality)]) in ("embedder", "modulation")
+
+
+def _family(class_name: str | None, modality: str) -> str:
+    family = family_of(class_name)
+    if family == "any model" and class_name is not None and modality in ("text", "code"):
+        return "language model"
+    return family
 
 
 def _is_weight(entry: TensorEntry) -> bool:

@@ -44,10 +44,11 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     modality : text, code, image or audio.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, verify: Verify) -> None:
+    def __init__(self, path: Path, manifest: Manifest, verify: Verify, *, private: bool = False) -> None:
         self.path = path
         self._manifest = manifest
         self._verify = verify
+        self._access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, LazyTensor] = {}
         try:
@@ -135,7 +136,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     def _mapped(self, file: str) -> mmap.mmap:
         if file not in self._maps:
             with self._check_file(file).open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=self._access)
         return self._maps[file]
 
     def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
@@ -157,6 +158,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
             f"{tensor.file!r} holds no rows {reference.row_start}+{reference.row_count} of {tensor.name!r}"
         )
 
+    def release(self, name: str) -> None:
+        """Drop the mapping of one tensor's file; arrays that still view it keep it alive."""
+        self._maps.pop(self[name].file, None)
+
     def close(self) -> None:
         """Drop the mappings; arrays that still view them keep theirs alive."""
         self._maps.clear()
@@ -172,13 +177,15 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         return f"QuantizedModel({str(self.path)!r}, {len(self)} tensors, {self.modality})"
 
 
-def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+def open_quantized(path: str | Path, verify: Verify = "lazy", *, private: bool = False) -> QuantizedModel:
     """Open a finished model folder.
 
     Parameters
     ----------
     path : folder that holds `manifest.json`.
     verify : "lazy" hashes a file at its first access, "full" everything now, "off" nothing.
+    private : map the files copy-on-write, so that arrays over them may be written and the files do not change; else the
+        arrays are read-only.
 
     Raises
     ------
@@ -190,7 +197,7 @@ def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no model folder at {folder}")
-    model = QuantizedModel(folder, read_manifest(folder), verify)
+    model = QuantizedModel(folder, read_manifest(folder), verify, private=private)
     if verify == "full":
         model.verify()
     return model

@@ -1,0 +1,86 @@
+"""Inputs on the grids that their layer declares, in torch operations: values come back float.
+
+The same grids as `arrowquant_nb.quantizers.activation_grid`; the integer kernels multiply by their codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from arrowquant_nb.errors import ShapeMismatchError, ValidationError
+from arrowquant_nb.quantizers.activation_grid import LEAST_SCALE
+from arrowquant_nb.runtime.input_format import GROUP_SIZE
+from arrowquant_nb.runtime.time import current_time
+
+if TYPE_CHECKING:
+    from arrowquant_nb.quantizers.time_tables import LayerTimeTable
+    from arrowquant_nb.runtime.input_format import InputFormat
+
+__all__ = ["round_inputs", "static_grids"]
+
+
+def round_inputs(inputs: InputFormat, x: torch.Tensor, name: str) -> torch.Tensor:
+    """Return float x (batch, ..., columns) rounded by the layer's rule; `name` is for messages."""
+    n = 2**inputs.bit_width - 1
+    if inputs.table is not None:
+        scale, zero = (grid.to(x.device, x.dtype) for grid in static_grids(inputs.table, x, name))
+        return torch.clamp(torch.round(x / scale), -zero, n - zero) * scale
+    if inputs.rule == "per_token" or x.shape[-1] <= GROUP_SIZE:
+        return _round_rows(x, n)
+    n_whole = x.shape[-1] // GROUP_SIZE * GROUP_SIZE
+    whole = _round_rows(x[..., :n_whole].reshape(*x.shape[:-1], -1, GROUP_SIZE), n)
+    parts = [whole.reshape(*x.shape[:-1], n_whole)]
+    if n_whole < x.shape[-1]:
+        parts.append(_round_rows(x[..., n_whole:], n))
+    return torch.cat(parts, -1)
+
+
+def _round_rows(x: torch.Tensor, n: int) -> torch.Tensor:
+    low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / n).clamp(min=float(LEAST_SCALE))
+    zero = torch.clamp(torch.round(-low / scale), 0, n)
+    return torch.clamp(torch.round(x / scale), min=-zero, max=n - zero) * scale
+
+
+def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale and zero point for x at the time of the model call, float32: one each, or one per row of the batch.
+
+    Raises
+    ------
+    ValidationError
+        The layer has several groups of timesteps and nothing said which timestep it is.
+    ShapeMismatchError
+        Times of another number of samples.
+
+    """
+    groups = _groups(table, x, name)
+    scales = torch.tensor([table.groups[g].scale for g in groups])
+    zeros = torch.tensor([float(table.groups[g].zero_point) for g in groups])
+    if len(groups) == 1:
+        return scales[0], zeros[0]
+    # Samples may be split further on their way to a layer, windows or frames by sample.
+    repeats, shape = len(x) // len(groups), (len(x), *[1] * (x.ndim - 1))
+    return scales.repeat_interleave(repeats).view(shape), zeros.repeat_interleave(repeats).view(shape)
+
+
+def _groups(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[int, ...]:
+    if len(table.groups) == 1:
+        return (0,)
+    moment = current_time()
+    if moment is None:
+        raise ValidationError(
+            f"{name}: its inputs have grids for {len(table.groups)} groups of timesteps and the timestep is not known: "
+            "call the model that load_quantized returned, wrap it with follow_time(model), or call it inside "
+            "`with time_context(t):`"
+        )
+    groups = moment.groups_in(table)
+    if len(set(groups)) == 1:
+        return groups[:1]
+    if not x.ndim or len(x) % len(groups):
+        raise ShapeMismatchError(
+            f"{name}: {len(groups)} samples at different timesteps, but a batch of {tuple(x.shape)}: give every sample "
+            "the same timestep, or call the model sample by sample"
+        )
+    return groups

@@ -1,0 +1,162 @@
+"""A quantized weight as a torch module: buffers of the stored dtypes, under the names of the exported folder.
+
+It stands where a layer's `weight` parameter stood, so its state dict has `weight.packed`, `weight.scales` and so on,
+and it answers what other code asks of a weight: shape, dtype, device. No float copy is kept. Knows no products.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from arrowquant_nb import _kernels
+from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.export.folder_settings import FolderLayer
+from arrowquant_nb.runtime.decoding import decode, unrotate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+
+__all__ = ["StoredWeight", "form_of"]
+
+
+def form_of(tensor: QuantizedTensor, n_means: int = 0) -> FolderLayer:
+    """Describe a quantized tensor, and the number of its time groups that have channel means."""
+    return FolderLayer(
+        shape=tuple(tensor.shape),
+        dtype=tensor.dtype,
+        bit_width=tensor.bit_width,
+        group_size=tensor.group_size,
+        grid=tensor.grid,
+        method=tensor.method,
+        scale_dtype=str(tensor.layout.scale_dtype(tensor.scales)),
+        rotation_seed=tensor.rotation_seed,
+        low_rank=0 if tensor.low_rank_a is None else tensor.low_rank_a.shape[1],
+        equalization=None if tensor.equalization is None else str(tensor.equalization.dtype),
+        activation_means=n_means,
+    )
+
+
+class StoredWeight(torch.nn.Module):
+    """Packed codes, scales, zero points and what goes around them.
+
+    Parameters
+    ----------
+    form : what is stored; `parts` of it says the buffers' names, shapes and dtypes.
+    dtype : of the float weight it stands for: what `.dtype` says, and `dequantize` returns.
+    device : "meta" builds it without memory.
+    """
+
+    form: FolderLayer
+    packed: torch.Tensor
+    scales: torch.Tensor
+    zero_points: torch.Tensor
+    low_rank_a: torch.Tensor
+    low_rank_b: torch.Tensor
+    equalization: torch.Tensor
+    activation_means: torch.Tensor
+
+    def __init__(
+        self, form: FolderLayer, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.dtype = dtype or torch.get_default_dtype()
+        for part, (shape, kind) in form.parts().items():
+            self.register_buffer(part, torch.empty(shape, dtype=getattr(torch, kind), device=device))
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the float weight."""
+        return torch.Size(self.form.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.packed.device
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.form.shape)
+
+    def size(self, axis: int | None = None) -> Any:
+        """Shape, or the length of one axis."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def dim(self) -> int:
+        """Return the number of axes."""
+        return len(self.form.shape)
+
+    def numel(self) -> int:
+        """Return the number of weights."""
+        return math.prod(self.form.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are stored."""
+        return sum(part.nbytes for part in self.arrays().values())
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Return the buffers by name."""
+        return {part: getattr(self, part) for part in self.form.parts()}
+
+    def set_arrays(self, arrays: dict[str, NDArray[Any]], name: str) -> None:
+        """Put arrays of the declared shapes and dtypes into the buffers; no copy where torch can write to them."""
+        self.form.check(name, {part: (array.shape, str(array.dtype)) for part, array in arrays.items()})
+        for part, array in arrays.items():
+            usable = array.flags.writeable and array.flags.c_contiguous and array.flags.aligned
+            setattr(self, part, torch.from_numpy(array if usable else np.array(array, order="C")))
+
+    def quantized(self) -> QuantizedTensor:
+        """Return a `QuantizedTensor` over the same memory; only on the processor."""
+        return self.form.tensor("weight", {part: buffer.numpy() for part, buffer in self.arrays().items()})
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            threads = _kernels.resolve_threads(torch.get_num_threads())
+            values = torch.from_numpy(self.quantized().dequantize(n_threads=threads))
+        else:
+            values = decode(self.form, self.arrays())
+            if self.form.rotation_seed is not None:
+                values = unrotate(values, self.form.rotation_seed)
+            if self.form.low_rank:
+                values = values + self.low_rank_a.float() @ self.low_rank_b.float()
+            if self.form.equalization is not None:
+                values = values / self.equalization.float()
+        return values.reshape(self.form.shape).to(dtype or self.dtype)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
+        """Move the buffers; a cast changes what dtype the weight stands for, and nothing that is stored."""
+        for part, buffer in self.arrays().items():
+            moved = fn(buffer)
+            self._buffers[part] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"a quantized weight has no {name!r}: it holds codes; use dequantize() for the float weight"
+            ) from error
+
+    def forward(self, *_: object) -> torch.Tensor:
+        """Refuse: a weight is not called."""
+        raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
+
+    def extra_repr(self) -> str:
+        """One line: shape, width and grid."""
+        form = self.form
+        rotated = "" if form.rotation_seed is None else ", rotated"
+        branch = f", rank {form.low_rank}" if form.low_rank else ""
+        return f"{'x'.join(map(str, form.shape))}, INT{form.bit_width} {form.grid} g{form.group_size}{rotated}{branch}"

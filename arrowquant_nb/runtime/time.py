@@ -1,0 +1,208 @@
+"""The timestep of the model call in progress, for layers whose grids depend on it.
+
+A context variable that the model's wrapped `forward` sets: threads, exceptions and models inside models each see their
+own. A pair of forward hooks would not do: the token of one thread cannot be reset by another. Knows no layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from bisect import bisect_right
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arrowquant_nb.errors import ConfigurationError, ValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from arrowquant_nb.quantizers.time_tables import LayerTimeTable
+
+__all__ = ["FollowedForward", "ModelTime", "current_time", "follow_time", "time_argument", "time_context"]
+
+TIME_ARGUMENTS = ("timestep", "timesteps", "t")
+"""What the models of diffusers, and most others, call the timestep in `forward`."""
+FRACTIONS_OF_TIME = frozenset(
+    {
+        "AuraFlowTransformer2DModel",
+        "BriaTransformer2DModel",
+        "ChromaTransformer2DModel",
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "FluxControlNetModel",
+        "Lumina2Transformer2DModel",
+        "OmniGenTransformer2DModel",
+        "QwenImageTransformer2DModel",
+        "ZImageTransformer2DModel",
+    }
+)
+"""Classes of diffusers that are given t / 1000, or the noise level, instead of a training timestep."""
+N_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class ModelTime:
+    """When a model is called: normalised time, 0 clean to 1 noise, float32 values."""
+
+    values: tuple[float, ...]
+    """One for the whole batch, or one per sample."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no time."""
+        wrong = [v for v in self.values if not (math.isfinite(v) and 0.0 <= v <= 1.0)]
+        if wrong or not self.values:
+            raise ValidationError(
+                f"normalised time {wrong[0] if wrong else 'of no sample'} is not in 0..1: a timestep is beyond the "
+                "model's training timesteps; state how it counts them with n_timesteps (1 for models that are given "
+                "fractions)"
+            )
+
+    @classmethod
+    def of(cls, time: Any, n_timesteps: float = N_TIMESTEPS) -> ModelTime:
+        """Normalise a timestep: a number, an array, or a tensor of one or [batch] elements.
+
+        Parameters
+        ----------
+        time
+            As the model is given it.
+        n_timesteps
+            Training timesteps that it counts; 1 for a fraction.
+
+        """
+        if hasattr(time, "detach"):
+            time = time.detach().cpu().double().numpy()
+        values = np.asarray(time, np.float64).reshape(-1).astype(np.float32) / np.float32(n_timesteps)
+        first = values[:1] if values.size and (values == values[0]).all() else values
+        return cls(tuple(first.tolist()))
+
+    def groups_in(self, table: LayerTimeTable) -> tuple[int, ...]:
+        """Return the group of a layer's table for each value; the nearest one before the first and after the last."""
+        last = len(table.groups) - 1
+        return tuple(min(bisect_right(table.boundaries, v), last) for v in self.values)
+
+
+_time: ContextVar[ModelTime | None] = ContextVar("arrowquant_nb_time", default=None)
+
+
+def current_time() -> ModelTime | None:
+    """Return the time of the model call in progress, None outside of one."""
+    return _time.get()
+
+
+@contextmanager
+def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelTime]:
+    """Say at which timestep the layers inside the block are called.
+
+    Parameters
+    ----------
+    time : a number, or one number per sample
+        The timestep, or with ``n_timesteps=1`` the fraction of time or of masked tokens.
+    n_timesteps : training timesteps of the model.
+
+    Raises
+    ------
+    ValidationError
+        A timestep outside 0..n_timesteps.
+
+    Examples
+    --------
+    >>> with time_context(250):
+    ...     current_time()
+    ModelTime(values=(0.25,))
+
+    """
+    moment = time if isinstance(time, ModelTime) else ModelTime.of(time, n_timesteps)
+    token = _time.set(moment)
+    try:
+        yield moment
+    finally:
+        _time.reset(token)
+
+
+def time_argument(forward: Callable[..., Any]) -> str | None:
+    """Return the name of the timestep among the parameters of a model's forward, None when it has none."""
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in TIME_ARGUMENTS if name in parameters), None)
+
+
+class FollowedForward:
+    """A model's `forward` that first notes its timestep; keeps name, docstring and signature.
+
+    An object and not a closure, so that a copied or unpickled model follows its own time.
+    """
+
+    def __init__(self, model: Any, argument: str, n_timesteps: float, mask_token_id: int | None) -> None:
+        functools.update_wrapper(self, model.forward)
+        self.argument = argument
+        self.n_timesteps = n_timesteps
+        self.mask_token_id = mask_token_id
+        # Parameters before the timestep; the bound method has no self.
+        self._place = list(inspect.signature(model.forward).parameters).index(argument)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with its time set."""
+        given = args[self._place] if len(args) > self._place else kwargs.get(self.argument)
+        forward: Callable[..., Any] = self.__wrapped__  # type: ignore[attr-defined]
+        if given is None:
+            return forward(*args, **kwargs)
+        token = _time.set(self._time_of(given))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _time.reset(token)
+
+    def _time_of(self, given: Any) -> ModelTime:
+        if self.mask_token_id is None:
+            return ModelTime.of(given, self.n_timesteps)
+        masked = (given == self.mask_token_id).reshape(-1, given.shape[-1])
+        # Calibration counts in thousandths too, and everything masked is the last of them.
+        share = masked.double().mean(-1).mul(N_TIMESTEPS).round().clamp(max=N_TIMESTEPS - 1)
+        return ModelTime.of(share)
+
+
+def follow_time(
+    model: Any, n_timesteps: float | None = None, argument: str | None = None, mask_token_id: int | None = None
+) -> Any:
+    """Let a model's layers know the timestep that its `forward` is given, by position or by keyword.
+
+    Parameters
+    ----------
+    model
+        A torch module; its `forward` is wrapped in place. Doing so twice is doing it once.
+    n_timesteps
+        Training timesteps that the argument counts; 1 for fractions. None: 1 for the classes known to be given
+        fractions (Flux and its kin), else 1000.
+    argument
+        Name of the timestep; None finds `timestep`, `timesteps` or `t`.
+    mask_token_id
+        Of a masked language model: time is the fraction of `input_ids` (or `argument`) that are this token, per sample.
+
+    Returns
+    -------
+    module
+        The model itself.
+
+    Raises
+    ------
+    ConfigurationError
+        Its `forward` has no such argument.
+
+    """
+    if isinstance(getattr(model, "forward", None), FollowedForward):
+        del model.forward
+    name = argument or (time_argument(model.forward) if mask_token_id is None else "input_ids")
+    if name is None or name not in inspect.signature(model.forward).parameters:
+        raise ConfigurationError(
+            f"{type(model).__name__}.forward has no argument {name or 'timestep'!r}: name it with argument=, or call "
+            "the model inside `with time_context(t):`"
+        )
+    if n_timesteps is None:
+        n_timesteps = 1 if type(model).__name__ in FRACTIONS_OF_TIME else N_TIMESTEPS
+    model.forward = FollowedForward(model, name, n_timesteps, mask_token_id)
+    return model

@@ -1,0 +1,224 @@
+"""A quantized layer computes what a float layer with the dequantized weight does, and moves like any torch module."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
+from arrowquant_nb.quantizers import quantize_array
+from arrowquant_nb.quantizers.tensor import QuantizedTensor
+
+torch = pytest.importorskip("torch")
+
+from arrowquant_nb.api import quantize_tensor  # noqa: E402
+from arrowquant_nb.runtime import (  # noqa: E402
+    InputFormat,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedLinear,
+)
+from arrowquant_nb.runtime.decoding import decode, rotate, unrotate  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+GRIDS = [
+    (8, 64, "rtn", "float16"),
+    (4, 32, "rtn", "float16"),
+    (2, 64, "mse", "float16"),
+    (8, 128, "uls", "float16"),
+    (4, 64, "uls", "float16"),
+    (2, 16, "uls", "float16"),
+    (2, 32, "r2q", "float16"),
+    (4, 32, "uls", "k"),
+    (2, 16, "uls", "k"),
+]
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def dressed(tensor: QuantizedTensor, low_rank=0, equalization=None) -> QuantizedTensor:
+    """The tensor with a low-rank branch and equalization around it."""
+    rows, columns = tensor.rows, tensor.columns
+    return QuantizedTensor(
+        **{
+            **vars(tensor),
+            "low_rank_a": random(rows, low_rank, seed=7).astype(np.float16) if low_rank else None,
+            "low_rank_b": random(low_rank, columns, seed=8).astype(np.float16) if low_rank else None,
+            "equalization": equalization,
+        }
+    )
+
+
+def everything(rows=48, columns=96):
+    """A tensor that is rotated, has a branch, and is equalized."""
+    rotated = quantize_tensor(random(rows, columns), 4, 32, rotation="hadamard", seed=5)
+    return dressed(rotated, 3, (1 + np.arange(columns) % 5).astype(np.float16))
+
+
+@pytest.mark.parametrize(("bits", "group", "method", "scale_format"), GRIDS)
+@pytest.mark.parametrize("columns", [256, 200])
+def test_a_linear_layer_equals_torch_with_the_dequantized_weight(bits, group, method, scale_format, columns):
+    tensor = quantize_array(random(40, columns), bits, group, method, scale_format=scale_format)
+    bias, x = torch.from_numpy(random(40, seed=2)), torch.from_numpy(random(3, 5, columns, seed=1))
+    layer = QuantizedLinear.from_arrays(tensor, bias)
+    weight = torch.from_numpy(tensor.dequantize())
+    assert (layer.in_features, layer.out_features) == (columns, 40)
+    torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, weight, bias), **TOLERANCE)
+    torch.testing.assert_close(decode(layer.form, layer.weight.arrays()), weight, rtol=0, atol=1e-6)
+    assert torch.equal(layer.dequantize(), weight)
+
+
+def test_rotation_branch_and_equalization_are_undone_in_the_product():
+    tensor = everything()
+    x = torch.from_numpy(random(7, 96, seed=1))
+    layer = QuantizedLinear.from_arrays(tensor)
+    torch.testing.assert_close(layer(x), x @ torch.from_numpy(tensor.dequantize()).t(), rtol=2e-4, atol=2e-4)
+
+
+def test_rotating_in_torch_is_the_kernels_rotation_and_undoes_itself():
+    from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
+
+    rows = random(6, 96)
+    turned = rows.copy()
+    rotate_rows(turned, 11)
+    np.testing.assert_allclose(rotate(torch.from_numpy(rows), 11).numpy(), turned, atol=1e-5)
+    np.testing.assert_allclose(unrotate(torch.from_numpy(turned), 11).numpy(), rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_outputs_have_the_dtype_of_the_inputs_and_float32_sums(dtype):
+    tensor = quantize_array(random(64, 128), 4)
+    x = torch.from_numpy(random(9, 128, seed=1)).to(dtype)
+    layer = QuantizedLinear.from_arrays(tensor, torch.zeros(64)).to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    expected = x.float() @ torch.from_numpy(tensor.dequantize()).t()
+    torch.testing.assert_close(y, expected.to(dtype), **(TOLERANCE if dtype == torch.float32 else {}))
+
+
+def test_the_gradient_of_the_inputs_passes_through():
+    layer = QuantizedLinear.from_arrays(everything())
+    x = torch.from_numpy(random(4, 96, seed=1)).requires_grad_()
+    layer(x).square().sum().backward()
+    weight = layer.dequantize()
+    torch.testing.assert_close(x.grad, 2 * (x.detach() @ weight.t()) @ weight, rtol=1e-3, atol=1e-2)
+
+
+def test_no_inputs_give_no_outputs():
+    layer = QuantizedLinear.from_arrays(everything())
+    assert layer(torch.zeros(0, 96)).shape == (0, 48)
+    assert layer(torch.zeros(2, 0, 96)).shape == (2, 0, 48)
+
+
+def test_casting_casts_the_bias_and_leaves_codes_and_scales():
+    layer = QuantizedLinear.from_arrays(everything(), torch.ones(48))
+    before = {name: buffer.clone() for name, buffer in layer.weight.arrays().items()}
+    assert layer.to(torch.bfloat16) is layer
+    assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
+    assert layer.weight.shape == (48, 96)
+    assert layer.weight.device == torch.device("cpu")
+    for name, buffer in layer.weight.arrays().items():
+        assert buffer.dtype == before[name].dtype
+        assert torch.equal(buffer, before[name])
+    assert layer.float().weight.dtype == torch.float32
+
+
+def test_no_float_copy_of_the_weight_is_held():
+    tensor = everything()
+    layer = QuantizedLinear.from_arrays(tensor, torch.ones(48))
+    layer(torch.ones(2, 96))
+    assert sum(t.nbytes for t in layer.state_dict().values()) == tensor.nbytes + 4 * 48
+    assert layer.weight.nbytes == tensor.nbytes
+    assert set(layer.state_dict()) == {"bias", *(f"weight.{part}" for part in layer.form.parts())}
+
+
+def test_whoever_takes_the_weight_for_a_tensor_is_told_what_it_is():
+    layer = QuantizedLinear.from_arrays(everything())
+    with pytest.raises(AttributeError, match=r"dequantize\(\)"):
+        layer.weight.data  # noqa: B018
+    with pytest.raises(TypeError):
+        torch.nn.functional.linear(torch.ones(1, 96), layer.weight)
+
+
+def test_copies_pickles_and_state_dicts_hold_the_layer():
+    layer = QuantizedLinear.from_arrays(everything(), torch.ones(48))
+    x = torch.from_numpy(random(4, 96, seed=1))
+    y = layer(x)
+    fresh = QuantizedLinear(layer.form, bias=True)
+    fresh.load_state_dict(layer.state_dict())
+    unfilled = QuantizedLinear.empty(layer.form)
+    assert unfilled.weight.packed.is_meta
+    unfilled.load_state_dict(layer.state_dict(), assign=True)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh, unfilled):
+        assert torch.equal(other(x), y)
+
+
+def test_the_meta_device_gives_shapes():
+    layer = QuantizedLinear.empty(QuantizedLinear.from_arrays(everything()).form, bias=False)
+    assert layer(torch.empty(3, 96, device="meta")).shape == (3, 48)
+    assert layer.to_empty(device="cpu").weight.packed.device.type == "cpu"
+
+
+def test_bad_inputs_name_the_layer():
+    layer = QuantizedLinear.from_arrays(everything(), name="blocks.0.to_q.weight")
+    with pytest.raises(ShapeMismatchError, match=r"blocks\.0\.to_q\.weight.*96 columns"):
+        layer(torch.ones(2, 95))
+    with pytest.raises(ShapeMismatchError, match="bias of shape"):
+        QuantizedLinear.from_arrays(everything(), torch.ones(47))
+    arrays = {part: buffer.numpy() for part, buffer in layer.weight.arrays().items()}
+    with pytest.raises(ShapeMismatchError, match=r"to_q\.weight\.packed' must be uint8"):
+        layer.weight.set_arrays({**arrays, "packed": np.zeros((1, 1), np.uint8)}, layer.name)
+
+
+CONVOLUTIONS = [
+    (QuantizedConv1d, torch.nn.Conv1d, (12,), {"kernel_size": 3, "padding": 1, "stride": 2}),
+    (QuantizedConv2d, torch.nn.Conv2d, (9, 8), {"kernel_size": 3, "padding": 1}),
+    (QuantizedConv2d, torch.nn.Conv2d, (9, 8), {"kernel_size": (3, 2), "padding": "same", "dilation": 2}),
+    (
+        QuantizedConv2d,
+        torch.nn.Conv2d,
+        (9, 8),
+        {"kernel_size": 3, "padding": 2, "padding_mode": "circular", "stride": 2},
+    ),
+    (QuantizedConv2d, torch.nn.Conv2d, (5, 5), {"kernel_size": 1}),
+    (QuantizedConv3d, torch.nn.Conv3d, (4, 5, 6), {"kernel_size": (1, 2, 2), "stride": (1, 2, 2)}),
+]
+
+
+def convolution(kind, plain, settings, inputs=None):
+    reference = plain(32, 24, **settings)
+    tensor = quantize_array(reference.weight.detach().numpy(), 8, 32)
+    with torch.no_grad():
+        reference.weight.copy_(torch.from_numpy(tensor.dequantize()))
+    given = {k: getattr(reference, k) for k in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    return reference, kind.from_arrays(tensor, reference.bias.detach(), inputs, **given)
+
+
+@pytest.mark.parametrize(("kind", "plain", "size", "settings"), CONVOLUTIONS)
+def test_a_convolution_equals_torch_and_its_rows_equal_the_convolution(kind, plain, size, settings):
+    torch.manual_seed(0)
+    reference, layer = convolution(kind, plain, settings)
+    x = torch.randn(2, 32, *size)
+    with torch.no_grad():
+        y = reference(x)
+        torch.testing.assert_close(layer(x), y, **TOLERANCE)
+        torch.testing.assert_close(layer(x[0]), y[0], **TOLERANCE)
+        rounded = convolution(kind, plain, settings, InputFormat("per_token"))[1]
+        rounded.load_state_dict(layer.state_dict())
+        assert (rounded(x) - y).norm() < 0.02 * y.norm()
+
+
+def test_convolutions_refuse_what_does_not_fit():
+    _, layer = convolution(*CONVOLUTIONS[1][:2], CONVOLUTIONS[1][3])
+    with pytest.raises(ShapeMismatchError, match="32 channels"):
+        layer(torch.ones(1, 31, 4, 4))
+    with pytest.raises(ShapeMismatchError, match="QuantizedConv1d"):
+        QuantizedConv1d.empty(layer.form)
+    with pytest.raises(ConfigurationError, match="2 groups"):
+        QuantizedConv2d.empty(layer.form, InputFormat("per_token"), groups=2)
