@@ -179,7 +179,8 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     scale_format: ScaleFormat = _setting(
         "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
-        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64).",
+        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64). Where a profile's format does "
+        "not go with other settings, float16 is taken.",
         kind="word", valid="float16 or k",
     )  # fmt: skip
     rotation: Rotation = _setting(

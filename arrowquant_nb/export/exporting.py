@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.errors import ConfigurationError, QuantizationError
+from arrowquant_nb.export.comfy_file import write_comfy
 from arrowquant_nb.export.diffusers_folder import write_folder
 from arrowquant_nb.export.float_folder import write_floats
 from arrowquant_nb.export.gguf_file import write_gguf
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS", "export_model"]
 
-_WRITERS: Final[dict[str, Writer]] = {"safetensors": write_floats, "diffusers": write_folder, "gguf": write_gguf}
-_SUFFIXES: Final = {"gguf": ".gguf"}
+_WRITERS: Final[dict[str, Writer]] = {
+    "safetensors": write_floats,
+    "diffusers": write_folder,
+    "gguf": write_gguf,
+    "comfy": write_comfy,
+}
+_SUFFIXES: Final = {"gguf": ".gguf", "comfy": ".safetensors"}
 TARGETS: Final = tuple(_WRITERS)
 """What a model can be exported to."""
 _log = logging.getLogger("arrowquant_nb")
@@ -53,10 +59,12 @@ def export_model(
     ----------
     model : a finished model folder of ours.
     target : "safetensors" (a folder of floats, dtype and layout of the source), "diffusers" (packed codes with
-        `quantization_config`; loads with our backend) or "gguf" (one file; needs the extra `export`).
-    output : a new or empty folder, or a new file whose name ends as the target's do (.gguf).
+        `quantization_config`; loads with our backend), "gguf" (one file; needs the extra `export`) or "comfy" (one
+        safetensors file for ComfyUI).
+    output : a new or empty folder, or a new file whose name ends as the target's do (.gguf, .safetensors).
     weight_type : gguf: "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K" or "Q6_K" for tensors of at most its bits; by default
-        codes are taken over where a type decodes them alike, and the rest goes to a type of more bits.
+        codes are taken over where a type decodes them alike, and the rest goes to a type of more bits. comfy:
+        "int8_tensorwise" (default) or "convrot_w4a4".
     convolutions : gguf only: quantized convolutions as blocks too, as matrices with `comfy.gguf.orig_shape`.
     min_sqnr_db : the least signal over error, against the dequantized values, that a tensor may keep where it has to be
         rounded again; None = whatever comes out.

@@ -69,7 +69,7 @@ def write_float_folder(
         if progress_callback is not None:
             progress_callback(name, done / len(model))
         done += 1
-        return _bytes_back(model, name)
+        return bytes_back(model, name)
 
     write_source_layout(
         model, folder, lambda name: [TensorToWrite(name, model[name].shape, float_dtype(model[name]))], content
@@ -81,7 +81,8 @@ def float_dtype(tensor: LazyTensor) -> str:
     return tensor.dtype if tensor.kept else _DTYPE_BACK.get(tensor.dtype, tensor.dtype)
 
 
-def _bytes_back(model: QuantizedModel, name: str) -> memoryview:
+def bytes_back(model: QuantizedModel, name: str) -> memoryview:
+    """Return the bytes of a tensor in its `float_dtype`."""
     tensor = model[name]
     if tensor.kept:
         return tensor.bytes_view()

@@ -19,7 +19,7 @@ from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.time import follow_time, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
 from arrowquant_nb.storage.policy import steers_all_channels
-from arrowquant_nb.storage.quantized import open_quantized
+from arrowquant_nb.storage.quantized import open_privately
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +90,7 @@ def load_quantized(
     >>> aq.load_quantized(model, "digits-int4")  # doctest: +SKIP
 
     """
-    with open_quantized(path, verify, private=True) as folder:
+    with open_privately(path, verify) as folder:
         _check_names(model, folder)
         rest = [name for name in folder if not _swap(model, folder, name, inputs)]
         places = _places(model)  # after the swaps: layers have taken biases over

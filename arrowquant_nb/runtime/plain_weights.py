@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from arrowquant_nb.errors import CheckpointError
-from arrowquant_nb.storage.quantized import open_quantized
+from arrowquant_nb.storage.quantized import open_privately
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +93,7 @@ def dequantize_state_dict(
         No such model, damaged, newer than this version, or a value that overflows `dtype`.
 
     """
-    with open_quantized(path, verify, private=True) as folder:
+    with open_privately(path, verify) as folder:
         state = {}
         for name in folder:
             tensor = folder[name]

@@ -177,21 +177,28 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         return f"QuantizedModel({str(self.path)!r}, {len(self)} tensors, {self.modality})"
 
 
-def open_quantized(path: str | Path, verify: Verify = "lazy", *, private: bool = False) -> QuantizedModel:
+def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     """Open a finished model folder.
 
     Parameters
     ----------
     path : folder that holds `manifest.json`.
     verify : "lazy" hashes a file at its first access, "full" everything now, "off" nothing.
-    private : map the files copy-on-write, so that arrays over them may be written and the files do not change; else the
-        arrays are read-only.
 
     Raises
     ------
     ModelNotFoundError, ValidationError, MetadataError, ConfigurationError
         No such model, damaged, newer than this version, or an unknown `verify`.
     """
+    return _open(path, verify, private=False)
+
+
+def open_privately(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+    """Do as `open_quantized`, but map the files copy-on-write: arrays over them may be written, the files stay."""
+    return _open(path, verify, private=True)
+
+
+def _open(path: str | Path, verify: Verify, *, private: bool) -> QuantizedModel:
     if verify not in ("lazy", "full", "off"):
         raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
     folder = Path(path)

@@ -20,7 +20,7 @@ TABLE = {
     "bit_width": (2, 4, 8, 4),
     "modality": (None, None, None, None),
     "num_time_groups": (5, 10, 20, 1),
-    "group_size": (32, 64, 64, 128),
+    "group_size": (16, 32, 64, 128),
     "enable_time_aware": (True, True, True, False),
     "enable_spatial": (False, True, True, False),
     "min_accuracy": (0.90, 0.98, 0.999, 0.90),
@@ -31,7 +31,7 @@ TABLE = {
     "activation_bit_width": (None, None, None, None),
     "min_output_sqnr_db": (None, None, None, None),
     "method": ("auto", "auto", "auto", "rtn"),
-    "scale_format": ("float16", "float16", "float16", "float16"),
+    "scale_format": ("k", "k", "float16", "float16"),
     "rotation": ("none", "none", "none", "none"),
     "low_rank": (0, 0, 0, 0),
     "gain_correction": (True, True, True, False),
@@ -156,6 +156,33 @@ def test_a_feature_that_is_not_built_is_refused_not_ignored(values):
 )
 def test_scale_format_k_has_few_widths_and_groups(values, said):
     assert said in refusal(**values)
+
+
+@pytest.mark.parametrize(
+    ("profile", "given", "found"),
+    [
+        ("edge", {}, ("k", 16)), ("local", {}, ("k", 32)), ("cloud", {}, ("float16", 64)),
+        ("edge", {"bit_width": 4}, ("k", 32)), ("local", {"bit_width": 2}, ("k", 32)),
+        ("edge", {"bit_width": np.int64(8)}, ("float16", 32)), ("local", {"bit_width": 8}, ("float16", 64)),
+        ("cloud", {"bit_width": 4}, ("float16", 64)),
+        ("cloud", {"bit_width": 4, "scale_format": "k"}, ("k", 64)),
+        ("cloud", {"bit_width": 2, "scale_format": "k"}, ("k", 32)),
+        ("local", {"group_size": 64}, ("k", 64)), ("local", {"group_size": 128}, ("float16", 128)),
+        ("edge", {"group_size": 64}, ("float16", 64)),
+        ("local", {"scale_format": "float16"}, ("float16", 64)),
+        ("edge", {"scale_format": "float16"}, ("float16", 32)),
+        ("edge", {"method": "r2q"}, ("float16", 32)), ("local", {"method": "gptq"}, ("k", 32)),
+        ("base_mode", {"method": "uls", "scale_format": "k"}, ("k", 32)),
+    ],
+)  # fmt: skip
+def test_a_profiles_scales_give_way_to_what_the_user_says(profile, given, found):
+    config = DiffusionQuantConfig.from_profile(profile, **given)
+    assert (str(config.scale_format), config.group_size) == found
+    for name in {"scale_format", "group_size"} - set(given):
+        assert config.sources[name] == f"profile {profile}"
+    again = DiffusionQuantConfig.from_profile(profile).replace(**given)
+    assert again == config
+    assert DiffusionQuantConfig.from_dict(config.to_dict()) == config
 
 
 def test_scale_format_k_at_its_own_sizes():
