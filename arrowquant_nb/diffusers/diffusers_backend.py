@@ -11,7 +11,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.skeleton import check_model, finish, headers, make_room, stored_weight_at
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.export.folder_settings import QUANT_METHOD
+from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
 
 if TYPE_CHECKING:
     import torch
@@ -111,8 +111,9 @@ def register() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = ArrowQuantConfig
 
 
-def attach(model: Any, config: ArrowQuantConfig) -> None:
+def attach(model: Any, settings: FolderSettings) -> None:
     """Let a model that was quantized in place be saved like one that was loaded."""
+    config = ArrowQuantConfig(settings).held_by(model)
     model.hf_quantizer = ArrowQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = config.quant_method

@@ -62,5 +62,10 @@ class FolderConfig:
         kept = None if self.settings.kept is None else (*self.settings.kept, *names)
         return type(self)(replace(self.settings, layers=layers, kept=kept))
 
+    def held_by(self, model: Any) -> Self:
+        """Return the same for a model whose other weights were decoded when it was quantized in place."""
+        held = model.state_dict()
+        return self.without([name for name in self.settings.layers if f"{name}.packed" not in held])
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.settings.layers)} quantized tensors)"

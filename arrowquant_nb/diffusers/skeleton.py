@@ -70,13 +70,12 @@ def check_model(model: Any, settings: FolderSettings, entries: Mapping[str, Tens
     if not (missing or extra or wrong):
         return
     found = next((entry.file.parent for entry in entries.values()), Path())
-    first = (missing + extra + wrong)[0]
-    sizes = (
-        f"; {quoted(wrong[0])} is {shapes[wrong[0]]} in the folder, {wanted[wrong[0]]} in the model" if wrong else ""
-    )
+    sizes = [f"{quoted(name)} is {shapes[name]} in the folder, {wanted[name]} in the model" for name in wrong[:1]]
+    lacks = [f"the folder lacks {missing[:SHOWN]}"] if missing else []
+    lacks += [f"the model lacks {extra[:SHOWN]}"] if extra else []
     raise ShapeMismatchError(
-        f"{found} is not a folder of this {type(model).__name__} (first {quoted(first)}): the folder lacks "
-        f"{missing[:SHOWN]}, the model lacks {extra[:SHOWN]}{sizes}; load it with the class that its config.json names"
+        f"{found} is not a folder of this {type(model).__name__}: {'; '.join(lacks + sizes)}; load it with the class "
+        "that its config.json names"
     )
 
 

@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.skeleton import check_model, decode_rest, finish, headers, make_room
 from arrowquant_nb.errors import ConfigurationError
-from arrowquant_nb.export.folder_settings import QUANT_METHOD
+from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
 
 __all__ = ["ArrowQuantLanguageConfig", "ArrowQuantLanguageQuantizer", "attach", "register"]
 
@@ -83,8 +83,9 @@ def register() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = ArrowQuantLanguageConfig
 
 
-def attach(model: Any, config: ArrowQuantLanguageConfig) -> None:
+def attach(model: Any, settings: FolderSettings) -> None:
     """Let a model that was quantized in place be saved like one that was loaded."""
+    config = ArrowQuantLanguageConfig(settings).held_by(model)
     model.hf_quantizer = ArrowQuantLanguageQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = config.quant_method
