@@ -84,6 +84,7 @@ soak: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_kernels.py
 	$(BIN)/python tests/bench/bench_end_to_end.py
+	$(BIN)/python tests/bench/bench_export.py
 
 dev: | $(VENV)/bin/python
 	$(BIN)/python $(PIP) -e ".[test]"

@@ -10,7 +10,7 @@
 The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
-    ui             figures and pictures (plotly)
+    ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
@@ -21,7 +21,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results tables errors             plain values that every room may use
+    config events results result_card tables errors plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.compare import compare
+    from arrowquant_nb.ui.replayed_run import dashboard
+    from arrowquant_nb.ui.report import report
 
 __version__ = "0.1.0"
 
@@ -81,7 +84,9 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
+    "dashboard": "ui.replayed_run",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -89,6 +94,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
     "DiffusionQuantConfig": "config",
@@ -154,6 +160,8 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "compare",
+    "dashboard",
     "dequantize_model",
     "dequantize_state_dict",
     "evaluate_sample",
@@ -163,6 +171,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "report",
     "reproduce",
     "samples",
     "time_context",

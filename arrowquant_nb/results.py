@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arrowquant_nb import tables
+from arrowquant_nb import result_card, tables
 from arrowquant_nb.json_form import JsonForm
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class LayerReport(JsonForm):
     def worst_output_sqnr(self) -> float | str:
         """The same in the worst timestep group."""
         return self.attempts[-1].worst_output_sqnr if self.attempts else NOT_MEASURED
+
+    @property
+    def quality_db(self) -> float:
+        """SQNR in dB at the layer's output where it was measured, else of the weights."""
+        return self.sqnr_db if isinstance(self.output_sqnr, str) else self.output_sqnr
 
     @property
     def bits_per_weight(self) -> float:
@@ -293,4 +298,4 @@ class QuantizationResult(JsonForm):
         return tables.result_text(self)
 
     def _repr_html_(self) -> str:
-        return tables.result_html(self)
+        return result_card.card_html(self)

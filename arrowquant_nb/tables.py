@@ -68,6 +68,11 @@ def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
     return "\n".join(f"{k.ljust(width)}  {_printable(v, _SENTENCE)}" for k, v in pairs)
 
 
+def headline_html(pairs: Iterable[tuple[str, str]]) -> str:
+    """Label and value of each line, as an HTML table."""
+    return _headline(pairs, as_html=True)
+
+
 def width_counts(rows: Iterable[LayerReport | PlanRow]) -> str:
     """Say how many tensors got which width, as "24 INT4, 4 INT8, 31 kept"."""
     counts: dict[int, int] = {}
@@ -231,8 +236,10 @@ def result_html(result: QuantizationResult) -> str:
     """Headline figures, all layers worst first, kept tensors with reasons."""
     layers = html_table(LAYER_HEADER, layer_rows(result.layers), "Layers, worst first")
     kept = html_table(KEPT_HEADER, kept_rows(result.layers, result.bit_width))
+    # The model's name without the folder it lies in: HTML is passed on.
+    figures = [("model", result.model), *result_headline(result)[1:]]
     return (
-        _headline(result_headline(result), as_html=True)
+        headline_html(figures)
         + layers
         + f"<details><summary>Kept in the source format or raised by policy</summary>{kept}</details>"
     )

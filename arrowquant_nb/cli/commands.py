@@ -220,13 +220,14 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
     required=True,
     metavar="TARGET",
     help="safetensors: floats again; diffusers: packed codes for from_pretrained; gguf: one file of GGUF blocks; "
-    "comfy: one file for ComfyUI.",
+    "comfy: one file for ComfyUI; compressed-tensors: a text model for transformers.",
 )
 @click.option(
     "--weight-type",
     metavar="TYPE",
-    help="gguf: Q8_0, Q6_K, Q4_K, Q4_1, Q4_0 or Q2_K for tensors of at most its bits. [default: what takes the codes "
-    "over, else a type of more bits] comfy: int8_tensorwise or convrot_w4a4. [default: int8_tensorwise]",
+    help="gguf: Q8_0, Q6_K, Q4_K, Q4_1, Q4_0 or Q2_K for tensors of at most its bits; comfy: int8_tensorwise or "
+    "convrot_w4a4; compressed-tensors: W4A16, W8A16 or W8A8. [default: what takes the codes over, else a type of more "
+    "bits; comfy: int8_tensorwise]",
 )
 @click.option("--convolutions", is_flag=True, help="gguf: convolutions as blocks too, which few readers take.")
 @click.option(

@@ -7,8 +7,9 @@ what the words and profiles are is in `profiles.py`.
 import operator
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from enum import Enum
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
@@ -210,7 +211,9 @@ class ConfigFields(BaseModel):
 def field_facts() -> dict[str, dict[str, object]]:
     """Return for every field its title, description, kind, unit, range, group and the values that work today.
 
-    `values` is None where the range alone decides.
+    `choices` are the values of a field that has few, in order, None among them where it may be left open; `least` and
+    `most` are the ends of a number's range. Each is None where there is no such thing; `values` is None where the
+    range alone decides.
     """
     return {name: dict(facts) for name, facts in _FACTS.items()}
 
@@ -224,7 +227,33 @@ def _facts_of(name: str) -> dict[str, object]:
     field = ConfigFields.model_fields[name]
     extra = field.json_schema_extra
     facts = dict(extra) if isinstance(extra, dict) else {}
-    return {"title": field.title, "description": field.description, **facts, "values": AVAILABLE_VALUES.get(name)}
+    limits: dict[str, object] = {"least": None, "most": None}
+    for limit in field.metadata:
+        limits["least"] = getattr(limit, "ge", limits["least"])
+        limits["most"] = getattr(limit, "le", limits["most"])
+    return {
+        "title": field.title,
+        "description": field.description,
+        **facts,
+        **limits,
+        "choices": _choices(field.annotation),
+        "optional": type(None) in get_args(field.annotation),
+        "values": AVAILABLE_VALUES.get(name),
+    }
+
+
+def _choices(annotation: object) -> tuple[object, ...] | None:
+    """Return the values of an enumeration or of literals, None for a type without such."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return tuple(member.value for member in annotation)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
+        inner = parts[0]
+        found = _choices(get_args(inner)[0] if get_origin(inner) is Annotated else inner)
+        return None if found is None else (None, *found)
+    return None
 
 
 _FACTS: Final = {name: _facts_of(name) for name in ConfigFields.model_fields}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ArrowQuantConfig", "ArrowQuantizer", "attach", "register"]
 
 
-class ArrowQuantConfig(FolderConfig, QuantizationConfigMixin):  # type: ignore[misc] # theirs is a field, ours constant
+class ArrowQuantConfig(FolderConfig, QuantizationConfigMixin):
     """`quantization_config` of a model of diffusers."""
 
 
@@ -64,7 +64,7 @@ class ArrowQuantizer(DiffusersQuantizer):
             f"{param_name} changed while it was loaded: {tuple(loaded.shape)} instead of {tuple(current.shape)}"
         )
 
-    def create_quantized_param(  # type: ignore[override]
+    def create_quantized_param(
         self,
         model: Any,
         param_value: torch.Tensor,

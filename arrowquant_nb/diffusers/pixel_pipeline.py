@@ -46,7 +46,7 @@ class PixelDiTPipeline(DiffusionPipeline):
     register_modules: Any
 
     def __init__(self, transformer: DiTTransformer2DModel, scheduler: DDIMScheduler) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
 
     @classmethod
@@ -70,7 +70,7 @@ class PixelDiTPipeline(DiffusionPipeline):
             scheduler.from_pretrained(folder / "scheduler", **options),
         )
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def __call__(
         self,
         class_labels: Sequence[int],

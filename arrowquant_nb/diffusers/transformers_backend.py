@@ -16,7 +16,7 @@ from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
 __all__ = ["ArrowQuantLanguageConfig", "ArrowQuantLanguageQuantizer", "attach", "register"]
 
 
-class ArrowQuantLanguageConfig(FolderConfig, QuantizationConfigMixin):  # type: ignore[misc]
+class ArrowQuantLanguageConfig(FolderConfig, QuantizationConfigMixin):
     """`quantization_config` of a model of transformers."""
 
 

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
+from arrowquant_nb.export.parts import Parts
 from arrowquant_nb.export.report import ExportReport, TensorExport
 from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.runs.source_layout import write_source_layout
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.export.options import ExportOptions
-    from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel
 
@@ -121,56 +121,32 @@ def write_folder(
     options.check_weight_type("diffusers", ())
     options.check_convolutions("diffusers")
     settings = settings_of(model)
-    written = _Parts(model, settings, progress_callback)
+
+    def plan(name: str) -> list[TensorToWrite]:
+        tensor = model[name]
+        if tensor.kept:
+            return [TensorToWrite(name, tensor.shape, tensor.dtype)]
+        return [TensorToWrite(f"{name}.{part}", *of) for part, of in settings.layers[name].parts().items()]
+
+    parts = Parts(plan, lambda name: _contents(model, settings, name), len(model), progress_callback)
     replaced = {CONFIG_NAME: _config_bytes(model, settings)}
-    write_source_layout(model, folder, written.tensors, written.content, replaced)
-    exported = tuple(written.report(name) for name in model)
-    return ExportReport("diffusers", str(folder), sum(t.nbytes for t in exported), exported, (), _remarks(model))
+    write_source_layout(model, folder, parts.tensors, parts.content, replaced)
+    exported = tuple(
+        TensorExport(name, tensor.shape, tensor.stored_as, tensor.stored_as, parts.nbytes[name], exact=True)
+        for name, tensor in model.items()
+    )
+    return ExportReport("diffusers", folder.name, sum(parts.nbytes.values()), exported, (), _remarks(model))
 
 
-class _Parts:
-    """What stands in the files for each tensor of a model, and its bytes when their turn comes."""
-
-    def __init__(
-        self, model: QuantizedModel, settings: FolderSettings, progress_callback: Callable[[str, float], None] | None
-    ) -> None:
-        self._model = model
-        self._settings = settings
-        self._progress = progress_callback
-        self._owners: dict[str, tuple[str, str]] = {}
-        self._nbytes: dict[str, int] = {}
-        self._current: tuple[str, QuantizedTensor] | None = None
-        self._done = 0
-
-    def tensors(self, name: str) -> list[TensorToWrite]:
-        tensor = self._model[name]
-        found = [TensorToWrite(name, tensor.shape, tensor.dtype)]
-        if not tensor.kept:
-            parts = self._settings.layers[name].parts()
-            found = [TensorToWrite(f"{name}.{part}", *of) for part, of in parts.items()]
-            self._owners |= {f"{name}.{part}": (name, part) for part in parts}
-        self._nbytes[name] = sum(part.nbytes for part in found)
-        return found
-
-    def content(self, written: str) -> memoryview:
-        name, part = self._owners.get(written, (written, ""))
-        if self._progress is not None and part in ("", "packed"):
-            self._progress(name, self._done / len(self._nbytes))
-            self._done += 1
-        if not part:
-            return self._model[name].bytes_view()
-        if part == "activation_means":
-            array: NDArray[Any] = _means(name, self._model.layer_metadata(name))
-        else:
-            if self._current is None or self._current[0] != name:
-                self._current = name, join_tiles(self._model[name])
-            array = getattr(self._current[1], part)
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-    def report(self, name: str) -> TensorExport:
-        tensor = self._model[name]
-        kind = tensor.stored_as
-        return TensorExport(name, tensor.shape, kind, kind, self._nbytes[name], exact=True)
+def _contents(model: QuantizedModel, settings: FolderSettings, name: str) -> dict[str, NDArray[Any] | memoryview]:
+    if model[name].kept:
+        return {name: model[name].bytes_view()}
+    whole = join_tiles(model[name])
+    names = settings.layers[name].parts().keys() - {"activation_means"}
+    found: dict[str, NDArray[Any] | memoryview] = {f"{name}.{part}": getattr(whole, part) for part in names}
+    if settings.layers[name].activation_means:
+        found[f"{name}.activation_means"] = _means(name, model.layer_metadata(name))
+    return found
 
 
 def _config_bytes(model: QuantizedModel, settings: FolderSettings) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.errors import ConfigurationError, QuantizationError
 from arrowquant_nb.export.comfy_file import write_comfy
+from arrowquant_nb.export.compressed_tensors import write_compressed_tensors
 from arrowquant_nb.export.diffusers_folder import write_folder
 from arrowquant_nb.export.float_folder import write_floats
 from arrowquant_nb.export.gguf_file import write_gguf
@@ -35,6 +36,7 @@ _WRITERS: Final[dict[str, Writer]] = {
     "diffusers": write_folder,
     "gguf": write_gguf,
     "comfy": write_comfy,
+    "compressed-tensors": write_compressed_tensors,
 }
 _SUFFIXES: Final = {"gguf": ".gguf", "comfy": ".safetensors"}
 TARGETS: Final = tuple(_WRITERS)
@@ -59,12 +61,13 @@ def export_model(
     ----------
     model : a finished model folder of ours.
     target : "safetensors" (a folder of floats, dtype and layout of the source), "diffusers" (packed codes with
-        `quantization_config`; loads with our backend), "gguf" (one file; needs the extra `export`) or "comfy" (one
-        safetensors file for ComfyUI).
+        `quantization_config`; loads with our backend), "gguf" (one file; needs the extra `export`), "comfy" (one
+        safetensors file for ComfyUI) or "compressed-tensors" (a folder for transformers and vLLM; text models).
     output : a new or empty folder, or a new file whose name ends as the target's do (.gguf, .safetensors).
     weight_type : gguf: "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q2_K" or "Q6_K" for tensors of at most its bits; by default
         codes are taken over where a type decodes them alike, and the rest goes to a type of more bits. comfy:
-        "int8_tensorwise" (default) or "convrot_w4a4".
+        "int8_tensorwise" (default) or "convrot_w4a4". compressed-tensors: "W4A16", "W8A16" or "W8A8"; by default codes
+        are taken over, else W8A16.
     convolutions : gguf only: quantized convolutions as blocks too, as matrices with `comfy.gguf.orig_shape`.
     min_sqnr_db : the least signal over error, against the dequantized values, that a tensor may keep where it has to be
         rounded again; None = whatever comes out.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.samples import RunnableModel
 
+USER_RULES = ("layer_bit_widths", "sensitive")
+"""Rules of the plan by which the user, not the model's class, decides."""
 NONE = "none"
 """Given as `calibration`, switches it off."""
 
@@ -156,7 +158,8 @@ def calibrate(
         return RunCalibration(source, load_calibration(source.file, model, settings, progress=progress))
     if model is None:
         raise AssertionError(source)
-    wanted = {t.name for t in tasks if not t.kept}
+    # A layer that the user keeps is observed all the same, so that keeping it redoes no other.
+    wanted = {t.name for t in tasks if not t.kept or t.rule in USER_RULES}
     layers = [name for name in model.layers() if name in wanted]
     if not layers:
         return RunCalibration(CalibrationSource("no layer that is quantized can be observed"))

@@ -30,6 +30,7 @@ from arrowquant_nb.runs.record import (
     CARD_NAME,
     STATS_NAME,
     assemble_result,
+    changed_settings,
     failure_message,
     machine,
     statistics_table,
@@ -145,7 +146,10 @@ class _Run:
     def execute(self) -> QuantizationResult:
         """Run the loop; seal the folder when every layer passed."""
         plan = make_plan(self.decisions, self.tasks, self.config)
-        self.control.emit(RunStarted(n_layers=len(self.tasks), rows=[r.to_record() for r in plan.rows]))
+        rows = [r.to_record() for r in plan.rows]
+        self.control.emit(
+            RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
+        )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
         reports = quantize_layers(self.tasks, self.source, self.sink, self.control)

@@ -21,6 +21,7 @@ from arrowquant_nb.errors import (
     ValidationError,
 )
 from arrowquant_nb.storage.durable import hash_file
+from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.lazy_tensor import LazyTensor
 from arrowquant_nb.storage.manifest import Manifest, read_manifest
 from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
@@ -175,6 +176,23 @@ class QuantizedModel(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         return f"QuantizedModel({str(self.path)!r}, {len(self)} tensors, {self.modality})"
+
+
+def open_committed(path: str | Path) -> QuantizedModel:
+    """Open what a run has committed so far, finished or not; hashes of files are not checked.
+
+    Raises
+    ------
+    ModelNotFoundError
+        There is no run of ours.
+    """
+    folder = Path(path)
+    if not (folder / JOURNAL_NAME).is_file():
+        raise ModelNotFoundError(f"no run of arrowquant_nb has begun in {folder}")
+    commits, _ = read_commits(folder / JOURNAL_NAME)
+    tensors = {name: entry for commit in commits.values() for name, entry in commit.tensors.items()}
+    files = {commit.file: {"nbytes": commit.nbytes, "xxh3": commit.xxh3} for commit in commits.values()}
+    return QuantizedModel(folder, Manifest({"config": {}, "modality": "not known"}, tensors, files), "off")
 
 
 def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:

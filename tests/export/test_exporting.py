@@ -6,12 +6,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from arrowquant_nb import (
+    CheckpointError,
     ConfigurationError,
     ExportReport,
     ModelNotFoundError,
     OutputError,
     dequantize_model,
     export_model,
+    open_checkpoint,
 )
 from tests.conftest import tree
 
@@ -74,6 +76,12 @@ def test_progress_rises_to_one(models, tmp_path, target):
     export_model(models.quantized("mixed"), target, tmp_path / "out", progress_callback=lambda _, f: seen.append(f))
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
+
+
+def test_packed_codes_are_not_taken_for_a_float_checkpoint(models, tmp_path):
+    export_model(models.quantized("dit"), "diffusers", tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"to_k\.weight\.packed.*not float weights"):
+        open_checkpoint(tmp_path / "out")
 
 
 def test_outputs_inside_the_model_are_refused(models, tmp_path):
