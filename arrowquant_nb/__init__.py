@@ -21,7 +21,8 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results result_card tables errors plain values that every room may use, and their words
+    config events results forecasts result_card tables errors
+                   plain values that every room may use, and their words
 """
 
 from importlib import import_module
@@ -50,19 +51,23 @@ if TYPE_CHECKING:
         open_checkpoint,
         open_quantized,
         quantize_tensor,
+        quantized_sample,
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
-    from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
+    from arrowquant_nb.forecasts import Forecast, SizeAllocation
+    from arrowquant_nb.quantizers.spatial import SpatialQuantizer
+    from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runs.size_budget import SizeBudget
     from arrowquant_nb.runtime import (
         QuantizedConv2d,
         QuantizedLinear,
@@ -94,6 +99,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "quantized_sample": "api",
     "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
@@ -102,7 +108,7 @@ _HOMES = {
     "QuantMethod": "config",
     "LayerStatistics": "quantizers.tensor",
     "QuantizedTensor": "quantizers.tensor",
-    "SpatialQuantMetadata": "quantizers.spatial",
+    "SpatialQuantMetadata": "quantizers.spatial_metadata",
     "SpatialQuantizer": "quantizers.spatial",
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
@@ -113,6 +119,7 @@ _HOMES = {
     "follow_time": "runtime",
     "load_quantized": "runtime",
     "time_context": "runtime",
+    "Forecast": "forecasts",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -121,6 +128,8 @@ _HOMES = {
     "ValidationReport": "comparisons",
     "ParquetV2Extended": "storage.parquet_reader",
     "QuantizedModel": "storage.quantized",
+    "SizeAllocation": "forecasts",
+    "SizeBudget": "runs.size_budget",
 }
 _NAMES_AT_HOME = {"QuantizationStrategy": "Strategy"}
 
@@ -133,6 +142,7 @@ __all__ = [
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
     "ExportReport",
+    "Forecast",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -151,6 +161,8 @@ __all__ = [
     "QuantizedTensor",
     "ReproductionReport",
     "ShapeMismatchError",
+    "SizeAllocation",
+    "SizeBudget",
     "SpatialQuantMetadata",
     "SpatialQuantizer",
     "TimeAwareQuantMetadata",
@@ -171,6 +183,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "quantized_sample",
     "report",
     "reproduce",
     "samples",
