@@ -11,6 +11,7 @@ The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
+    diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
@@ -25,6 +26,7 @@ The house, top to bottom; a room imports only what stands below it:
 """
 
 from importlib import import_module
+from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.errors import (
@@ -201,3 +203,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+# Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
+if "diffusers" in _modules:
+    import_module("arrowquant_nb.diffusers")
