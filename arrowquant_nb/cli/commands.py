@@ -149,12 +149,17 @@ def quantize(
     _print(result, as_json)
 
 
-@main.command(short_help="Say what a run would do; reads no weight.")
+@main.command(short_help="Say what a run would do and cost.")
 @click.argument("model")
 @config_options
 @source_options
 @_requantize
 @_calibration
+@click.option(
+    "--forecast/--no-forecast",
+    default=True,
+    help="Predict size and quality from a sample of the rows; without it no weight is read. [default: on]",
+)
 @_json
 @_shows_config
 def plan(
@@ -165,12 +170,24 @@ def plan(
     variant: str | None,
     requantize: bool,
     calibration: str | None,
+    forecast: bool,
     as_json: bool,
 ) -> None:
-    """Say what would become of each tensor of MODEL and how large the result will be; no weight is read."""
+    """Say what would become of each tensor of MODEL, how large the result will be, and what it will have lost.
+
+    The forecast quantizes a sample of every layer's rows, and runs the model where that is possible: seconds. What it
+    measured is kept for the next time.
+    """
     quantizer = aq.ArrowQuantV2(config)
-    found = quantizer.plan(model, component=component, variant=variant, requantize=requantize, calibration=calibration)
-    _print(found, as_json)
+    source: dict[str, Any] = {
+        "component": component, "variant": variant, "requantize": requantize, "calibration": calibration,
+    }  # fmt: skip
+    found = quantizer.plan(model, **source)
+    predicted = quantizer.forecast(model, **source) if forecast else None
+    if as_json:
+        _print(found.to_dict() | ({"forecast": predicted.to_dict()} if predicted else {}), as_json=True)
+    else:
+        click.echo(f"{found}\n\n{predicted}" if predicted else str(found))
 
 
 @main.command(short_help="List the tensors of a model, quantized or not.")
