@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
+    from arrowquant_nb.export.folder_reader import open_exported
     from arrowquant_nb.forecasts import Forecast, SizeAllocation
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer
     from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
@@ -95,6 +96,7 @@ _HOMES = {
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
+    "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
@@ -181,6 +183,7 @@ __all__ = [
     "follow_time",
     "load_quantized",
     "open_checkpoint",
+    "open_exported",
     "open_quantized",
     "quantize_tensor",
     "quantized_sample",
