@@ -1,7 +1,8 @@
 """Quality, size and speed of our methods and of what else can be installed, on the same matrices and models.
 
     python tests/bench/quality [--results FILE] [--cache FOLDER] [--sections matrix models activations gptq frechet]
-                               [--models digits-dit docs-mlm stdlib-mlm plucks-dit] [--peers ggml hqq ...] [--seeds 0 1 2] [--n 20]
+                               [--models digits-dit docs-mlm plucks-dit stdlib-mlm] [--peers ggml hqq ...]
+                               [--seeds 0 1 2] [--n 20]
 
 Writes one JSON file: each section with the machine, the versions and the date it was measured on; sections that are not
 asked for stay as they are. `notebooks/05_quality.ipynb` shows it. Peers get an environment each under the cache folder.
