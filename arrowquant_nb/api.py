@@ -18,7 +18,7 @@ from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
-from arrowquant_nb.runs import record, running, validation
+from arrowquant_nb.runs import forecasting, record, running, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.comparisons import ValidationReport
     from arrowquant_nb.events import Event
+    from arrowquant_nb.forecasts import Forecast
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.results import Plan, QuantizationResult
+    from arrowquant_nb.runs.size_budget import SizeBudget
 
 __all__ = [
     "ArrowQuantV2",
@@ -148,6 +150,50 @@ class ArrowQuantV2:
             model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )
 
+    def forecast(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> Forecast:
+        """Say in seconds what a run would store and lose: payload and signal over error, each with its interval.
+
+        A sample of every layer's rows is quantized in all widths and group sizes that the layer may get, with
+        calibration where it is at hand or the model can be run (a few trajectories). A bundled model is also run with
+        one layer at a time quantized, which gives the signal over error of the network's output. What was measured is
+        kept for the next call. Other arguments are those of `quantize_diffusion_model`.
+        """
+        return forecasting.forecast_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
+    def budget(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> SizeBudget:
+        """Measure a model as `forecast` does and return what solves any size limit in milliseconds.
+
+        `budget.solve(target_mb)` gives the width and group size of every layer with the least error at the network's
+        output whose payload is at most the target; a run with `target_model_size_mb` takes the same.
+        """
+        return forecasting.budget_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
     def validate_quality(
         self,
         original: str | Path,
@@ -197,9 +243,31 @@ class ArrowQuantV2:
         """Do as `plan` in a worker thread."""
         return await asyncio.to_thread(functools.partial(self.plan, **options), model_path, config)
 
+    async def forecast_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> Forecast:
+        """Do as `forecast` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.forecast, **options), model_path, config)
+
+    async def budget_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> SizeBudget:
+        """Do as `budget` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.budget, **options), model_path, config)
+
     async def validate_quality_async(self, original: str | Path, quantized: str | Path) -> ValidationReport:
         """Do as `validate_quality` in a worker thread."""
         return await asyncio.to_thread(self.validate_quality, original, quantized)
+
+
+def _measuring(callback: Callable[[str, float], None] | None) -> Callable[[float], None]:
+    """Turn a progress callback of ours into one that takes fractions."""
+
+    def tell(fraction: float) -> None:
+        if callback is not None:
+            callback("measuring layers", fraction)
+
+    return tell
 
 
 def quantize_tensor(

@@ -68,6 +68,11 @@ def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
     return "\n".join(f"{k.ljust(width)}  {_printable(v, _SENTENCE)}" for k, v in pairs)
 
 
+def headline_text(pairs: Iterable[tuple[str, str]]) -> str:
+    """Labels and values, one pair a line."""
+    return _headline(pairs, as_html=False)
+
+
 def headline_html(pairs: Iterable[tuple[str, str]]) -> str:
     """Label and value of each line, as an HTML table."""
     return _headline(pairs, as_html=True)

@@ -1,4 +1,4 @@
-"""Figures of drifting inputs and of what grouping buys: both twins say the same, and nothing is drawn that is not there."""
+"""Figures of drifting inputs and of what grouping buys: both twins say the same, and only what is there."""
 
 import json
 from xml.etree import ElementTree as ET
