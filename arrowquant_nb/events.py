@@ -40,11 +40,17 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted(Event):
-    """The plan is made and the output is locked; `rows` has one dictionary per tensor of the plan."""
+    """The plan is made and the output is locked; `rows` has one dictionary per tensor of the plan.
+
+    `model` is the model's name, never a path; `config` is the run's profile with the settings that differ from it. Logs
+    of older versions have neither.
+    """
 
     kind: ClassVar[str] = "run_started"
     n_layers: int
     rows: list[dict[str, Any]] = field(default_factory=list)
+    model: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

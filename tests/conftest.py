@@ -152,6 +152,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(tmp_path_factory.mktemp("models"))
 
 
+@pytest.fixture(scope="session")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of digits-dit, INT4, calibrated on four trajectories; for reading only."""
+    from arrowquant_nb.api import ArrowQuantV2
+
+    folder = tmp_path_factory.mktemp("sample") / "digits-int4"
+    config = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
+    ArrowQuantV2(config).quantize_diffusion_model("digits-dit", folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Pin matrix products to one thread: on a busy machine the threads of many tiny ones only wait for each other."""

@@ -214,4 +214,4 @@ def multiply_codes(
 
 
 def _product_threads(n_threads: int, x: NDArray[Any], out: NDArray[Any]) -> int:
-    return min(resolve_threads(n_threads), max(1, x.size * out.shape[1] // WEIGHTS_PER_THREAD))
+    return min(resolve_threads(n_threads), max(1, int(x.size) * int(out.shape[1]) // WEIGHTS_PER_THREAD))

@@ -4,6 +4,8 @@ settings.py  DiffusionQuantConfig
 fields.py    every field with title, unit, range and description
 profiles.py  edge, local, cloud, base_mode; what is not available yet
 sources.py   YAML, environment, and the words for what is wrong with them
+fitting_scales.py
+             what a profile fills in for scales where its own format does not go with the rest
 """
 
 from arrowquant_nb.config.profiles import DeploymentProfile, Modality, QuantMethod, Rotation, ScaleFormat

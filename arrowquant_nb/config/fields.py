@@ -7,8 +7,9 @@ what the words and profiles are is in `profiles.py`.
 import operator
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from enum import Enum
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
@@ -154,11 +155,12 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     enable_time_aware: FlagField = _setting(
         "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps too, where calibration "
-        "measures it.",
+        "measures it; with quantized activations, a grid for each group of timesteps.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
-        "enable_spatial", "Spatial", "Spatial equalization of image and audio models; nothing is applied yet.",
+        "enable_spatial", "Spatial", "Even out the channels of image and audio models where that lowers the error of a "
+        "layer's output (needs calibration); with quantized activations also take their means off.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
@@ -170,7 +172,8 @@ class ConfigFields(BaseModel):
         kind="integer", valid="1 to 4096", unit="samples", group="basic", ge=1, le=4096,
     )  # fmt: skip
     activation_bit_width: ActivationBitsField | None = _setting(
-        "activation_bit_width", "Activation bits", "Width of quantized activations; none leaves them in float.",
+        "activation_bit_width", "Activation bits", "Width of the inputs of quantized layers when the model runs, on "
+        "grids found by calibration (without it, a scale per token); none leaves them in float.",
         kind="integer", valid="4, 8 or none", unit="bits",
     )  # fmt: skip
     min_output_sqnr_db: NumberField | None = _setting(
@@ -179,7 +182,8 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     scale_format: ScaleFormat = _setting(
         "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
-        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64).",
+        "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64). Where a profile's format does "
+        "not go with other settings, float16 is taken.",
         kind="word", valid="float16 or k",
     )  # fmt: skip
     rotation: Rotation = _setting(
@@ -209,7 +213,9 @@ class ConfigFields(BaseModel):
 def field_facts() -> dict[str, dict[str, object]]:
     """Return for every field its title, description, kind, unit, range, group and the values that work today.
 
-    `values` is None where the range alone decides.
+    `choices` are the values of a field that has few, in order, None among them where it may be left open; `least` and
+    `most` are the ends of a number's range. Each is None where there is no such thing; `values` is None where the
+    range alone decides.
     """
     return {name: dict(facts) for name, facts in _FACTS.items()}
 
@@ -223,7 +229,33 @@ def _facts_of(name: str) -> dict[str, object]:
     field = ConfigFields.model_fields[name]
     extra = field.json_schema_extra
     facts = dict(extra) if isinstance(extra, dict) else {}
-    return {"title": field.title, "description": field.description, **facts, "values": AVAILABLE_VALUES.get(name)}
+    limits: dict[str, object] = {"least": None, "most": None}
+    for limit in field.metadata:
+        limits["least"] = getattr(limit, "ge", limits["least"])
+        limits["most"] = getattr(limit, "le", limits["most"])
+    return {
+        "title": field.title,
+        "description": field.description,
+        **facts,
+        **limits,
+        "choices": _choices(field.annotation),
+        "optional": type(None) in get_args(field.annotation),
+        "values": AVAILABLE_VALUES.get(name),
+    }
+
+
+def _choices(annotation: object) -> tuple[object, ...] | None:
+    """Return the values of an enumeration or of literals, None for a type without such."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return tuple(member.value for member in annotation)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
+        inner = parts[0]
+        found = _choices(get_args(inner)[0] if get_origin(inner) is Annotated else inner)
+        return None if found is None else (None, *found)
+    return None
 
 
 _FACTS: Final = {name: _facts_of(name) for name in ConfigFields.model_fields}

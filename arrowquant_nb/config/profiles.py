@@ -11,9 +11,10 @@ from typing import Final
 __all__ = [
     "AVAILABLE_VALUES",
     "BASE_MODE",
+    "FLOAT16_GROUP_SIZES",
     "K_GROUP_SIZES",
+    "K_METHODS",
     "PROFILES",
-    "WITHOUT_EFFECT",
     "DeploymentProfile",
     "Modality",
     "QuantMethod",
@@ -70,38 +71,38 @@ BASE_MODE: Final = "base_mode"
 
 K_GROUP_SIZES: Final[Mapping[int, tuple[int, ...]]] = MappingProxyType({2: (16, 32), 4: (32, 64)})
 """Bit width -> group sizes that scale format `k` has: those of llama.cpp's Q2_K and Q4_K blocks, and twice that."""
+K_METHODS: Final = ("auto", "uls", "gptq")
+"""Methods that have scale format `k`."""
+FLOAT16_GROUP_SIZES: Final[Mapping[str, int]] = MappingProxyType({"edge": 32, "local": 64, "cloud": 64, BASE_MODE: 128})
+"""Profile -> its group size where scales are float16."""
 
 _LOCAL: Final[dict[str, object]] = {
-    "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 64, "enable_time_aware": True,
+    "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 32, "enable_time_aware": True,
     "enable_spatial": True, "min_accuracy": 0.98, "calibration_samples": 128, "deployment_profile": "local",
     "fail_fast": False, "num_threads": 0, "activation_bit_width": None, "min_output_sqnr_db": None, "method": "auto",
-    "scale_format": "float16", "rotation": "none", "low_rank": 0, "gain_correction": True,
+    "scale_format": "k", "rotation": "none", "low_rank": 0, "gain_correction": True,
     "skip_sensitive_layers": False, "sensitive_layer_names": (), "sensitive_layer_patterns": (),
     "layer_bit_widths": {}, "target_model_size_mb": None, "seed": 0,
 }  # fmt: skip
 
 PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
     "edge": _LOCAL | {
-        "bit_width": 2, "num_time_groups": 5, "group_size": 32, "enable_spatial": False, "min_accuracy": 0.90,
+        "bit_width": 2, "num_time_groups": 5, "group_size": 16, "enable_spatial": False, "min_accuracy": 0.90,
         "calibration_samples": 32, "deployment_profile": "edge",
     },
     "local": _LOCAL,
     "cloud": _LOCAL | {
-        "bit_width": 8, "num_time_groups": 20, "min_accuracy": 0.999, "calibration_samples": 512,
-        "deployment_profile": "cloud",
+        "bit_width": 8, "num_time_groups": 20, "group_size": 64, "scale_format": "float16", "min_accuracy": 0.999,
+        "calibration_samples": 512, "deployment_profile": "cloud",
     },
     # Plain round-to-nearest, the bottom line that every other setting is compared with.
     BASE_MODE: _LOCAL | {
         "num_time_groups": 1, "group_size": 128, "enable_time_aware": False, "enable_spatial": False,
-        "min_accuracy": 0.90, "method": "rtn", "gain_correction": False,
+        "min_accuracy": 0.90, "method": "rtn", "scale_format": "float16", "gain_correction": False,
     },
 })  # fmt: skip
 
 # What works today, where that is less than the field's range. A feature that is built removes its line here.
 AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
-    "activation_bit_width": (None,),
     "target_model_size_mb": (None,),
 })  # fmt: skip
-# Flags of features that no run applies yet: off is always true to what happens, and on is accepted only as what the
-# profile fills in, a wish without effect so far.
-WITHOUT_EFFECT: Final = ("enable_spatial",)

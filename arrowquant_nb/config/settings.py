@@ -20,11 +20,12 @@ from pydantic import ValidationError as PydanticError
 
 from arrowquant_nb import tables
 from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
+from arrowquant_nb.config.fitting_scales import fitting_scales
 from arrowquant_nb.config.profiles import (
     AVAILABLE_VALUES,
     K_GROUP_SIZES,
+    K_METHODS,
     PROFILES,
-    WITHOUT_EFFECT,
     DeploymentProfile,
     Modality,
     QuantMethod,
@@ -82,23 +83,19 @@ class DiffusionQuantConfig(ConfigFields):
         filled: dict[str, Any] = {**(profile or PROFILES["local"]), **values}
         if profile is not None:
             filled["deployment_profile"] = profile["deployment_profile"]
+            filled |= fitting_scales(str(chosen), filled, values)
         origin = {"deployment_profile": "default"} | dict.fromkeys(_FIELDS[1:], f"profile {chosen}") | dict(sources)
         try:
             super().__init__(**filled)
         except PydanticError as error:
             raise ConfigurationError("; ".join(_complaints(error, origin))) from None
-        self._refuse_unavailable(str(chosen), origin)
+        self._refuse_unavailable(origin)
         self._refuse_conflicts(origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
 
-    def _refuse_unavailable(self, chosen: str, origin: Mapping[str, str]) -> None:
+    def _refuse_unavailable(self, origin: Mapping[str, str]) -> None:
         """Raise for a setting that names a feature which is not built yet."""
-        for name in WITHOUT_EFFECT:
-            if getattr(self, name) and not PROFILES[chosen][name]:
-                raise ConfigurationError(
-                    f"{origin[name]}: {name} = True is not available yet; available: False, as profile {chosen} sets it"
-                )
         for name in _FIELDS:
             value = getattr(self, name)
             works = AVAILABLE_VALUES.get(name)
@@ -117,7 +114,7 @@ class DiffusionQuantConfig(ConfigFields):
                     f"{origin['group_size']}: group_size = 16 needs scale_format = k; with scale_format = float16 it "
                     "must be 32, 64, 128 or 256."
                 )
-        elif self.method not in (QuantMethod.AUTO, QuantMethod.ULS, QuantMethod.GPTQ):
+        elif self.method not in K_METHODS:
             raise ConfigurationError(
                 f"{origin['method']}: method = {_spelled(self.method)} has no scale_format k; use auto, uls or gptq."
             )
@@ -203,12 +200,10 @@ class DiffusionQuantConfig(ConfigFields):
         return cls._built(values, sources)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed; a new profile also refills what the old one had filled in."""
-        values = {name: getattr(self, name) for name in _FIELDS}
+        """Return a copy with some fields changed; what a profile had filled in is filled in again, by a new one too."""
+        values = {name: getattr(self, name) for name in _FIELDS if self.sources[name] not in _FILLED_BY}
         profile = next((_FILLED_BY[source] for source in self.sources.values() if source in _FILLED_BY), None)
-        if "deployment_profile" in changes:
-            values = {name: value for name, value in values.items() if self.sources[name] not in _FILLED_BY}
-        elif profile is not None:  # base_mode reads "local" in the field, but still says what may be changed
+        if "deployment_profile" not in changes and profile is not None:  # base_mode reads "local" in the field
             values["deployment_profile"] = profile
         sources = {name: self.sources[name] for name in values} | dict.fromkeys(changes, _ARGUMENT)
         return self._built(values | changes, sources)

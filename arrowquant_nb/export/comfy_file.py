@@ -12,7 +12,7 @@ Both formats have one scale per row, so every matrix is rounded again from its d
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,15 +23,19 @@ from arrowquant_nb.export.comfy_rounding import (
     round_rows_to_int4,
     round_rows_to_int8,
 )
+from arrowquant_nb.export.parts import Parts
 from arrowquant_nb.export.report import ExportReport, TensorExport
 from arrowquant_nb.export.rounding_error import RoundingError
 from arrowquant_nb.export.time_tables import tables_not_held
 from arrowquant_nb.runs.dequantization import bytes_back, float_dtype
+from arrowquant_nb.storage.joined_tiles import row_blocks
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite, write_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from arrowquant_nb.export.options import ExportOptions
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
@@ -58,82 +62,73 @@ def write_comfy(
     """
     options.check_weight_type("comfy", FORMATS)
     options.check_convolutions("comfy")
-    written = _Written(model, options.weight_type or INT8, progress_callback)
-    write_safetensors(path, [part for name in model for part in written.tensors(name)], written.content)
-    exported = tuple(written.report(name) for name in model)
-    total = sum(tensor.nbytes for tensor in exported)
-    return ExportReport("comfy", path.name, total, exported, tables_not_held(model), _remarks(written.format))
+    format_ = options.weight_type or INT8
+    sqnr_db: dict[str, float] = {}
+
+    def produce(name: str) -> dict[str, NDArray[Any] | memoryview]:
+        if why_float(model[name], format_):
+            return {name: bytes_back(model, name)}
+        contents, sqnr_db[name] = _rounded(model[name], format_)
+        return contents
+
+    parts = Parts(lambda name: _plan(model[name], format_), produce, len(model), progress_callback)
+    write_safetensors(path, [part for name in model for part in parts.tensors(name)], parts.content)
+    exported = tuple(
+        _exported(tensor, format_, parts.nbytes[name], sqnr_db.get(name)) for name, tensor in model.items()
+    )
+    total = sum(parts.nbytes.values())
+    return ExportReport("comfy", path.name, total, exported, tables_not_held(model), _remarks(format_))
 
 
-class _Written:
-    """What stands in the file for each tensor, and its bytes when their turn comes."""
+def _names(tensor: LazyTensor) -> tuple[str, str, str]:
+    return tensor.name, f"{tensor.name}_scale", f"{tensor.name.removesuffix(_LEAF)}.comfy_quant"
 
-    def __init__(
-        self, model: QuantizedModel, format_: str, progress_callback: Callable[[str, float], None] | None
-    ) -> None:
-        self.format = format_
-        self._model = model
-        self._progress = progress_callback
-        self._owners: dict[str, str] = {}
-        self._nbytes: dict[str, int] = {}
-        self._sqnr_db: dict[str, float] = {}
-        self._ready: dict[str, memoryview] = {}
 
-    def tensors(self, name: str) -> list[TensorToWrite]:
-        tensor = self._model[name]
-        found = [TensorToWrite(name, tensor.shape, float_dtype(tensor))]
-        if not why_float(tensor, self.format):
-            rows, columns = tensor.shape
-            stem = name.removesuffix(_LEAF)
-            packed, scales = ((columns, (rows, 1)), (columns // 2, (rows,)))[self.format == W4A4]
-            found = [
-                TensorToWrite(name, (rows, packed), "int8"),
-                TensorToWrite(f"{name}_scale", scales, "float32"),
-                TensorToWrite(f"{stem}.comfy_quant", (len(marker(self.format, columns)),), "uint8"),
-            ]
-        self._owners |= {part.name: name for part in found}
-        self._nbytes[name] = sum(part.nbytes for part in found)
-        return found
+def _plan(tensor: LazyTensor, format_: str) -> list[TensorToWrite]:
+    if why_float(tensor, format_):
+        return [TensorToWrite(tensor.name, tensor.shape, float_dtype(tensor))]
+    rows, columns = tensor.shape
+    weight, scale, quant = _names(tensor)
+    packed, scales = (columns // 2, (rows,)) if format_ == W4A4 else (columns, (rows, 1))
+    return [
+        TensorToWrite(weight, (rows, packed), "int8"),
+        TensorToWrite(scale, scales, "float32"),
+        TensorToWrite(quant, (len(marker(format_, columns)),), "uint8"),
+    ]
 
-    def content(self, written: str) -> memoryview:
-        if written in self._ready:
-            return self._ready.pop(written)
-        name = self._owners[written]
-        if self._progress is not None:
-            self._progress(name, len(self._sqnr_db) / len(self._nbytes))
-        tensor = self._model[name]
-        if why_float(tensor, self.format):
-            self._sqnr_db[name] = 0.0
-            return bytes_back(self._model, name)
-        error = RoundingError()
-        group = rotation_group(tensor.columns)
-        codes, scales = [], []
-        for _, tile in tensor.tiles():
-            values = rotated(tile.dequantize(), group) if group else tile.dequantize()
-            if self.format == W4A4:
-                plain, stored, scale = round_rows_to_int4(values)
-            else:
-                plain, scale = round_rows_to_int8(values)
-                stored = plain
-            error.add(values, plain * scale.reshape(-1, 1))  # the rotation keeps lengths
-            codes.append(stored)
-            scales.append(scale)
-        self._sqnr_db[name] = error.sqnr_db
-        self._ready[f"{name}_scale"] = np.concatenate(scales).reshape(-1).view(np.uint8).data
-        self._ready[f"{name.removesuffix(_LEAF)}.comfy_quant"] = memoryview(marker(self.format, tensor.columns))
-        return np.concatenate(codes).reshape(-1).view(np.uint8).data
 
-    def report(self, name: str) -> TensorExport:
-        tensor = self._model[name]
-        kind, exact, sqnr_db, reason = float_dtype(tensor), True, None, why_float(tensor, self.format)
-        if not reason:
-            kind, exact, sqnr_db = self.format, False, self._sqnr_db[name]
-            reason = "the format has one scale per row" + (", rotated" if rotation_group(tensor.columns) else "")
-        elif not tensor.kept:
-            exact = kind == "float32"
-        return TensorExport(
-            name, tensor.shape, tensor.stored_as, kind, self._nbytes[name], exact, sqnr_db, "" if exact else reason
-        )
+def _rounded(tensor: LazyTensor, format_: str) -> tuple[dict[str, NDArray[Any] | memoryview], float]:
+    """Return what is written for a matrix, and the SQNR that is left of its values."""
+    error = RoundingError()
+    group = rotation_group(tensor.columns)
+    codes, scales = [], []
+    for block in row_blocks(tensor):
+        values = rotated(block.dequantize(), group) if group else block.dequantize()
+        if format_ == W4A4:
+            plain, stored, scale = round_rows_to_int4(values)
+        else:
+            plain, scale = round_rows_to_int8(values)
+            stored = plain
+        error.add(values, plain * scale.reshape(-1, 1))  # the rotation keeps lengths
+        codes.append(stored)
+        scales.append(scale)
+    weight, scale_name, quant = _names(tensor)
+    contents: dict[str, NDArray[Any] | memoryview] = {
+        weight: np.concatenate(codes),
+        scale_name: np.concatenate(scales),
+        quant: memoryview(marker(format_, tensor.columns)),
+    }
+    return contents, error.sqnr_db
+
+
+def _exported(tensor: LazyTensor, format_: str, nbytes: int, sqnr_db: float | None) -> TensorExport:
+    reason = why_float(tensor, format_)
+    kind = float_dtype(tensor) if reason else format_
+    exact = tensor.kept or (bool(reason) and kind == "float32")
+    if not reason:
+        reason = "the format has one scale per row" + (", rotated" if rotation_group(tensor.columns) else "")
+    name, shape, stored_as = tensor.name, tensor.shape, tensor.stored_as
+    return TensorExport(name, shape, stored_as, kind, nbytes, exact, sqnr_db, "" if exact else reason)
 
 
 def why_float(tensor: LazyTensor, format_: str) -> str:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.samples import RunnableModel
 
+USER_RULES = ("layer_bit_widths", "sensitive")
+"""Rules of the plan by which the user, not the model's class, decides."""
 NONE = "none"
 """Given as `calibration`, switches it off."""
 
@@ -79,9 +81,13 @@ def find_source(
         named = None if given is None else str(file.resolve())
         return CalibrationSource(f"calibration file {file.name}", sample, file, named)
     if sample is not None:
-        n, seed = config.calibration_samples, config.seed
-        return CalibrationSource(f"{n} trajectories of the model itself, seed {seed}", sample)
+        return CalibrationSource(own_trajectories(config.calibration_samples, config.seed), sample)
     return CalibrationSource("there is no calibration file beside the model, and the model cannot be run here")
+
+
+def own_trajectories(n: int, seed: int) -> str:
+    """Say that a model is followed along its own trajectories."""
+    return f"{n} trajectories of the model itself, seed {seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +162,8 @@ def calibrate(
         return RunCalibration(source, load_calibration(source.file, model, settings, progress=progress))
     if model is None:
         raise AssertionError(source)
-    wanted = {t.name for t in tasks if not t.kept}
+    # A layer that the user keeps is observed all the same, so that keeping it redoes no other.
+    wanted = {t.name for t in tasks if not t.kept or t.rule in USER_RULES}
     layers = [name for name in model.layers() if name in wanted]
     if not layers:
         return RunCalibration(CalibrationSource("no layer that is quantized can be observed"))

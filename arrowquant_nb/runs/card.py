@@ -5,15 +5,15 @@ Holds no time, host or path, so that equal runs write equal cards.
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.tables import WIDTH_NAMES, decibels, width_counts
+from arrowquant_nb.config.command import command_line
+from arrowquant_nb.tables import INPUT_HEADER, WIDTH_NAMES, decibels, input_rows, width_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.results import LayerReport
     from arrowquant_nb.runs.planning import Decisions
 
@@ -39,27 +39,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return shown.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")[:200]
-
-
-def command_line(model: str, config: DiffusionQuantConfig) -> str:
-    """Return the `arrowquant quantize` command of a config: its profile, and every field that differs from it."""
-    base = DiffusionQuantConfig.from_profile(str(config.deployment_profile)).to_dict()
-    words = ["arrowquant", "quantize", model, "OUTPUT", "--profile", str(config.deployment_profile)]
-    for name, value in config.to_dict().items():
-        if value == base[name] or name in ("deployment_profile", "num_threads"):
-            continue
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                words += [option, f"{key}={item}"]
-        elif isinstance(value, list):
-            for item in value:
-                words += [option, str(item)]
-        else:
-            words += [option, str(value)]
-    return " ".join(shlex.quote(w) for w in words)
 
 
 def _measured_rows(layers: Sequence[LayerReport]) -> list[list[str]]:
@@ -98,6 +77,18 @@ def _outputs(layers: Sequence[LayerReport], decisions: Decisions) -> str:
     )
 
 
+def _input_section(layers: Sequence[LayerReport]) -> list[str]:
+    """Say what is done to the inputs of layers, nothing where nothing is."""
+    rows = input_rows(layers)
+    if not rows:
+        return []
+    return [
+        "## Inputs of layers\n",
+        markdown_table(INPUT_HEADER, rows) + "\n",
+        "Gains are of the layer's output on calibration data; rounded inputs need the hook of `quantized_sample`.\n",
+    ]
+
+
 def model_card(
     decisions: Decisions, config: DiffusionQuantConfig, layers: Sequence[LayerReport], hashes: Mapping[str, str]
 ) -> bytes:
@@ -128,6 +119,7 @@ def model_card(
         ),
         "## Layers that fell back to a wider format\n",
         (markdown_table(("layer", "asked", "stored", "why"), fell) if fell else "None.") + "\n",
+        *_input_section(layers),
         "## Kept in the source format, or raised by a rule\n",
         (markdown_table(("tensor", "stored as", "role", "reason"), kept) if kept else "None.") + "\n",
         "## How to make it again\n",

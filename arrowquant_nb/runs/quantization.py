@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,15 @@ from arrowquant_nb.events import (
 from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
+from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
+from arrowquant_nb.runs.layer_inputs import LayerInputSearch
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
     CARD_NAME,
     STATS_NAME,
     assemble_result,
+    changed_settings,
     failure_message,
     machine,
     statistics_table,
@@ -145,7 +149,10 @@ class _Run:
     def execute(self) -> QuantizationResult:
         """Run the loop; seal the folder when every layer passed."""
         plan = make_plan(self.decisions, self.tasks, self.config)
-        self.control.emit(RunStarted(n_layers=len(self.tasks), rows=[r.to_record() for r in plan.rows]))
+        rows = [r.to_record() for r in plan.rows]
+        self.control.emit(
+            RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
+        )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
         reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
@@ -175,10 +182,12 @@ class _Run:
                 shown = int(fraction * _CALIBRATION_EVENTS)
                 self.control.emit(CalibrationProgress(source=found.description, fraction=fraction))
 
-        self.source.n_time_groups = self.config.num_time_groups if self.config.enable_time_aware else 1
         self.source.calibration = calibrate(found, self.tasks, self.config, progress)
-        if self.source.calibration.hash:
-            self.sink.calibration = f"{self.source.calibration.hash}, {self.source.n_time_groups} time groups"
+        inputs = LayerInputSearch(
+            self.source.calibration, self.checkpoint, self.tasks, self.config, spatial=self.decisions.strategy.spatial
+        )
+        self.source.layer_inputs = inputs
+        self.sink.calibration = inputs.key
         for warning in self.source.calibration.warnings:
             logger.warning("%s", warning)
 
@@ -190,6 +199,7 @@ class _Run:
 
     def _seal(self, reports: list[LayerReport]) -> QuantizationResult:
         """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
+        self.decisions = replace(self.decisions, strategy=applied_strategy(self.decisions.strategy, reports))
         files: dict[str, dict[str, Any]] = {}
         tensors: dict[str, dict[str, Any]] = {}
         for file in sorted(self.sink.files):  # whatever order they were committed in
@@ -262,7 +272,7 @@ class _Run:
             reused=self.sink.reused,
             config=self.config.to_dict(),
             calibration=self.source.calibration.facts(),
-            warnings=self.source.calibration.warnings,
+            warnings=(*self.source.calibration.warnings, *input_warnings(reports, self.source.calibration)),
         )
 
 

@@ -18,6 +18,7 @@ from arrowquant_nb.results import QuantizationResult
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.results import LayerReport
 
 STATS_NAME = "stats.parquet"
@@ -56,6 +57,13 @@ def statistics_table(reports: Sequence[LayerReport]) -> bytes:
     table = pa.Table.from_pylist(rows, schema=_STATS_SCHEMA)
     pq.write_table(table, sink, version="2.6", compression="none", store_schema=False, write_page_checksum=True)
     return bytes(sink.getvalue())
+
+
+def changed_settings(config: DiffusionQuantConfig) -> dict[str, object]:
+    """Return a config's profile and what differs from it, as JSON values: `from_dict` gives an equal config."""
+    profile = type(config).from_profile(str(config.deployment_profile)).to_dict()
+    values = {name: value for name, value in config.to_dict().items() if value != profile[name]}
+    return {"deployment_profile": profile["deployment_profile"], **values}
 
 
 def versions() -> dict[str, str]:

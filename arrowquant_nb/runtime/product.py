@@ -34,24 +34,26 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
     if not _runs_kernels(layer, x):
-        return _multiply_by_torch(layer, x)
+        return _with_bias(layer, _multiply_by_torch(layer, x))
     x = x.detach().float()
     x, branch = _divided(layer, x)
     means = _means(layer, x)
     if means is not None:
         x = x - means
-    form, bias = layer.form, None if layer.bias is None else layer.bias.detach().float()
+    form = layer.form
+    trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
+    bias = None if trained or layer.bias is None else layer.bias.detach().float()
     x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
     y = _rounded_product(layer, x, bias) if not layer.inputs.is_float else _float_product(layer, x, bias)
     if means is not None:
         y += _float_product(layer, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
-    return y if branch is None else y + branch
+    y = y if branch is None else y + branch
+    return _with_bias(layer, y) if trained else y
 
 
 def _runs_kernels(layer: QuantizedLayer, x: torch.Tensor) -> bool:
     """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
-    trained = x.requires_grad or (layer.bias is not None and layer.bias.requires_grad)
-    recorded = torch.is_grad_enabled() and trained
+    recorded = torch.is_grad_enabled() and x.requires_grad
     plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
     return plain and not recorded and layer.weight.device.type == "cpu"
 
@@ -67,7 +69,10 @@ def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     y = functional.linear(round_inputs(layer.inputs, x, layer.name), weight)
     if means is not None:
         y = y + functional.linear(means if form.rotation_seed is None else rotate(means, form.rotation_seed), weight)
-    y = y if branch is None else y + branch
+    return y if branch is None else y + branch
+
+
+def _with_bias(layer: QuantizedLayer, y: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 

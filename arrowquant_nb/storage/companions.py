@@ -24,7 +24,7 @@ _ACTIVATION_SCALES = ("input_scale", "scale_input", "activation_scale", "output_
 _SUSPECT = re.compile(r"weight_.*|(?:.*_)?(?:scales?|zeros?|zp|point|points|amax|absmax|quant|qparams)(?:_.*)?")
 _MARKER = "scaled_fp8"
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
-_QUANTIZED_LEAVES = re.compile(r"weight|qweight|weight_packed|weight_q|in_proj_weight")
+_QUANTIZED_LEAVES = re.compile(r"weight|qweight|weight_packed|packed|weight_q|in_proj_weight")
 _QUANTIZED_MARKS = re.compile(r"comfy_quant|qzeros|SCB|quant_map|quant_state(?:\..*)?|bitsandbytes__\w+")
 _FIX = "give the float checkpoint it was made from"
 

@@ -126,7 +126,8 @@ class LazyTensor:
             return self.dtype
         rotated = "" if self.rotation_seed is None else ", rotated"
         branch = f", rank {self.low_rank}" if self.low_rank else ""
-        return f"INT{self.bit_width} {self.method} g{self.group_size}{rotated}{branch}"
+        scales = "k " if self.grid == "k" else ""
+        return f"INT{self.bit_width} {self.method} {scales}g{self.group_size}{rotated}{branch}"
 
     @property
     def n_weights(self) -> int:

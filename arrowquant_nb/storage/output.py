@@ -53,6 +53,21 @@ def data_file_name(index: int, tensor_name: str) -> str:
     return f"{index:05d}-{slug}-{digest[:8]}.parquet"
 
 
+def is_being_written(folder: Path) -> bool:
+    """Tell whether a run holds the folder's lock now."""
+    if not (folder / LOCK_NAME).is_file():
+        return False
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:  # where nobody may write, nobody does
+        return False
+    lock.release()
+    return False
+
+
 class ModelFolder:
     """Writes one model; a context manager that holds the folder's lock.
 

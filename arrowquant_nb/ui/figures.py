@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from numpy.typing import ArrayLike
 
 from arrowquant_nb.results import QuantizationResult
-from arrowquant_nb.ui.layer_chart import layer_quality_figure, layer_quality_svg
+from arrowquant_nb.ui.layer_chart import SHOWN_ROWS, layer_quality_figure, layer_quality_svg
 from arrowquant_nb.ui.picture import Picture
 from arrowquant_nb.ui.sample_grid import sample_grid_figure, sample_grid_svg
 
@@ -19,10 +19,10 @@ __all__ = [
 ]
 
 
-def layer_quality(result: QuantizationResult) -> Picture:
-    """Show the quality of every quantized layer, worst first."""
+def layer_quality(result: QuantizationResult, limit: int = SHOWN_ROWS) -> Picture:
+    """Show the quality of the quantized layers, worst first: at most `limit` of them."""
     words = "Quality of each layer, worst first; the table of the result lists the same layers."
-    return Picture(layer_quality_figure(result), layer_quality_svg(result), words)
+    return Picture(layer_quality_figure(result, limit), layer_quality_svg(result, limit), words)
 
 
 def sample_grid(images: Mapping[str, ArrayLike]) -> Picture:

@@ -12,15 +12,17 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from arrowquant_nb import tables
+from arrowquant_nb.result_card import by_quality, gate_words, measured_at
 from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult
-from arrowquant_nb.ui.style import FONT, GRID, INK, WIDTHS, layout
+from arrowquant_nb.ui.style import FONT, GRID, INK, QUIET, WIDTHS, layout
 
 __all__ = ["LayerRow", "layer_quality_figure", "layer_quality_svg", "layer_rows", "short_name"]
 
 SHOWN_ROWS: Final = 60
 ROW_HEIGHT: Final = 18
 NAME_LENGTH: Final = 44
-_AXIS: Final = "weight SQNR (dB), further right is better"
+_AXIS: Final = "{} (dB), further right is better"
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,13 @@ class LayerRow:
     name: str
     """Shortened; begins with a triangle when the layer fell back."""
     sqnr_db: float
-    """Finite: a bit-exact layer is drawn at the right edge and reads "exact"."""
+    """At the layer's output where it was measured, else of the weights. Finite: a bit-exact layer is drawn at the
+    right edge and reads "exact"."""
     bit_width: int
     words: str
     """Value, width and gate, as written at the right."""
+    worst_db: float | None
+    """In the worst timestep group; None where it was not measured."""
     failed: tuple[tuple[float, int], ...]
     """SQNR in dB and bit width of each attempt that missed its gate."""
     hover: str
@@ -53,28 +58,33 @@ def short_name(name: str, length: int = NAME_LENGTH) -> str:
     return printable if len(printable) <= length else f"{printable[: length - 3 - tail]}...{printable[-tail:]}"
 
 
-def layer_rows(layers: Iterable[LayerReport], limit: int = SHOWN_ROWS) -> list[LayerRow]:
-    """Return the rows of the quantized layers, worst SQNR first, at most `limit`."""
-    quantized = sorted((r for r in layers if r.action == "quantized"), key=lambda r: (r.sqnr_db, r.name))
-    finite = [r.sqnr_db for r in quantized if math.isfinite(r.sqnr_db)]
+def layer_rows(
+    layers: Iterable[LayerReport], limit: int = SHOWN_ROWS, min_output_sqnr_db: object = None
+) -> list[LayerRow]:
+    """Return the rows of the quantized layers, worst SQNR first, at most `limit`; the last is the run's own gate."""
+    quantized = by_quality(list(layers))
+    finite = [r.quality_db for r in quantized if math.isfinite(r.quality_db)]
     edge = max(finite, default=0.0) + 1.0
-    return [_row(report, edge) for report in quantized[:limit]]
+    return [_row(report, edge, min_output_sqnr_db) for report in quantized[:limit]]
 
 
-def layer_quality_figure(result: QuantizationResult) -> go.Figure:
+def layer_quality_figure(result: QuantizationResult, limit: int = SHOWN_ROWS) -> go.Figure:
     """Draw the quality of every quantized layer, worst first.
 
     Parameters
     ----------
     result : QuantizationResult
         A finished run.
+    limit : int
+        The worst layers that are drawn.
 
     Returns
     -------
     plotly.graph_objects.Figure
-        With its complete layout; the 60 worst layers when there are more.
+        With its complete layout.
     """
-    rows = layer_rows(result.layers)
+    rows = layer_rows(result.layers, limit, result.config.get("min_output_sqnr_db"))
+    title = _AXIS.format(measured_at(result.layers))
     axis = {"gridcolor": GRID, "zeroline": False, "fixedrange": True, "tickfont": {"color": INK}}
     return go.Figure(
         data=_traces(rows),
@@ -83,7 +93,7 @@ def layer_quality_figure(result: QuantizationResult) -> go.Figure:
             height=ROW_HEIGHT * len(rows) + 130,
             margin={"l": 8, "r": 8, "t": 76, "b": 46},
             legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "itemclick": False},
-            xaxis={**axis, "title": {"text": _AXIS}, "range": list(_range(rows)), "domain": [0, 0.66]},
+            xaxis={**axis, "title": {"text": title}, "range": list(_range(rows)), "domain": [0, 0.66]},
             xaxis2={"domain": [0.67, 1], "range": [0, 1], "visible": False, "fixedrange": True},
             yaxis={
                 **axis, "range": [len(rows) - 0.4, -0.6], "tickmode": "array", "tickvals": list(range(len(rows))),
@@ -94,9 +104,9 @@ def layer_quality_figure(result: QuantizationResult) -> go.Figure:
     )  # fmt: skip
 
 
-def layer_quality_svg(result: QuantizationResult) -> str:
+def layer_quality_svg(result: QuantizationResult, limit: int = SHOWN_ROWS) -> str:
     """Draw the same rows as an SVG picture that reads without scripts."""
-    rows = layer_rows(result.layers)
+    rows = layer_rows(result.layers, limit, result.config.get("min_output_sqnr_db"))
     left, right = _range(rows)
     x0, x1, top = 330, 700, 60
     height = top + ROW_HEIGHT * len(rows) + 48
@@ -108,16 +118,21 @@ def layer_quality_svg(result: QuantizationResult) -> str:
     shown = sorted({row.bit_width for row in rows})
     for i, bits in enumerate(shown):
         parts += [_mark(16 + 90 * i, 42, bits, filled=True), _text(28 + 90 * i, 46, WIDTHS[bits].word)]
-    if any(row.failed for row in rows):
-        parts.append(_text(16 + 90 * len(shown), 46, "hollow: missed its gate"))
+    remarks = ["grey: down to the worst timestep group"] if any(row.worst_db is not None for row in rows) else []
+    remarks += ["hollow: missed its gate"] if any(row.failed for row in rows) else []
+    parts.append(_text(16 + 90 * len(shown), 46, "; ".join(remarks)))
     bottom = top + ROW_HEIGHT * len(rows)
     for value in _ticks(left, right):
         parts.append(f'<path d="M{x(value):.1f} {top - 4}V{bottom}" stroke="#80808040"/>')
         parts.append(_text(x(value), bottom + 16, f"{value:g}", anchor="middle"))
-    parts.append(_text((x0 + x1) / 2, bottom + 36, _AXIS, anchor="middle"))
+    parts.append(_text((x0 + x1) / 2, bottom + 36, _AXIS.format(measured_at(result.layers)), anchor="middle"))
     for i, row in enumerate(rows):
         y = top + ROW_HEIGHT * (i + 0.5)
         parts.append(_text(x0 - 12, y + 4, row.name, anchor="end"))
+        if row.worst_db is not None:
+            parts.append(
+                f'<path d="M{x(row.worst_db):.1f} {y}H{x(row.sqnr_db):.1f}" stroke="{QUIET}" stroke-width="3"/>'
+            )
         if row.failed:
             first = min(value for value, _ in row.failed)
             parts.append(f'<path d="M{x(first):.1f} {y}H{x(row.sqnr_db):.1f}" stroke="{INK}"/>')
@@ -130,19 +145,38 @@ def layer_quality_svg(result: QuantizationResult) -> str:
     )
 
 
-def _row(report: LayerReport, edge: float) -> LayerRow:
+def _row(report: LayerReport, edge: float, min_output_sqnr_db: object) -> LayerRow:
     accepted = report.attempts[-1] if report.attempts else None
-    gate = f", gate {accepted.min_cosine:g}" if accepted else ""
-    value = f"{report.sqnr_db:.1f} dB" if math.isfinite(report.sqnr_db) else "exact"
-    missed = tuple((a.sqnr_db, a.bit_width) for a in report.attempts if not a.passed and math.isfinite(a.sqnr_db))
+    missed = [(_reached(a), a.bit_width) for a in report.attempts if not a.passed]
+    worst = report.worst_output_sqnr
+    exact = math.isinf(report.quality_db)
     return LayerRow(
         name=("\u25b2 " if report.fell_back else "") + short_name(report.name),
-        sqnr_db=report.sqnr_db if math.isfinite(report.sqnr_db) else edge,
+        sqnr_db=edge if exact else report.quality_db,
         bit_width=report.bit_width,
-        words=f"{value}  {WIDTHS[report.bit_width].word}  cosine {report.cosine:.4f}{gate}",
-        failed=missed,
+        words="  ".join(
+            (
+                tables.decibels(report.quality_db),
+                WIDTHS[report.bit_width].word,
+                _held_to(report, accepted, min_output_sqnr_db),
+            )
+        ),
+        worst_db=None if exact or isinstance(worst, str) or math.isinf(worst) else worst,
+        failed=tuple((value, bits) for value, bits in missed if math.isfinite(value)),
         hover="\n".join(_hover_lines(report, report.attempts)),
     )
+
+
+def _reached(attempt: AttemptReport) -> float:
+    return attempt.sqnr_db if isinstance(attempt.output_sqnr, str) else attempt.output_sqnr
+
+
+def _held_to(report: LayerReport, accepted: AttemptReport | None, min_output_sqnr_db: object) -> str:
+    """Say what the layer was held to: its output where it was measured, else the weight cosine."""
+    if accepted is not None and not isinstance(accepted.output_sqnr, str):
+        gate, state = gate_words(report, min_output_sqnr_db)
+        return f"gate {gate.removeprefix('>= ')}, {state.rpartition(', ')[2]}"
+    return f"cosine {report.cosine:.4f}" + (f", gate {accepted.min_cosine:g}" if accepted else "")
 
 
 def _hover_lines(report: LayerReport, attempts: Sequence[AttemptReport]) -> list[str]:
@@ -169,6 +203,7 @@ def _title(result: QuantizationResult, n_shown: int) -> str:
 
 def _range(rows: Sequence[LayerRow]) -> tuple[float, float]:
     values = [row.sqnr_db for row in rows] + [value for row in rows for value, _ in row.failed] or [0.0]
+    values += [row.worst_db for row in rows if row.worst_db is not None]
     pad = max(0.06 * (max(values) - min(values)), 0.5)
     return min(values) - pad, max(values) + pad
 
@@ -181,6 +216,13 @@ def _ticks(left: float, right: float) -> list[float]:
 
 def _traces(rows: Sequence[LayerRow]) -> list[Any]:
     traces: list[Any] = []
+    tails = [(i, row) for i, row in enumerate(rows) if row.worst_db is not None]
+    if tails:
+        traces.append(go.Scatter(
+            x=[x for _, row in tails for x in (row.worst_db, row.sqnr_db, None)],
+            y=[i for i, _ in tails for _ in range(3)], mode="lines", line={"color": QUIET, "width": 3},
+            hoverinfo="skip", name="down to the worst timestep group",
+        ))  # fmt: skip
     for bits, style in WIDTHS.items():
         mine = [(i, row) for i, row in enumerate(rows) if row.bit_width == bits]
         if mine:

@@ -2,14 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import nbformat
-import plotly.io
 from nbconvert import HTMLExporter
 
-from arrowquant_nb.ui.picture import PLOTLY_MIME
-from arrowquant_nb.ui.style import CONFIG
+from arrowquant_nb.ui.picture import PLOTLY_MIME, figure_html
 
 __all__ = ["notebook_page"]
 
@@ -25,16 +23,10 @@ def notebook_page(notebook: Path) -> str:
         for output in cell.get("outputs", []):
             bundle = output.get("data", {})
             if PLOTLY_MIME in bundle:
-                bundle["text/html"] = _figure_markup(bundle, with_script=n_figures == 0)
+                still = bundle.get("image/svg+xml", "")
+                bundle["text/html"] = figure_html(bundle[PLOTLY_MIME], still, with_script=n_figures == 0)
                 n_figures += 1
     nowhere = {"require_js_url": "", "mathjax_url": "", "jquery_url": "", "widget_renderer_url": ""}
     exporter = HTMLExporter(**nowhere)  # type: ignore[no-untyped-call]
     page, _ = exporter.from_notebook_node(document, resources={"metadata": {"name": notebook.stem}})
     return _EMPTY_SCRIPT.sub("", str(page))
-
-
-def _figure_markup(bundle: dict[str, Any], *, with_script: bool) -> str:
-    figure = {"data": bundle[PLOTLY_MIME]["data"], "layout": bundle[PLOTLY_MIME]["layout"]}
-    live = plotly.io.to_html(figure, config=dict(CONFIG), full_html=False, include_plotlyjs=with_script, validate=False)
-    still = bundle.get("image/svg+xml", "")
-    return f"{live}<noscript>{still}</noscript>"

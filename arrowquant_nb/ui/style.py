@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-__all__ = ["CONFIG", "FONT", "GRID", "INK", "WIDTHS", "WidthStyle", "layout"]
+__all__ = ["CONFIG", "FONT", "GRID", "INK", "QUIET", "REMOVED_BUTTONS", "WIDTHS", "WidthStyle", "layout"]
 
 # About 4.5:1 against white and 4.2:1 against #111111.
 INK: Final = "#777777"
+QUIET: Final = "rgba(128,128,128,0.6)"
 GRID: Final = "rgba(128,128,128,0.25)"
 FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
@@ -36,7 +37,7 @@ WIDTHS: Final[Mapping[int, WidthStyle]] = MappingProxyType({
 
 # "Share chart" would upload model statistics; the logo links to another host.
 CONFIG: Final[Mapping[str, Any]] = MappingProxyType({"displaylogo": False, "responsive": True})
-_REMOVED: Final = ("sendChartToCloud", "lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
+REMOVED_BUTTONS: Final = ("sendChartToCloud", "lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d")
 
 
 def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "dragmode": False,
         "hoverlabel": {"align": "left"},
-        "modebar": {"remove": list(_REMOVED), "bgcolor": "rgba(0,0,0,0)", "color": INK},
+        "modebar": {"remove": list(REMOVED_BUTTONS), "bgcolor": "rgba(0,0,0,0)", "color": INK},
         "template": {},
         **more,
     }

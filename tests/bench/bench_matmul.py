@@ -3,9 +3,10 @@
     python tests/bench/bench_matmul.py [--size 3072] [--threads 2] [--rounds 15] [--tokens 1,16,64,256,1024] [--json]
 
 A quantized layer is called as a model calls it. Each round times torch and every case one after the other, so that a
-busy machine slows all of them; the table gives torch's time over the case's (above 1: faster): the best and the median
-of wall time, and the median of processor time over all threads, which neighbours disturb least. Inputs have heavy tails: channels of very different size, as behind the norms of a diffusion transformer. The
-error is that of the output, relative to float32 with the float weight. Nothing asserts.
+busy machine slows all of them. The table gives torch's time over the case's (above 1: faster): the best and the median
+of wall time, and the median of processor time over all threads, which neighbours disturb least. Inputs have heavy
+tails: channels of very different size, as behind the norms of a diffusion transformer. The error is that of the
+output, relative to float32 with the float weight. Nothing asserts.
 """
 
 import argparse
@@ -127,8 +128,8 @@ def main() -> None:
         print(f"{'case':28} {'best ms':>9} {'x torch':>8} {'median':>8} {'cpu':>8} {'error':>9}")
         for name, values in row.items():
             print(
-                f"{name:28} {values['best_ms']:9.3f} {values['best']:8.2f} {values['median']:8.2f} {values['processor']:8.2f} "
-                f"{values.get('error', float('nan')):9.4f}"
+                f"{name:28} {values['best_ms']:9.3f} {values['best']:8.2f} {values['median']:8.2f} "
+                f"{values['processor']:8.2f} {values.get('error', float('nan')):9.4f}"
             )
 
 

@@ -52,6 +52,22 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
         assert unbuilt not in text
 
 
+def test_export_prints_a_table_and_says_on_stderr_what_was_rounded(model, tmp_path):
+    done = run("export", model, tmp_path / "floats", "--to", "safetensors")
+    assert done.stdout.startswith(f"safetensors: {tmp_path / 'floats'}, ")
+    assert "rounded to float16" in done.stderr
+    assert run("export", model, tmp_path / "quiet", "--to", "safetensors", "--quiet").stderr == ""
+    again = run("export", model, tmp_path / "floats", "--to", "safetensors", code=1)
+    assert "--overwrite" in again.stderr
+    done = run("export", model, tmp_path / "floats", "--to", "diffusers", "--overwrite", "--json")
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert (report["target"], report["warnings"]) == ("diffusers", [])
+    assert (
+        "there are: safetensors, diffusers, gguf" in run("export", model, tmp_path / "x", "--to", "onnx", code=1).stderr
+    )
+
+
 def config_of(*options, env=None):
     return json.loads(run("plan", "digits-dit", "--show-config", "--json", *options, env=env).stdout)
 
@@ -123,7 +139,9 @@ def test_a_missing_model_is_named(tmp_path):
 
 
 def test_json_is_all_that_stands_on_stdout(model, tmp_path):
-    assert json.loads(run("plan", "digits-dit", "--json").stdout)["model"] == "digits-dit"
+    plan = json.loads(run("plan", "digits-dit", "--json", "--no-forecast").stdout)
+    assert plan["model"] == "digits-dit"
+    assert "forecast" not in plan
     assert json.loads(run("inspect", "digits-dit", "--json").stdout)["kind"] == "diffusers_component"
     assert json.loads(run("inspect", model, "--json").stdout)["kind"] == "quantized"
     assert json.loads(run("dequantize", model, tmp_path / "back", "--json").stdout)["path"] == str(tmp_path / "back")
@@ -135,7 +153,7 @@ def test_inspect_lists_what_lies_in_the_folder(model):
     names = [line.split()[0] for line in before.splitlines() if ".weight" in line]
     assert names
     assert all(name in after for name in names)
-    assert "INT4 gptq-uls g64" in after
+    assert "INT4 gptq-uls k g32" in after
     assert "INT8 gptq-uls g64" in after
 
 
@@ -190,6 +208,14 @@ def pipeline_of(folder, component, variant):
     return folder
 
 
+def test_a_plan_says_what_the_run_will_lose():
+    plan = json.loads(run("plan", "docs-mlm", *QUICK, "--json").stdout)
+    network = plan["forecast"]["network_sqnr_db"]
+    assert network["low"] < network["value"] < network["high"]
+    text = run("plan", "docs-mlm", *QUICK).stdout
+    assert f"{network['value']:.1f} ({network['low']:.1f} to {network['high']:.1f}) dB" in text
+
+
 def test_component_and_variant_choose_what_is_read(tmp_path):
     pipeline = pipeline_of(tmp_path / "pipeline", "transformer", "fp16")
     choice = ["--component", "transformer", "--variant", "fp16"]
@@ -234,7 +260,7 @@ def test_a_finished_model_of_another_source_is_replaced_only_when_asked_for(mode
 
 
 def test_layers_that_fell_back_are_counted_on_stderr(tmp_path):
-    arguments = ["quantize", "digits-dit", "--profile", "edge", "--min-output-sqnr-db", 17, *QUICK]
+    arguments = ["quantize", "digits-dit", "--profile", "edge", "--min-output-sqnr-db", 20, *QUICK]
     done = run(*arguments, tmp_path / "a")
     said = [line for line in done.stderr.splitlines() if "fell back to more bits" in line]
     result = json.loads(run(*arguments, tmp_path / "b", "--json").stdout)

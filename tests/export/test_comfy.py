@@ -131,9 +131,9 @@ def test_an_int8_file_holds_what_comfyui_reads(models, tmp_path):
 
 def test_a_w4a4_file_packs_two_columns_a_byte(models, tmp_path):
     path = tmp_path / "m.safetensors"
-    report = export_model(models.quantized("dit"), "comfy", path, weight_type="convrot_w4a4")
+    report = export_model(models.quantized("dit", scale_format="float16"), "comfy", path, weight_type="convrot_w4a4")
     tensors = load_file(path)
-    with open_quantized(models.quantized("dit")) as model:
+    with open_quantized(models.quantized("dit", scale_format="float16")) as model:
         _, packed, scales = round_rows_to_int4(rotated(model[f"{Q}.weight"].dequantize(), 64))
     np.testing.assert_array_equal(tensors[f"{Q}.weight"], packed)
     np.testing.assert_array_equal(tensors[f"{Q}.weight_scale"], scales)
@@ -144,7 +144,11 @@ def test_a_w4a4_file_packs_two_columns_a_byte(models, tmp_path):
     assert any("4 bits" in line for line in report.remarks)
     with pytest.raises(QuantizationError, match=r"convrot_w4a4.*one scale per row"):
         export_model(
-            models.quantized("dit"), "comfy", tmp_path / "b.safetensors", weight_type="convrot_w4a4", min_sqnr_db=30
+            models.quantized("dit", scale_format="float16"),
+            "comfy",
+            tmp_path / "b.safetensors",
+            weight_type="convrot_w4a4",
+            min_sqnr_db=30,
         )
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
@@ -153,14 +157,14 @@ def test_comfy_kitchen_runs_the_file(models, tmp_path):
     int8 = pytest.importorskip("comfy_kitchen.tensor.int8")
     torch = pytest.importorskip("torch")
     path = tmp_path / "m.safetensors"
-    export_model(models.quantized("dit"), "comfy", path)
+    export_model(models.quantized("dit", scale_format="float16"), "comfy", path)
     tensors = load_file(path)
     params = int8.TensorWiseINT8Layout.Params(
         scale=torch.from_numpy(tensors[f"{Q}.weight_scale"]), orig_dtype=torch.float32, orig_shape=(128, 128),
         convrot=True, convrot_groupsize=64,
     )  # fmt: skip
     found = int8.TensorWiseINT8Layout.dequantize(torch.from_numpy(tensors[f"{Q}.weight"]), params).numpy()
-    with open_quantized(models.quantized("dit")) as model:
+    with open_quantized(models.quantized("dit", scale_format="float16")) as model:
         weight = model[f"{Q}.weight"].dequantize()
     assert 10 * np.log10((weight**2).sum() / ((found - weight) ** 2).sum()) > 38
 

@@ -14,7 +14,7 @@ from arrowquant_nb import (
     export_model,
     open_quantized,
 )
-from arrowquant_nb.export.folder_reader import read_folder
+from arrowquant_nb.export.folder_reader import open_exported
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeAwareQuantMetadata, TimeGroupParams
@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def folder(models, tmp_path_factory):
     """INT4 model, a folder of our own to copy from."""
     path = tmp_path_factory.mktemp("folder") / "out"
-    report = export_model(models.quantized("dit"), "diffusers", path)
+    report = export_model(models.quantized("dit", scale_format="float16"), "diffusers", path)
     assert report.warnings == ()
     return path
 
@@ -57,7 +57,7 @@ def values(item):
 def test_every_grid_reads_back_to_the_same_values(models, tmp_path, name, settings):
     source = models.quantized(name, **settings)
     export_model(source, "diffusers", tmp_path / "out")
-    found = read_folder(tmp_path / "out")
+    found = open_exported(tmp_path / "out")
     with open_quantized(source) as model:
         assert set(found) == set(model)
         assert found.settings.modality == model.modality
@@ -78,7 +78,7 @@ def test_the_files_hold_what_the_layout_says(models, folder):
         "shape": [128, 128], "dtype": "float16", "bit_width": 4, "group_size": 64, "grid": "minimum", "method": "uls",
     }  # fmt: skip
     assert Q not in tensors
-    with open_quantized(models.quantized("dit")) as model:
+    with open_quantized(models.quantized("dit", scale_format="float16")) as model:
         _, tile = next(iter(model[Q].tiles()))
         for part in ("packed", "scales", "zero_points"):
             np.testing.assert_array_equal(tensors[f"{Q}.{part}"], getattr(tile, part))
@@ -124,7 +124,7 @@ def change_tensors(path, change):
 def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
     change_tensors(copy, change)
     with pytest.raises(ShapeMismatchError, match=message):
-        read_folder(copy)
+        open_exported(copy)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_damaged_config_is_refused(copy, change, message):
     change(config)
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(MetadataError, match=message):
-        read_folder(copy)
+        open_exported(copy)
 
 
 def test_a_later_minor_version_may_add_keys(copy):
@@ -162,18 +162,18 @@ def test_a_later_minor_version_may_add_keys(copy):
     config["quantization_config"]["format_version"] = "1.7"
     config["quantization_config"]["layers"][Q]["shift"] = 1
     (copy / "config.json").write_text(json.dumps(config))
-    assert read_folder(copy).settings.format_version == "1.7"
+    assert open_exported(copy).settings.format_version == "1.7"
 
 
 def test_no_folder_and_no_config_are_named(tmp_path):
     with pytest.raises(ModelNotFoundError):
-        read_folder(tmp_path / "none")
+        open_exported(tmp_path / "none")
     with pytest.raises(MetadataError, match=r"has no config\.json"):
-        read_folder(tmp_path)
+        open_exported(tmp_path)
 
 
 def test_a_truncated_file_is_an_error_of_ours(copy):
     data = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(data[:-10])
     with pytest.raises(ArrowQuantError, match="safetensors"):
-        read_folder(copy)
+        open_exported(copy)

@@ -6,12 +6,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from arrowquant_nb import (
+    CheckpointError,
     ConfigurationError,
     ExportReport,
     ModelNotFoundError,
     OutputError,
     dequantize_model,
     export_model,
+    open_checkpoint,
 )
 from tests.conftest import tree
 
@@ -31,7 +33,7 @@ def test_safetensors_are_the_files_that_dequantize_writes(models, tmp_path):
 
 def test_an_unknown_target_and_a_missing_model_are_named(models, tmp_path):
     with pytest.raises(ConfigurationError, match="'onnx'; there are: safetensors"):
-        export_model(models.quantized("dit"), "onnx", tmp_path / "out")
+        export_model(models.quantized("dit", scale_format="float16"), "onnx", tmp_path / "out")
     with pytest.raises(ModelNotFoundError):
         export_model(tmp_path / "none", "safetensors", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -43,14 +45,14 @@ def test_an_output_is_replaced_only_when_asked_and_only_an_export(models, tmp_pa
     (out / "mine.txt").write_text("keep me")
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="neither empty nor an earlier export"):
-            export_model(models.quantized("dit"), "safetensors", out, overwrite=overwrite)
+            export_model(models.quantized("dit", scale_format="float16"), "safetensors", out, overwrite=overwrite)
     (out / "mine.txt").unlink()
-    export_model(models.quantized("dit"), "safetensors", out)
+    export_model(models.quantized("dit", scale_format="float16"), "safetensors", out)
     before = tree(out)
     with pytest.raises(OutputError, match="overwrite=True"):
-        export_model(models.quantized("dit"), "diffusers", out)
+        export_model(models.quantized("dit", scale_format="float16"), "diffusers", out)
     assert tree(out) == before
-    export_model(models.quantized("dit"), "diffusers", out, overwrite=True)
+    export_model(models.quantized("dit", scale_format="float16"), "diffusers", out, overwrite=True)
     assert "quantization_config" in (out / "config.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -62,7 +64,9 @@ def test_an_export_that_fails_leaves_nothing(models, tmp_path):
 
     for target in ("safetensors", "diffusers"):
         with pytest.raises(RuntimeError):
-            export_model(models.quantized("dit"), target, tmp_path / "out", progress_callback=stop)
+            export_model(
+                models.quantized("dit", scale_format="float16"), target, tmp_path / "out", progress_callback=stop
+            )
         assert not list(tmp_path.iterdir())
 
 
@@ -74,8 +78,14 @@ def test_progress_rises_to_one(models, tmp_path, target):
     assert (seen[0], seen[-1]) == (0.0, 1.0)
 
 
+def test_packed_codes_are_not_taken_for_a_float_checkpoint(models, tmp_path):
+    export_model(models.quantized("dit"), "diffusers", tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"to_k\.weight\.packed.*not float weights"):
+        open_checkpoint(tmp_path / "out")
+
+
 def test_outputs_inside_the_model_are_refused(models, tmp_path):
-    model = models.quantized("dit")
+    model = models.quantized("dit", scale_format="float16")
     for output in (model / "out", model, model.parent):
         with pytest.raises(OutputError, match="inside one another"):
             export_model(model, "safetensors", output)

@@ -184,13 +184,13 @@ def test_a_k_model_is_written_without_rounding(wide, tmp_path, bit_width, group_
 def written(models, tmp_path_factory):
     """The narrow INT4 model, its report and its file."""
     path = tmp_path_factory.mktemp("gguf") / "dit.gguf"
-    return export_model(models.quantized("dit"), "gguf", path), path
+    return export_model(models.quantized("dit", scale_format="float16"), "gguf", path), path
 
 
 def test_every_tensor_is_what_the_report_says(models, written):
     report, path = written
     found = read(path)
-    with open_quantized(models.quantized("dit")) as model:
+    with open_quantized(models.quantized("dit", scale_format="float16")) as model:
         for entry in report.tensors:
             tensor, got = model[entry.name], found[entry.name]
             assert got.tensor_type.name == entry.written_as
@@ -201,7 +201,7 @@ def test_every_tensor_is_what_the_report_says(models, written):
                 np.testing.assert_array_equal(values, wanted, err_msg=entry.name)
             else:
                 error = ((values - wanted) ** 2).sum()
-                assert entry.sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / error), abs=1e-6)
+                assert entry.sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / error), abs=1e-3)
                 assert entry.reason
     kinds = {t.name: t.written_as for t in report.tensors}
     assert kinds[Q] == "Q4_1"
@@ -226,11 +226,11 @@ def test_the_file_says_what_it_is(written):
 
 
 def test_convolutions_become_matrices_with_their_shape_recorded(models, tmp_path):
-    export_model(models.quantized("dit"), "gguf", tmp_path / "c.gguf", convolutions=True)
+    export_model(models.quantized("dit", scale_format="float16"), "gguf", tmp_path / "c.gguf", convolutions=True)
     reader = gguf.GGUFReader(tmp_path / "c.gguf")
     assert reader.fields[f"comfy.gguf.orig_shape.{CONV}"].contents() == [64, 32, 3, 3]
     tensor = next(t for t in reader.tensors if t.name == CONV)
-    with open_quantized(models.quantized("dit")) as model:
+    with open_quantized(models.quantized("dit", scale_format="float16")) as model:
         np.testing.assert_array_equal(values_of(tensor).reshape(64, 32, 3, 3), model[CONV].dequantize())
 
 
@@ -245,7 +245,9 @@ def test_transforms_are_rounded_and_said(models, tmp_path):
 
 
 def test_a_type_is_taken_where_it_has_the_bits(models, tmp_path):
-    report = export_model(models.quantized("dit"), "gguf", tmp_path / "a.gguf", weight_type="Q4_K")
+    report = export_model(
+        models.quantized("dit", scale_format="float16"), "gguf", tmp_path / "a.gguf", weight_type="Q4_K"
+    )
     entries = {t.name: t for t in report.tensors}
     assert entries[FF].written_as == "Q4_K"
     assert entries["transformer_blocks.0.norm1.linear.weight"].written_as == "Q8_0"  # INT8 keeps its bits

@@ -21,7 +21,7 @@ CONFIG = {
 SETTINGS = {
     "Q4_K": {"bit_width": 4, "group_size": 32, "scale_format": "k", "method": "uls"},
     "Q2_K": {"bit_width": 2, "group_size": 16, "scale_format": "k", "method": "uls"},
-    "Q4_1": {"bit_width": 4, "group_size": 64},
+    "Q4_1": {"bit_width": 4, "group_size": 64, "scale_format": "float16"},
 }
 
 

@@ -77,7 +77,7 @@ def test_an_opened_model_has_the_values_that_were_measured(source, both):
         assert sqnr == pytest.approx(by_name(both[1])[Q].sqnr_db, abs=0.01)
         assert (tensor.rotation_seed, tensor.low_rank) == (11, 4)
         assert tensor.nbytes == by_name(both[1])[Q].nbytes
-        assert "INT4 uls g64, rotated, rank 4, " in repr(tensor)
+        assert "INT4 uls k g32, rotated, rank 4, " in repr(tensor)
         assert np.array_equal(tensor.read_rows(3, 5), q[3:8].astype(np.float32))
 
 

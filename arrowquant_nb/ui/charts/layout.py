@@ -1,0 +1,200 @@
+"""Where each panel of the live figure lies: pixels in, one complete plotly layout out.
+
+The layout is fixed when the figure is made: what is changed later is lost in some viewers. Axes are numbered once and
+for all, whatever panels are drawn.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from arrowquant_nb.ui.palette import Palette
+from arrowquant_nb.ui.style import FONT, REMOVED_BUTTONS
+
+__all__ = ["Axes", "FigureShape", "figure_layout"]
+
+ROW: Final = 22
+"""Height of a row of the worst list in pixels."""
+TITLE: Final = 30
+FOOT: Final = 34
+"""Room below a panel for its tick labels."""
+GAP: Final = 18
+PANEL: Final = 190
+MAP_ROW: Final = 18
+LEAST_LIST: Final = 15
+WIDE: Final = 1000
+"""From this width of the cell on there are two columns."""
+
+
+class Axes:
+    """Numbers of the axes; "" is the first."""
+
+    LIST = ""
+    NAMES = "2"
+    VALUES = "3"
+    BAND = "4"
+    SIZE = "5"
+    TIME = "6"
+    MAP = "7"
+    WEIGHTS = "8"
+    ERROR = "9"
+    SCALES = "10"
+    GROUPS = "11"
+
+
+@dataclass(frozen=True)
+class FigureShape:
+    """What decides a layout."""
+
+    n_rows: int
+    """Rows of the worst list."""
+    map_rows: tuple[str, ...] = ()
+    """Roles of the map from top to bottom; empty for no map."""
+    n_blocks: int = 0
+    """Columns of the map."""
+    panels: bool = False
+    """Whether the panels of one layer are drawn."""
+    wide: bool = True
+    """Whether there are two columns."""
+    width: int | None = None
+    """Pixels; None to fill whatever the figure stands in."""
+
+    @property
+    def list_height(self) -> int:
+        """Pixels of the worst list: its rows and one of reference marks on top."""
+        return ROW * (max(self.n_rows, LEAST_LIST if self.wide else 1) + 1)
+
+
+class _Stack:
+    """Panels from top to bottom, in pixels; turned into shares of the height at the end."""
+
+    def __init__(self) -> None:
+        self.height = 0
+
+    def take(self, height: int) -> tuple[int, int]:
+        """Reserve a panel and return its top and bottom."""
+        top = self.height + TITLE
+        self.height = top + height + FOOT
+        return top, top + height
+
+
+def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
+    """Return the whole layout of a figure."""
+    stack = _Stack()
+    boxes: list[tuple[str, str, tuple[float, float], tuple[int, int]]] = []
+    right = 0.66 if shape.wide else 1.0
+    name_share = 0.30 if shape.wide else 0.26
+    top, bottom = stack.take(shape.list_height)
+    value_left = right - (0.11 if shape.wide else 0.14)
+    list_box = (top, bottom)
+    boxes.append((Axes.LIST, "Quality per layer, SQNR in dB (further right is better)",
+                  (right * name_share, value_left), list_box))  # fmt: skip
+    if shape.wide:
+        middle = (top + bottom - FOOT - TITLE) // 2
+        side = (right + 0.055, 1.0)
+        boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
+        boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
+    else:
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.06, 1.0), stack.take(PANEL)))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.06, 1.0), stack.take(PANEL)))
+    if shape.map_rows:
+        box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
+        boxes.append((Axes.MAP, _MAP_TITLE, (right * name_share, 1.0), box))
+    if shape.panels:
+        boxes += _panel_boxes(stack, shape.wide)
+    height = stack.height
+    found: dict[str, Any] = {}
+    notes = []
+    for axis, title, across, (upper, lower) in boxes:
+        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{axis}"}
+        found[f"yaxis{axis}"] = {"domain": [1 - lower / height, 1 - upper / height], "anchor": f"x{axis}"}
+        left = 0.0 if axis == Axes.LIST else across[0]
+        notes.append(_title(title, left, 1 - (upper - 8) / height, colours))
+    for axis, across in (
+        (Axes.NAMES, (0.0, right * name_share)), (Axes.VALUES, (value_left, right)), (Axes.BAND, (0.0, right)),
+    ):  # fmt: skip
+        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": "y", "range": [0, 1], "visible": False}
+    _dress(found, shape, colours)
+    return {
+        "height": height,
+        **({"autosize": True} if shape.width is None else {"width": shape.width}),
+        "annotations": notes,
+        "margin": {"l": 8, "r": 8, "t": 0, "b": 4},
+        "font": {"family": FONT, "size": 12, "color": colours.ink},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "dragmode": False,
+        "hovermode": "closest",
+        "showlegend": False,
+        "hoverlabel": {"align": "left", "bgcolor": colours.ground, "font": {"color": colours.ink}},
+        "modebar": {"remove": list(REMOVED_BUTTONS), "bgcolor": "rgba(0,0,0,0)", "color": colours.quiet},
+        "template": {},
+        "uirevision": "kept",
+        **found,
+    }
+
+
+_SIZE_TITLE: Final = "Size written against plan, MB by layers done"
+_TIME_TITLE: Final = "Input range over timesteps (0 clean, 999 noise)"
+_MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
+
+
+def _panel_boxes(stack: _Stack, wide: bool) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
+    titles = {
+        Axes.WEIGHTS: "Weights before (grey) and after, count",
+        Axes.ERROR: "Error map, mean |w - w'|",
+        Axes.SCALES: "Scales of the groups, sorted",
+        Axes.GROUPS: "Output SQNR per time group, dB",
+    }
+    if wide:
+        box = stack.take(PANEL)
+        lefts = (0.04, 0.295, 0.555, 0.815)
+        return [(axis, titles[axis], (left, left + 0.185), box) for axis, left in zip(titles, lefts, strict=True)]
+    found = []
+    for pair in ((Axes.WEIGHTS, Axes.ERROR), (Axes.SCALES, Axes.GROUPS)):
+        box = stack.take(PANEL)
+        found += [(axis, titles[axis], (left, left + 0.4), box) for axis, left in zip(pair, (0.07, 0.59), strict=True)]
+    return found
+
+
+def _title(text: str, x: float, y: float, colours: Palette) -> dict[str, Any]:
+    return {
+        "text": f"<b>{text}</b>", "x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left",
+        "yanchor": "bottom", "showarrow": False, "font": {"size": 12, "color": colours.ink},
+    }  # fmt: skip
+
+
+def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
+    """Give every axis its grid, ticks and range."""
+    for name, axis in found.items():
+        axis |= {"gridcolor": colours.grid, "zeroline": False, "fixedrange": True, "linecolor": colours.grid}
+        axis["tickfont"] = {"color": colours.ink, "size": 11}
+        if name.startswith("yaxis"):
+            axis["nticks"] = 6
+    rows = {"range": [max(shape.n_rows, LEAST_LIST if shape.wide else 1) - 0.5, -1.6]}
+    found["yaxis"] |= rows | {"visible": False}
+    found["xaxis"] |= {"nticks": 8}
+    for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
+        found[f"xaxis{axis}"]["visible"] = False
+    found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}
+    found[f"xaxis{Axes.SIZE}"] |= {"rangemode": "tozero", "showgrid": False}
+    found[f"xaxis{Axes.TIME}"] |= {"showgrid": False}
+    if shape.map_rows:
+        found[f"yaxis{Axes.MAP}"] |= {
+            "range": [len(shape.map_rows) - 0.5, -0.5], "tickmode": "array", "showgrid": False,
+            "tickvals": list(range(len(shape.map_rows))), "ticktext": list(shape.map_rows), "ticksuffix": "  ",
+        }  # fmt: skip
+        found[f"xaxis{Axes.MAP}"] |= {"range": [-0.5, shape.n_blocks - 0.5], "showgrid": False}
+    if shape.panels:
+        found[f"yaxis{Axes.WEIGHTS}"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+        found[f"xaxis{Axes.WEIGHTS}"] |= {"showgrid": False, "nticks": 5}
+        found[f"xaxis{Axes.ERROR}"] |= {"showgrid": False, "nticks": 5}
+        found[f"yaxis{Axes.ERROR}"] |= {"showgrid": False, "autorange": "reversed"}
+        found[f"yaxis{Axes.SCALES}"] |= {"type": "log", "exponentformat": "power", "nticks": 5}
+        found[f"xaxis{Axes.SCALES}"] |= {"showgrid": False, "nticks": 5}
+        found[f"yaxis{Axes.GROUPS}"] |= {"rangemode": "tozero"}
+        found[f"xaxis{Axes.GROUPS}"] |= {"showgrid": False, "nticks": 6}
+
+
+def axes(number: str) -> dict[str, str]:
+    """Return the two axis references of a trace."""
+    return {"xaxis": f"x{number}", "yaxis": f"y{number}"}

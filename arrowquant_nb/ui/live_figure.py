@@ -1,0 +1,112 @@
+"""The one figure of a dashboard: built whole, then only its data change, and only where they differ.
+
+Several live figures on a page, or a layout that is changed later, are lost in some viewers; so there is one, and a
+change of layout makes a new one. plotly is loaded when the first figure is made: that takes a second, and the
+first paint of an app does not wait for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from arrowquant_nb.ui.charts.block_map import BlockMap, block_map_traces
+from arrowquant_nb.ui.charts.layer_panels import layer_panel_traces
+from arrowquant_nb.ui.charts.layout import FigureShape, figure_layout
+from arrowquant_nb.ui.charts.size_plan import size_plan_traces
+from arrowquant_nb.ui.charts.time_ranges import time_ranges_traces
+from arrowquant_nb.ui.charts.worst_list import worst_list_traces
+from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page
+from arrowquant_nb.ui.reference_points import reference_points
+from arrowquant_nb.ui.style import CONFIG
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from arrowquant_nb.runs.layer_view import LayerView, TimeRanges
+    from arrowquant_nb.ui.palette import Palette
+    from arrowquant_nb.ui.run_state import RunState
+
+__all__ = ["Scene", "figure_traces", "live_widget", "paint", "shape_of", "static_figure"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything that is drawn."""
+
+    state: RunState
+    view: ListView
+    places: BlockMap
+    layer: LayerView | None = None
+    """The selected layer from near; None while there is none."""
+    ranges: TimeRanges | None = None
+    """What the time panel shows."""
+    ranges_words: str = ""
+
+    @property
+    def selected_gate(self) -> float | None:
+        """What every timestep group of the selected layer must reach, in dB."""
+        found = self.state.layers.get(self.layer.name) if self.layer is not None else None
+        return None if found is None else found.worst_gate_db
+
+
+def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> FigureShape:
+    """Return what decides the layout of a scene."""
+    return FigureShape(
+        n_rows=max(1, min(PAGE_ROWS, len(scene.state.quantized))),
+        map_rows=tuple(_short(role) for role in scene.places.roles),
+        n_blocks=len(scene.places.blocks),
+        panels=scene.layer is not None,
+        wide=wide,
+        width=width,
+    )
+
+
+def _short(role: str, length: int = 26) -> str:
+    return role if len(role) <= length else f"{role[: length - 13]}\u2026{role[-12:]}"
+
+
+def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[dict[str, Any]]:
+    """Return all traces of a figure; of one shape always the same number in the same order."""
+    state = scene.state
+    done = [layer.report for layer in state.decided if layer.report is not None]
+    bits = 8 * sum(r.nbytes for r in done) / max(1, sum(r.n_weights for r in done))
+    page = list_page(state, scene.view, shape.n_rows)
+    traces = worst_list_traces(page, scene.view.selected, reference_points(bits), colours)
+    traces += size_plan_traces(state, colours)
+    traces += time_ranges_traces(scene.ranges, scene.ranges_words, colours)
+    if shape.map_rows:
+        traces += block_map_traces(state, scene.places, scene.view.selected, colours)
+    if shape.panels:
+        traces += layer_panel_traces(scene.layer, scene.selected_gate, colours)
+    return traces
+
+
+def static_figure(scene: Scene, colours: Palette, *, wide: bool = True) -> go.Figure:
+    """Return the same as a figure that does not change, for reports and pictures."""
+    import plotly.graph_objects as go  # noqa: PLC0415 - see above
+
+    shape = shape_of(scene, wide=wide)
+    return go.Figure(data=figure_traces(scene, shape, colours), layout=figure_layout(shape, colours))
+
+
+def live_widget(traces: list[dict[str, Any]], shape: FigureShape, colours: Palette) -> go.FigureWidget:
+    """Return a new figure widget, complete when it is made."""
+    import plotly.graph_objects as go  # noqa: PLC0415 - see above
+
+    widget = go.FigureWidget(data=traces, layout=figure_layout(shape, colours))
+    widget._config = {**widget._config, **CONFIG}  # noqa: SLF001 - the one way to a widget's configuration
+    return widget
+
+
+def paint(widget: go.FigureWidget, shown: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> int:
+    """Send what differs between the traces that are shown and those wanted; return how many traces changed."""
+    changes = [
+        (i, {key: value for key, value in new.items() if key != "type" and old.get(key) != value})
+        for i, (old, new) in enumerate(zip(shown, wanted, strict=True))
+    ]
+    changes = [(i, change) for i, change in changes if change]
+    with widget.batch_update():
+        for i, change in changes:
+            widget.data[i].update(change)
+    return len(changes)

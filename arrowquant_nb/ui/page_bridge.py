@@ -1,0 +1,59 @@
+"""What the page tells the kernel, and the one thing the kernel asks of it: theme and width, and copying a text.
+
+A few lines of script in an anywidget; they fetch nothing and store nothing. Where the page runs no scripts, the theme
+stays light, the width wide, and texts are copied by hand.
+"""
+
+from typing import Any, Final
+
+import anywidget
+import traitlets
+
+__all__ = ["PageBridge"]
+
+# JupyterLab and Voila both set data-jp-theme-light on the body; elsewhere the browser's preference counts.
+_SCRIPT: Final = """
+function theme() {
+  const said = document.body.dataset.jpThemeLight;
+  if (said === "true") return "light";
+  if (said === "false") return "dark";
+  return window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+export default { render({ model, el }) {
+  el.style.height = "0";
+  const tell = () => {
+    const width = Math.round(el.parentElement ? el.parentElement.getBoundingClientRect().width : 0);
+    if (width > 0 && Math.abs(width - model.get("width")) > 8) model.set("width", width);
+    model.set("theme", theme());
+    model.save_changes();
+  };
+  const themes = new MutationObserver(tell);
+  themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  const sizes = new ResizeObserver(tell);
+  sizes.observe(el.parentElement || el);
+  const copy = async (message) => {
+    if (message.copy === undefined) return;
+    try { await navigator.clipboard.writeText(message.copy); model.send({ copied: true }); }
+    catch (error) { model.send({ copied: false }); }
+  };
+  model.on("msg:custom", copy);
+  setTimeout(tell, 0);
+  return () => { themes.disconnect(); sizes.disconnect(); model.off("msg:custom", copy); };
+} };
+"""
+
+
+class PageBridge(anywidget.AnyWidget):
+    """An element without height whose traits follow the page."""
+
+    _esm = _SCRIPT
+    theme = traitlets.Unicode("light").tag(sync=True)
+    width = traitlets.Int(0).tag(sync=True)
+
+    def copy_text(self, text: str) -> None:
+        """Ask the page to put a text on the clipboard; it answers with a message `{"copied": bool}`."""
+        self.send({"copy": text})
+
+    def on_copied(self, callback: Any) -> None:
+        """Call `callback(bool)` with each answer."""
+        self.on_msg(lambda _, content, __: callback(bool(content.get("copied"))) if "copied" in content else None)

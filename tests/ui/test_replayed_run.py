@@ -1,0 +1,192 @@
+"""The dashboard of a log: of a finished run, of one that goes on, of one that was cut off, and of no log at all."""
+
+import json
+import time
+
+import pytest
+from filelock import FileLock
+from made_up_run import name_of, run_events
+
+import arrowquant_nb as aq
+from arrowquant_nb.errors import MetadataError, ModelNotFoundError
+from arrowquant_nb.ui.replayed_run import ReplayedRun
+
+
+def write(path, events, mode="w"):
+    with path.open(mode) as file:
+        file.writelines(json.dumps(e.to_dict()) + "\n" for e in events)
+
+
+def drained(run, seconds=20.0):
+    end = time.monotonic() + seconds
+    while run.drain():
+        assert time.monotonic() < end, "the dashboard never came to rest"
+        time.sleep(0.01)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(sample_run):
+    run = drained(aq.dashboard(sample_run / "events.jsonl"))
+    yield run
+    run.close()
+
+
+def test_a_finished_run_says_how_it_ended_and_opens_its_worst_layer(finished):
+    board = finished.dashboard
+    assert finished.state.status == "finished"
+    assert "Finished:" in board.status.value
+    assert "role='status'" in board.status.value
+    assert board.selection == finished.state.worst().name
+    assert board.selection.removesuffix(".weight") in board.card.title.value
+    assert "rank 1 of 28 (worst)" in board.card.title.value
+    assert "<table" in board.card.attempts.value
+
+
+def test_the_figure_shows_every_row_and_the_panels_of_the_selected_layer(finished):
+    figure = finished.dashboard.figure.figure
+    by_name = {trace.name: trace for trace in figure.data if trace.name}
+    values = list(by_name["layers"].x)
+    assert len(values) == 20
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(finished.state.worst().sqnr_db)
+    assert sum(n or 0 for n in by_name["before"].y) == finished.state.worst().plan.n_weights
+    assert len(by_name["groups"].x) > 0
+    assert figure._config["displaylogo"] is False
+    assert "sendChartToCloud" in figure.layout.modebar.remove
+
+
+def test_the_table_shows_the_same_rows_in_the_same_order(finished):
+    board = finished.dashboard
+    names = list(dict.fromkeys(board.figure.figure.data[7].customdata))
+    board.controls.table.value = True
+    drained(finished)
+    places = [board.table.value.index(f">{name}<") for name in names]
+    assert places == sorted(places)
+    board.controls.table.value = False
+    drained(finished)
+
+
+def test_a_click_on_a_row_selects_its_layer_and_a_second_one_clears(finished):
+    board = finished.dashboard
+    trace = board.figure.figure.data[7]
+
+    class Points:
+        point_inds = (55,)
+
+    board.figure._clicked(trace, Points, None)
+    drained(finished)
+    chosen = trace.customdata[55]
+    assert board.selection == chosen
+    assert board._layer.name == chosen
+    board.figure._clicked(trace, Points, None)
+    drained(finished)
+    assert board.selection == ""
+    assert board.card.widget.layout.display == "none"
+
+
+def test_better_and_worse_step_through_the_ranks(finished):
+    board = finished.dashboard
+    board.selection = finished.state.worst().name
+    board.card.better.click()
+    assert "rank 2 of 28" in board.card.title.value
+    board.card.worse.click()
+    assert "rank 1 of 28" in board.card.title.value
+    assert board.card.worse.disabled
+    drained(finished)
+
+
+def test_another_theme_or_width_is_another_figure_with_the_same_data(finished):
+    board = finished.dashboard
+    board.selection = finished.state.worst().name
+    drained(finished)
+    made, before = board.figure.n_made, board.figure.figure
+    board.dress("dark", 700)
+    drained(finished)
+    assert board.figure.n_made == made + 1
+    assert board.figure.figure is not before
+    assert board.figure.figure.layout.width == 700
+    assert len(board.figure.widget.children) == 1
+    board.dress("light", 1100)
+    drained(finished)
+
+
+def test_selecting_what_is_not_there_is_an_error(finished):
+    with pytest.raises(KeyError, match="no layer"):
+        finished.dashboard.selection = "nothing"
+
+
+def test_a_run_that_goes_on_is_followed_line_by_line(tmp_path):
+    log = tmp_path / "events.jsonl"
+    events = run_events(6)
+    write(log, events[:7])
+    with FileLock(tmp_path / ".lock"):
+        run = ReplayedRun(log)
+        assert len(run.state.decided) == 2
+        write(log, events[7:10], "a")
+        with log.open("a") as file:
+            file.write('{"event":"layer_fin')  # a torn last line
+        assert run.drain()
+        assert len(run.state.decided) == 3
+        assert not run.stopped
+    run.close()
+
+
+def test_a_run_that_was_cut_off_says_where(tmp_path):
+    now = [0.0]
+    write(tmp_path / "events.jsonl", run_events(6)[:7])
+    run = ReplayedRun(tmp_path, clock=lambda: now[0])
+    now[0] = 3.0
+    drained(run)
+    assert run.stopped
+    assert "stopped here at 2 of 6 layers" in run.dashboard.status.value
+    run.close()
+
+
+def test_a_log_that_begins_anew_is_read_anew(tmp_path):
+    log = tmp_path / "events.jsonl"
+    write(log, run_events(6))
+    run = ReplayedRun(log)
+    write(log, run_events(2, finished=False))
+    run.drain()
+    assert len(run.state.quantized) == 2
+    run.close()
+
+
+def test_no_log_and_a_damaged_one_are_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no log of a run"):
+        aq.dashboard(tmp_path)
+    log = tmp_path / "events.jsonl"
+    write(log, run_events(1))
+    with log.open("a") as file:
+        file.write('{"event": "unheard of"}\n')
+    with pytest.raises(MetadataError, match=r"events\.jsonl, line 6 is not an event"):
+        aq.dashboard(log)
+
+
+def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp_path):
+    log = tmp_path / "events.jsonl"
+    write(log, run_events(1001))
+    run = drained(ReplayedRun(log))
+    figure = run.dashboard.figure.figure
+    by_name = {trace.name: trace for trace in figure.data if trace.name}
+    assert len(by_name["layers"].x) == 20
+    assert sum(value is not None for row in by_name["map"].z for value in row) == 1001
+    assert run.dashboard.controls.place.value == "1-20 of 1001"
+    run.dashboard.controls.next.click()
+    drained(run)
+    assert run.dashboard.controls.place.value == "21-40 of 1001"
+    run.dashboard.controls.find.value = "blocks.142.ff.net.2"
+    drained(run)
+    assert list(by_name["layers"].customdata)[-1:] == [name_of(142 * 7 + 5)]
+    run.close()
+
+
+def test_a_list_of_few_layers_shows_them_all_and_no_map(tmp_path):
+    log = tmp_path / "events.jsonl"
+    write(log, run_events(12))
+    run = drained(ReplayedRun(log))
+    names = {trace.name for trace in run.dashboard.figure.figure.data}
+    assert "map" not in names
+    assert run.dashboard.controls.place.value == "1-12 of 12"
+    run.close()
