@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
+    from arrowquant_nb.concurrent_runs import quantize_async
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
@@ -91,6 +92,7 @@ _HOMES = {
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
+    "quantize_async": "concurrent_runs",
     "quantize_tensor": "api",
     "report": "ui.report",
     "reproduce": "api",
@@ -167,6 +169,7 @@ __all__ = [
     "load_quantized",
     "open_checkpoint",
     "open_quantized",
+    "quantize_async",
     "quantize_tensor",
     "report",
     "reproduce",

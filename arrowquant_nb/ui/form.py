@@ -100,7 +100,7 @@ class Form:
         facts = self._facts[name]
         unit = str(facts["unit"]).partition(" (")[0]
         title = str(facts["title"])
-        label = f"{title} ({unit})" if unit and unit.lower() not in title.lower() else title
+        label = f"{title} ({unit})" if unit and unit.lower() not in title.lower() and "(" not in title else title
         caption = widgets.HTML(f"<label>{escape(label)}</label>", layout={"width": "190px"})
         caption.add_class("aq-caption")
         self._messages[name].add_class("aq-message")
