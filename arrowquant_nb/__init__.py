@@ -11,6 +11,7 @@ The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
+    diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
@@ -20,10 +21,12 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results result_card tables errors plain values that every room may use, and their words
+    config events results forecasts result_card tables errors
+                   plain values that every room may use, and their words
 """
 
 from importlib import import_module
+from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.errors import (
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         open_checkpoint,
         open_quantized,
         quantize_tensor,
+        quantized_sample,
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
@@ -55,13 +59,17 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
-    from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
+    from arrowquant_nb.export.folder_reader import open_exported
+    from arrowquant_nb.forecasts import Forecast, SizeAllocation
+    from arrowquant_nb.quantizers.spatial import SpatialQuantizer
+    from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runs.size_budget import SizeBudget
     from arrowquant_nb.runtime import (
         QuantizedConv2d,
         QuantizedLinear,
@@ -73,6 +81,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
     from arrowquant_nb.ui.app import studio
+    from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
 
@@ -83,17 +92,20 @@ _HOMES = {
     "ArrowQuantV2": "api",
     "DiffusionOrchestrator": "diffusion_orchestrator",
     "build_info": "api",
+    "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
     "studio": "ui.app",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
+    "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_async": "concurrent_runs",
     "quantize_tensor": "api",
+    "quantized_sample": "api",
     "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
@@ -102,7 +114,7 @@ _HOMES = {
     "QuantMethod": "config",
     "LayerStatistics": "quantizers.tensor",
     "QuantizedTensor": "quantizers.tensor",
-    "SpatialQuantMetadata": "quantizers.spatial",
+    "SpatialQuantMetadata": "quantizers.spatial_metadata",
     "SpatialQuantizer": "quantizers.spatial",
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
@@ -113,6 +125,7 @@ _HOMES = {
     "follow_time": "runtime",
     "load_quantized": "runtime",
     "time_context": "runtime",
+    "Forecast": "forecasts",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -121,6 +134,8 @@ _HOMES = {
     "ValidationReport": "comparisons",
     "ParquetV2Extended": "storage.parquet_reader",
     "QuantizedModel": "storage.quantized",
+    "SizeAllocation": "forecasts",
+    "SizeBudget": "runs.size_budget",
 }
 _NAMES_AT_HOME = {"QuantizationStrategy": "Strategy"}
 
@@ -133,6 +148,7 @@ __all__ = [
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
     "ExportReport",
+    "Forecast",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -151,6 +167,8 @@ __all__ = [
     "QuantizedTensor",
     "ReproductionReport",
     "ShapeMismatchError",
+    "SizeAllocation",
+    "SizeBudget",
     "SpatialQuantMetadata",
     "SpatialQuantizer",
     "TimeAwareQuantMetadata",
@@ -160,6 +178,7 @@ __all__ = [
     "ValidationReport",
     "build_info",
     "calibrate",
+    "compare",
     "dashboard",
     "dequantize_model",
     "dequantize_state_dict",
@@ -168,9 +187,11 @@ __all__ = [
     "follow_time",
     "load_quantized",
     "open_checkpoint",
+    "open_exported",
     "open_quantized",
     "quantize_async",
     "quantize_tensor",
+    "quantized_sample",
     "report",
     "reproduce",
     "samples",
@@ -191,3 +212,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+# Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
+if "diffusers" in _modules:
+    import_module("arrowquant_nb.diffusers")

@@ -15,10 +15,9 @@ from arrowquant_nb import _kernels, samples
 from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.errors import ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
-from arrowquant_nb.runs import record, validation
+from arrowquant_nb.runs import forecasting, record, running, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
@@ -33,8 +32,10 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.comparisons import ValidationReport
     from arrowquant_nb.events import Event
+    from arrowquant_nb.forecasts import Forecast
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.results import Plan, QuantizationResult
+    from arrowquant_nb.runs.size_budget import SizeBudget
 
 __all__ = [
     "ArrowQuantV2",
@@ -45,6 +46,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "quantized_sample",
     "reproduce",
 ]
 
@@ -147,6 +149,50 @@ class ArrowQuantV2:
             model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )
 
+    def forecast(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> Forecast:
+        """Say in seconds what a run would store and lose: payload and signal over error, each with its interval.
+
+        A sample of every layer's rows is quantized in all widths and group sizes that the layer may get, with
+        calibration where it is at hand or the model can be run (a few trajectories). A bundled model is also run with
+        one layer at a time quantized, which gives the signal over error of the network's output. What was measured is
+        kept for the next call. Other arguments are those of `quantize_diffusion_model`.
+        """
+        return forecasting.forecast_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
+    def budget(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> SizeBudget:
+        """Measure a model as `forecast` does and return what solves any size limit in milliseconds.
+
+        `budget.solve(target_mb)` gives the width and group size of every layer with the least error at the network's
+        output whose payload is at most the target; a run with `target_model_size_mb` takes the same.
+        """
+        return forecasting.budget_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
     def validate_quality(
         self,
         original: str | Path,
@@ -184,9 +230,31 @@ class ArrowQuantV2:
         """Do as `plan` in a worker thread."""
         return await asyncio.to_thread(functools.partial(self.plan, **options), model_path, config)
 
+    async def forecast_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> Forecast:
+        """Do as `forecast` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.forecast, **options), model_path, config)
+
+    async def budget_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> SizeBudget:
+        """Do as `budget` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.budget, **options), model_path, config)
+
     async def validate_quality_async(self, original: str | Path, quantized: str | Path) -> ValidationReport:
         """Do as `validate_quality` in a worker thread."""
         return await asyncio.to_thread(self.validate_quality, original, quantized)
+
+
+def _measuring(callback: Callable[[str, float], None] | None) -> Callable[[float], None]:
+    """Turn a progress callback of ours into one that takes fractions."""
+
+    def tell(fraction: float) -> None:
+        if callback is not None:
+            callback("measuring layers", fraction)
+
+    return tell
 
 
 def quantize_tensor(
@@ -252,14 +320,44 @@ def quantize_tensor(
     return quantize_rotated_array(array, settings, rotation, seed, out=out, n_threads=n_threads)
 
 
-def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0) -> dict[str, Any]:
-    """Measure what quantization cost a bundled sample at its output.
+def quantized_sample(name: str, model: QuantizedModel | str | Path, activations: str = "stored") -> samples.Sample:
+    """Return a bundled sample that runs with the weights of its quantized form and rounds inputs as that says.
+
+    Parameters
+    ----------
+    name : a bundled sample.
+    model : its quantized form, open or as a folder.
+    activations : "stored", as the model was quantized: on its grids per timestep group, with a scale per token where a
+        layer has none; "per_token", a scale per token in all those layers, the reference; "float", not rounded.
+
+    Returns
+    -------
+    samples.Sample
+        `.forward`, `.sample`, `.trajectories`; its `.linear` is the hook, for any other forward pass of that model.
+
+    Raises
+    ------
+    ModelNotFoundError, ShapeMismatchError, ConfigurationError
+        There is no such sample; the folder holds another model; an unknown `activations`.
+    """
+    return running.quantized_sample(name, _opened(model), activations)
+
+
+def _opened(model: QuantizedModel | str | Path) -> QuantizedModel:
+    return model if isinstance(model, QuantizedModel) else open_quantized(model)
+
+
+def evaluate_sample(
+    name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0, activations: str = "stored"
+) -> dict[str, Any]:
+    """Measure what quantization cost a bundled sample at its output, its rounded inputs included.
 
     Parameters
     ----------
     name : a bundled sample.
     model : its quantized form, open or as a folder.
     n, seed : number of samples and seed of their starting noise.
+    activations : what becomes of the inputs of layers, see `quantized_sample`.
 
     Returns
     -------
@@ -268,13 +366,11 @@ def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, 
         seed) and `frechet_distance` or `log_spectral_distance_db`; text and code: `kl`, `top1_agreement`, `nelbo` and
         `trained_nelbo`; and what they were measured on: n, steps, seed. `samples.evaluate` describes each.
     """
-    if name not in samples.names():
-        raise ModelNotFoundError(f"there is no bundled sample {name!r}; there are: {', '.join(samples.names())}")
-    opened = model if isinstance(model, QuantizedModel) else open_quantized(model)
-    try:
-        return dict(samples.evaluate(name, opened.weights(), n, seed))
-    except ValueError as error:
-        raise ShapeMismatchError(f"{opened.path} is not a quantized {name!r}: {error}") from error
+    opened = _opened(model)
+    weights = opened.weights()
+    running.bundled(name, opened, weights)  # refuses another model
+    hook = running.rounding_hook(opened, running.product_with(weights), activations)
+    return dict(samples.evaluate(name, weights, n, seed, hook))
 
 
 def build_info() -> dict[str, Any]:

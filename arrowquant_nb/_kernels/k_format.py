@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "INTEGER_BITS", "expand", "join", "parts", "row_nbytes", "split", "widen"]
+__all__ = ["BLOCK", "INTEGER_BITS", "block_floats", "expand", "join", "parts", "row_nbytes", "split", "widen"]
 
 BLOCK = 256
 """Weights of one row that share a float."""
@@ -40,13 +40,19 @@ def split(
     rows: NDArray[np.uint8], columns: int, bit_width: int, group_size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return floats (rows, blocks) and integers (rows, groups): the reverse of `join`."""
-    n_blocks, n_bytes = parts(columns, bit_width, group_size)
-    wide = rows.shape[1] == 4 * n_blocks + n_bytes
-    head = np.ascontiguousarray(rows[:, : rows.shape[1] - n_bytes])
+    n_bytes = parts(columns, bit_width, group_size)[1]
     bits, n_groups = INTEGER_BITS[bit_width], -(-columns // group_size)
     planes = np.unpackbits(rows[:, -n_bytes:], axis=1, count=n_groups * bits, bitorder="little")
     integers = np.packbits(planes.reshape(len(rows), n_groups, bits), axis=2, bitorder="little")[..., 0]
-    return head.view("<f4" if wide else "<f2").astype(np.float32), integers
+    return block_floats(rows, columns, bit_width, group_size), integers
+
+
+def block_floats(rows: NDArray[np.uint8], columns: int, bit_width: int, group_size: int) -> NDArray[np.float32]:
+    """Return the floats (rows, blocks) alone."""
+    n_blocks, n_bytes = parts(columns, bit_width, group_size)
+    wide = rows.shape[1] == 4 * n_blocks + n_bytes
+    head = np.ascontiguousarray(rows[:, : rows.shape[1] - n_bytes])
+    return head.view("<f4" if wide else "<f2").astype(np.float32)
 
 
 def widen(rows: NDArray[np.uint8], columns: int, bit_width: int, group_size: int) -> NDArray[np.uint8]:

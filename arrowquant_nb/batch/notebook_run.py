@@ -23,6 +23,8 @@ from arrowquant_nb.errors import (
     OutputError,
     QuantizationError,
 )
+from arrowquant_nb.run_comparison import NOTEBOOK_KEY
+from arrowquant_nb.runs.recorded import read_result
 
 __all__ = ["FinishedNotebook", "packaged_notebook", "run_notebook"]
 
@@ -103,7 +105,7 @@ def run_notebook(
     _refuse_to_overwrite(notebook, output, html=html)
     _execute(notebook, output, values, progress_bar=progress_bar)
     model = _finished_model(values.get("output", known["output"].default if "output" in known else None))
-    _write_record(output, Path(model, "run.json") if model else None)
+    _write_record(output, Path(model) if model else None)
     page = _write_html(output) if html else None
     return FinishedNotebook(str(output), str(page) if page else None, model)
 
@@ -176,12 +178,15 @@ def _execute(notebook: Path, output: Path, values: dict[str, object], *, progres
         raise _unwritable(output, error) from error
 
 
-def _write_record(output: Path, run_record: Path | None) -> None:
-    """Put the run record into `metadata.arrowquant`, and file names for the paths that papermill notes."""
+def _write_record(output: Path, model: Path | None) -> None:
+    """Put run record and result into the notebook's metadata, and file names for the paths that papermill notes."""
     record: dict[str, Any] = {}
-    if run_record is not None:
-        record = json.loads(run_record.read_text(encoding="utf-8"))
-        record["model"] = Path(str(record.get("model", ""))).name
+    if model is not None:
+        run = json.loads((model / "run.json").read_text(encoding="utf-8"))
+        run["model"] = Path(str(run.get("model", ""))).name
+        record["arrowquant"] = run
+        with suppress(ArrowQuantError):  # such as a run that has not finished: then there is no result
+            record[NOTEBOOK_KEY] = read_result(model).to_record() | {"quantized_path": model.name}
     _scrub(output, record)
 
 
@@ -193,8 +198,7 @@ def _scrub(output: Path, record: Mapping[str, Any] | None = None) -> None:
         for key in ("input_path", "output_path"):
             if isinstance(about.get(key), str):
                 about[key] = Path(about[key]).name
-        if record:
-            document["metadata"]["arrowquant"] = dict(record)
+        document["metadata"] |= record or {}
         _replace(output, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -83,6 +83,14 @@ def cached_capture(
     return CachedCalibration(calibration, reused=False, warnings=tuple(warnings))
 
 
+def is_kept(
+    model: RunnableModel, settings: CalibrationSettings, layers: Collection[str] | None = None, *, folder: Path
+) -> bool:
+    """Tell whether `cached_capture` would find an entry, without reading it."""
+    key = calibration_key("capture", model_hash(model.weights), settings, chosen_layers(model, layers))
+    return (folder / f"{key}.parquet").is_file()
+
+
 def _trusted(path: Path, key: str, warnings: list[str]) -> Calibration | None:
     """Return an entry whose hashes hold and that is what it is filed as; say what is wrong with another."""
     try:

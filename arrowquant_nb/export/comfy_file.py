@@ -28,6 +28,7 @@ from arrowquant_nb.export.report import ExportReport, TensorExport
 from arrowquant_nb.export.rounding_error import RoundingError
 from arrowquant_nb.export.time_tables import tables_not_held
 from arrowquant_nb.runs.dequantization import bytes_back, float_dtype
+from arrowquant_nb.storage.joined_tiles import row_blocks
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite, write_safetensors
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _rounded(tensor: LazyTensor, format_: str) -> tuple[dict[str, NDArray[Any] |
     error = RoundingError()
     group = rotation_group(tensor.columns)
     codes, scales = [], []
-    for _, tile in tensor.tiles():
-        values = rotated(tile.dequantize(), group) if group else tile.dequantize()
+    for block in row_blocks(tensor):
+        values = rotated(block.dequantize(), group) if group else block.dequantize()
         if format_ == W4A4:
             plain, stored, scale = round_rows_to_int4(values)
         else:

@@ -35,7 +35,7 @@ Layout, format version 1.0. The folder has the source's files and names (`diffus
 
 Unknown major versions are refused; unknown keys too, unless the minor version is newer. `FolderSettings` reads and
 checks all this, `FolderLayer.parts` says which tensors there must be, `FolderLayer.tensor` joins arrays to a
-`QuantizedTensor`; `read_folder` reads a folder without torch.
+`QuantizedTensor`; `open_exported` reads a folder without torch.
 """
 
 from __future__ import annotations

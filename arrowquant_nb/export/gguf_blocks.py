@@ -119,9 +119,9 @@ def _half(floats: Floats) -> Bytes:
 
 def _planes(codes: NDArray[Any], shape: tuple[int, ...], bits: int) -> Bytes:
     """Join codes: `shape` is (..., fields of a byte, bytes), field i in bits [i * bits, (i + 1) * bits)."""
-    fields = codes.reshape(-1, *shape).astype(np.uint8)
-    joined = np.zeros((*fields.shape[:-2], fields.shape[-1]), np.uint8)
-    for i in range(fields.shape[-2]):
+    fields = codes.reshape(-1, *shape).astype(np.uint8, copy=False)
+    joined = fields[..., 0, :].copy()
+    for i in range(1, fields.shape[-2]):
         joined |= fields[..., i, :] << np.uint8(i * bits)
     return joined.reshape(len(fields), -1)
 

@@ -19,6 +19,7 @@ from arrowquant_nb.export.report import ExportReport, TensorExport
 from arrowquant_nb.export.rounding_error import RoundingError
 from arrowquant_nb.export.time_tables import tables_not_held
 from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.joined_tiles import row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,16 +149,16 @@ def _data(tensor: LazyTensor, plan: GgufTensor, gguf: Any) -> tuple[NDArray[Any]
         return _raw(tensor.dequantize().astype(numpy_dtype(plan.dtype))), None
     error = RoundingError()
     parts: list[NDArray[Any]] = []
-    for _, tile in tensor.tiles():
+    for block in row_blocks(tensor):
         if plan.source == "codes":
-            part: NDArray[Any] = blocks_of_codes(tile, plan.kind)
+            part: NDArray[Any] = blocks_of_codes(block, plan.kind)
         elif plan.source == "values":
-            part = blocks_of_values(tile.dequantize(), plan.kind)
+            part = blocks_of_values(block.dequantize(), plan.kind)
         else:
-            part = tile.dequantize(plan.dtype)
+            part = block.dequantize(plan.dtype)
         if not plan.exact:
             decoded = part.astype(np.float32) if plan.source == "floats" else _decoded(part, plan.kind, gguf)
-            error.add(tile.dequantize(), decoded)
+            error.add(block.dequantize(), decoded)
         parts.append(part)
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return _raw(whole), None if plan.exact else error.sqnr_db

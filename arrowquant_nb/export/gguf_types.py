@@ -138,7 +138,7 @@ def _codes_kind(tensor: LazyTensor) -> tuple[str, str] | None:
 
 def _k_floats(tile: QuantizedTensor) -> NDArray[np.float32]:
     sizes = (tile.columns, tile.bit_width, tile.group_size)
-    pair = (k_format.split(part.view(np.uint8), *sizes)[0] for part in (tile.scales, tile.zero_points))
+    pair = (k_format.block_floats(part.view(np.uint8), *sizes) for part in (tile.scales, tile.zero_points))
     return np.stack([*pair])
 
 

@@ -1,4 +1,4 @@
-"""What rounding again costs: signal over error of written values against dequantized ones, part by part in float64."""
+"""What rounding again costs: signal over error of written values against dequantized ones, part by part."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RoundingError"]
 
+CHUNK = 1 << 14
+"""Values that are summed in float32 before the sum goes into a float64 one."""
+
 
 class RoundingError:
     """Sums over the parts of one tensor."""
@@ -21,10 +24,12 @@ class RoundingError:
 
     def add(self, wanted: NDArray[np.float32], written: NDArray[np.float32]) -> None:
         """Add a part: dequantized values, and those that a reader of the target gets; arrays of one size."""
-        one = wanted.reshape(-1).astype(np.float64)
-        difference = written.reshape(-1).astype(np.float64) - one
-        self._signal += float(one @ one)
-        self._error += float(difference @ difference)
+        one, other = wanted.reshape(-1), written.reshape(-1)
+        for start in range(0, one.size, CHUNK):
+            part = one[start : start + CHUNK]
+            difference = other[start : start + CHUNK] - part
+            self._signal += float(np.dot(part, part))
+            self._error += float(np.dot(difference, difference))
 
     @property
     def sqnr_db(self) -> float:

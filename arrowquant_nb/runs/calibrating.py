@@ -81,9 +81,13 @@ def find_source(
         named = None if given is None else str(file.resolve())
         return CalibrationSource(f"calibration file {file.name}", sample, file, named)
     if sample is not None:
-        n, seed = config.calibration_samples, config.seed
-        return CalibrationSource(f"{n} trajectories of the model itself, seed {seed}", sample)
+        return CalibrationSource(own_trajectories(config.calibration_samples, config.seed), sample)
     return CalibrationSource("there is no calibration file beside the model, and the model cannot be run here")
+
+
+def own_trajectories(n: int, seed: int) -> str:
+    """Say that a model is followed along its own trajectories."""
+    return f"{n} trajectories of the model itself, seed {seed}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,17 @@ from arrowquant_nb.errors import ValidationError
 from arrowquant_nb.quantizers.layout import FLOAT16, FLOAT32, Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
 
-__all__ = ["equalization_dtype", "join_tiles", "scale_dtype"]
+__all__ = ["equalization_dtype", "join_tiles", "row_blocks", "scale_dtype"]
+
+BLOCK_WEIGHTS = 1 << 21
+"""Weights that are worked on at a time: 8 MiB of float32, whatever the size of a tile."""
 
 
 def scale_dtype(tensor: LazyTensor) -> np.dtype[Any]:
@@ -39,6 +44,14 @@ def equalization_dtype(tensor: LazyTensor) -> np.dtype[Any] | None:
     if widths <= {0}:
         return None
     return FLOAT32 if 4 in widths else FLOAT16
+
+
+def row_blocks(tensor: LazyTensor) -> Iterator[QuantizedTensor]:
+    """Yield a quantized tensor in runs of rows, in order, small enough to dequantize one at a time."""
+    step = max(1, BLOCK_WEIGHTS // tensor.columns)
+    for _, tile in tensor.tiles():
+        for start in range(0, tile.rows, step):
+            yield tile.rows_of(slice(start, start + step))
 
 
 def join_tiles(tensor: LazyTensor) -> QuantizedTensor:

@@ -6,6 +6,7 @@
     picture.py      a figure with its still twin, for readers without scripts
     progress.py     one line that moves while a run works
     page.py         an executed notebook as one HTML file
+    compare.py      runs beside each other; compare_chart.py their figures, compare_controls.py sort, show, find
     report.py       a run as one HTML file; report_sections.py what stands in it, model_map.py where it hurts,
                     sample_pair.py what the model makes before and after
 

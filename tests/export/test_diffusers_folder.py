@@ -14,7 +14,7 @@ from arrowquant_nb import (
     export_model,
     open_quantized,
 )
-from arrowquant_nb.export.folder_reader import read_folder
+from arrowquant_nb.export.folder_reader import open_exported
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeAwareQuantMetadata, TimeGroupParams
@@ -57,7 +57,7 @@ def values(item):
 def test_every_grid_reads_back_to_the_same_values(models, tmp_path, name, settings):
     source = models.quantized(name, **settings)
     export_model(source, "diffusers", tmp_path / "out")
-    found = read_folder(tmp_path / "out")
+    found = open_exported(tmp_path / "out")
     with open_quantized(source) as model:
         assert set(found) == set(model)
         assert found.settings.modality == model.modality
@@ -124,7 +124,7 @@ def change_tensors(path, change):
 def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
     change_tensors(copy, change)
     with pytest.raises(ShapeMismatchError, match=message):
-        read_folder(copy)
+        open_exported(copy)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_damaged_config_is_refused(copy, change, message):
     change(config)
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(MetadataError, match=message):
-        read_folder(copy)
+        open_exported(copy)
 
 
 def test_a_later_minor_version_may_add_keys(copy):
@@ -162,18 +162,18 @@ def test_a_later_minor_version_may_add_keys(copy):
     config["quantization_config"]["format_version"] = "1.7"
     config["quantization_config"]["layers"][Q]["shift"] = 1
     (copy / "config.json").write_text(json.dumps(config))
-    assert read_folder(copy).settings.format_version == "1.7"
+    assert open_exported(copy).settings.format_version == "1.7"
 
 
 def test_no_folder_and_no_config_are_named(tmp_path):
     with pytest.raises(ModelNotFoundError):
-        read_folder(tmp_path / "none")
+        open_exported(tmp_path / "none")
     with pytest.raises(MetadataError, match=r"has no config\.json"):
-        read_folder(tmp_path)
+        open_exported(tmp_path)
 
 
 def test_a_truncated_file_is_an_error_of_ours(copy):
     data = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(data[:-10])
     with pytest.raises(ArrowQuantError, match="safetensors"):
-        read_folder(copy)
+        open_exported(copy)

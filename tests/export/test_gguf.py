@@ -201,7 +201,7 @@ def test_every_tensor_is_what_the_report_says(models, written):
                 np.testing.assert_array_equal(values, wanted, err_msg=entry.name)
             else:
                 error = ((values - wanted) ** 2).sum()
-                assert entry.sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / error), abs=1e-6)
+                assert entry.sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / error), abs=1e-3)
                 assert entry.reason
     kinds = {t.name: t.written_as for t in report.tensors}
     assert kinds[Q] == "Q4_1"

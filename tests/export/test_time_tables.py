@@ -3,7 +3,7 @@
 import numpy as np
 
 from arrowquant_nb import export_model, open_quantized
-from arrowquant_nb.export.folder_reader import read_folder
+from arrowquant_nb.export.folder_reader import open_exported
 from tests.runs.test_stored_equalization import (
     COLUMNS,
     EQUALIZED,
@@ -18,7 +18,7 @@ from tests.runs.test_stored_equalization import (
 def test_the_diffusers_folder_carries_tables_and_equalization(finished, tmp_path):  # noqa: F811
     report = export_model(finished, "diffusers", tmp_path / "out")
     assert report.not_held == ()
-    folder = read_folder(tmp_path / "out")
+    folder = open_exported(tmp_path / "out")
     assert folder.settings.time_aware == metadata()[1]
     assert folder.settings.layers[EQUALIZED].equalization == "float16"
     assert folder.settings.layers[PLAIN].equalization is None

@@ -61,7 +61,7 @@ def still(page):
 def run(tmp_path_factory):
     """A calibrated run of the digits at 2 bits, with a layer that falls back."""
     config = aq.DiffusionQuantConfig.from_profile(
-        "edge", calibration_samples=4, num_threads=1, min_output_sqnr_db=17.0
+        "edge", calibration_samples=4, num_threads=1, min_output_sqnr_db=20.0
     )  # fmt: skip
     return aq.ArrowQuantV2(config).quantize_diffusion_model("digits-dit", tmp_path_factory.mktemp("report") / "model")
 

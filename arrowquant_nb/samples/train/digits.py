@@ -162,7 +162,7 @@ def train_judge(digits: Pictures, epochs: int = 20) -> Any:
             scores = judge(images + 0.1 * torch.randn_like(images))
             loss = nn.functional.cross_entropy(scores, digits.train_labels[picked])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return judge.eval()
 
@@ -188,7 +188,7 @@ def measure(folder: Path, digits: Pictures, per_class: int = 50) -> Figures:
     import torch
     from diffusers import DiTTransformer2DModel
 
-    stored: Any = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[no-untyped-call]
+    stored: Any = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
     stored.eval()
     scheduler = new_scheduler()
     labels = np.arange(N_CLASSES * per_class) % N_CLASSES

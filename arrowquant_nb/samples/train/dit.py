@@ -91,7 +91,7 @@ def new_model(settings: dict[str, Any]) -> Any:
     import torch
     from diffusers import DiTTransformer2DModel
 
-    model: Any = DiTTransformer2DModel(**settings)  # type: ignore[no-untyped-call]
+    model: Any = DiTTransformer2DModel(**settings)
     starts_at_zero = [block.norm1.linear for block in model.transformer_blocks] + [model.proj_out_1, model.proj_out_2]
     for layer in starts_at_zero:
         torch.nn.init.zeros_(layer.weight)
@@ -105,7 +105,7 @@ def new_scheduler() -> Any:
     """Build diffusers' DDIM scheduler on the cosine schedule."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(**SCHEDULER)  # type: ignore[no-untyped-call]
+    return DDIMScheduler(**SCHEDULER)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -150,7 +150,7 @@ def train(data: Pictures, model: Any, recipe: Recipe, scheduler: Any) -> tuple[A
         labels[torch.rand(recipe.batch_size) < LABEL_DROPOUT] = null_class
         loss = functional.mse_loss(model(noisy, timestep=timesteps, class_labels=labels).sample, target)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         with torch.no_grad():
@@ -167,7 +167,7 @@ def mean_loss(model: Any, images: torch.Tensor, labels: torch.Tensor, scheduler:
     from torch.nn import functional
 
     torch.manual_seed(1)
-    losses = []
+    losses: list[float] = []
     with torch.no_grad():
         for _ in range(repeats):
             noisy, target, timesteps = noisy_batch(images, scheduler)

@@ -236,7 +236,7 @@ def train(ids: torch.Tensor, recipe: Recipe) -> tuple[Any, float]:
         hidden = model.bert(torch.where(masked, MASK, windows)).last_hidden_state
         loss = functional.cross_entropy(model.cls(hidden[masked]), windows[masked])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         with torch.no_grad():
@@ -314,7 +314,7 @@ def tokenizer() -> Any:
     characters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     characters.decoder = decoders.Fuse()
     pad, unknown, mask = SPECIAL
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=characters,
         pad_token=pad,
         unk_token=unknown,

@@ -164,7 +164,7 @@ def measure(folder: Path, data: Pictures, n: int = 120) -> Figures:
     import torch
     from diffusers import DiTTransformer2DModel
 
-    stored: Any = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[no-untyped-call]
+    stored: Any = DiTTransformer2DModel.from_pretrained(folder, torch_dtype=torch.float32)
     stored.eval()
     scheduler = new_scheduler()
     ours = DiT.from_folder(folder)
