@@ -85,13 +85,11 @@ def make_room(model: Any, settings: FolderSettings) -> None:
     A weight that no quantized layer can hold, such as a table of embeddings, gets room for its codes where it stood;
     `finish` decodes it.
     """
-    tables = settings.time_aware.by_layer if settings.time_aware else {}
     for name, form in settings.layers.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         if leaf == "weight" and path and swappable(module):
-            table = tables.get(name)
-            inputs = InputFormat("static", settings.time_aware.bit_width, table) if table else None  # type: ignore[union-attr]
+            inputs = _input_format(settings, name)
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, empty_layer(module, name, form, inputs))
             continue
@@ -100,6 +98,15 @@ def make_room(model: Any, settings: FolderSettings) -> None:
             raise MetadataError(f"{quoted(name)} is stored as codes, and {type(model).__name__} has no such weight")
         delattr(module, leaf)
         module.add_module(leaf, StoredWeight(form, old.dtype, "meta"))
+
+
+def _input_format(settings: FolderSettings, name: str) -> InputFormat | None:
+    """Return how a layer's inputs are rounded: by its table, else per token where they are rounded at all."""
+    tables = settings.time_aware
+    if tables is not None and name in tables.by_layer:
+        return InputFormat("static", tables.bit_width, tables.by_layer[name])
+    bits = settings.layers[name].activation_bit_width
+    return InputFormat("per_token", bits) if bits else None
 
 
 def stored_weight_at(model: Any, name: str) -> tuple[StoredWeight, str] | None:

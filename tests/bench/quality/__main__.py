@@ -1,7 +1,8 @@
 """Quality, size and speed of our methods and of what else can be installed, on the same matrices and models.
 
     python tests/bench/quality [--results FILE] [--cache FOLDER] [--sections matrix models activations gptq frechet]
-                               [--models digits-dit docs-mlm stdlib-mlm] [--peers ggml hqq ...] [--seeds 0 1 2] [--n 20]
+                               [--models digits-dit docs-mlm plucks-dit stdlib-mlm] [--peers ggml hqq ...]
+                               [--seeds 0 1 2] [--n 20]
 
 Writes one JSON file: each section with the machine, the versions and the date it was measured on; sections that are not
 asked for stay as they are. `notebooks/05_quality.ipynb` shows it. Peers get an environment each under the cache folder.
@@ -15,6 +16,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import activations
@@ -26,6 +28,7 @@ import numpy as np
 import targets
 
 from arrowquant_nb import build_info
+from arrowquant_nb.samples import names
 
 SECTIONS = ("matrix", "models", "activations", "gptq", "frechet")
 DEFAULT_RESULTS = Path(__file__).resolve().parents[3] / "notebooks" / "05_quality.json"
@@ -46,12 +49,20 @@ def about(seeds: list[int], n: int) -> dict[str, object]:
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "load": round(os.getloadavg()[1], 1),
         "isa": info["isa"],
-        "versions": info["versions"],
+        "versions": {**info["versions"], **_torch()},
         "calibration_seeds": seeds,
         "calibration_trajectories": models.TRAJECTORIES,
         "evaluation_seed": models.EVALUATION_SEED,
         "evaluation_samples": n,
     }
+
+
+def _torch() -> dict[str, str]:
+    """Version of the torch that the peers share."""
+    try:
+        return {"torch": version("torch")}
+    except PackageNotFoundError:
+        return {}
 
 
 def _processor() -> str:
@@ -96,7 +107,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS)
     parser.add_argument("--cache", type=Path, default=environments.default_cache())
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--models", nargs="+", default=["digits-dit", "docs-mlm", "stdlib-mlm"])
+    parser.add_argument("--models", nargs="+", default=list(names()))
     parser.add_argument("--peers", nargs="*", default=[peer.name for peer in environments.PEERS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=20, help="samples that a model is judged on")

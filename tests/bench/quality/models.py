@@ -28,8 +28,10 @@ FREE = (
     ("uls g64", 8, 64, "uls", "float16"),
     ("rtn g32", 4, 32, "rtn", "float16"),
     ("uls g32", 4, 32, "uls", "float16"),
+    ("uls k g32", 4, 32, "uls", "k"),
     ("rtn g32", 2, 32, "rtn", "float16"),
     ("uls g32", 2, 32, "uls", "float16"),
+    ("uls k g16", 2, 16, "uls", "k"),
 )
 CALIBRATED = (
     ("gptq g64", 4, 64, "gptq", "float16"),
