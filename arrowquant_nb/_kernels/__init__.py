@@ -27,6 +27,8 @@ compiled_product: Any = None
 if find_spec("arrowquant_nb._kernels.rows") is not None:
     compiled_rows = import_module("arrowquant_nb._kernels.rows")
     compiled_rotation = import_module("arrowquant_nb._kernels.rotation")
+# An installation in place that was built before the products were there lacks this one only.
+if find_spec("arrowquant_nb._kernels.product") is not None:
     compiled_product = import_module("arrowquant_nb._kernels.product")
 
 __all__ = [
@@ -158,7 +160,9 @@ def product_isas() -> tuple[str, ...]:
 
 def _product_path(isa: str | None) -> tuple[Any, str]:
     """Choose module and instruction set of a product; avx512 takes VNNI instructions where there are."""
-    if isa is None:
+    if isa is None and compiled_product is None:
+        isa = "numpy"
+    elif isa is None:
         isa = "avx512vnni" if _ACTIVE == "avx512" and "avx512vnni" in product_isas() else _ACTIVE
     return numpy_products if isa == "numpy" else compiled_product, isa
 

@@ -133,7 +133,7 @@ def _float_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | 
     out = torch.empty(len(rows), layer.form.layout.rows)
     if not out.numel():
         pass
-    elif len(rows) <= MOST_KERNEL_TOKENS and _kernels.active_isa() != "numpy":
+    elif len(rows) <= MOST_KERNEL_TOKENS and len(_kernels.product_isas()) > 1 and _kernels.active_isa() != "numpy":
         given = None if bias is None else bias.numpy()
         _kernels.multiply_floats(rows.numpy(), _matrix(layer), given, out.numpy(), torch.get_num_threads())
     else:
