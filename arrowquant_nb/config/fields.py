@@ -134,7 +134,8 @@ class ConfigFields(BaseModel):
         "more bits.", kind="flag", valid="true or false",
     )  # fmt: skip
     skip_sensitive_layers: FlagField = _setting(
-        "skip_sensitive_layers", "Keep sensitive layers", "Leave the sensitive layers in float instead of at INT8.",
+        "skip_sensitive_layers", "Keep sensitive layers", "Leave layers that are named sensitive in float instead of "
+        "at INT8, and those too that measure as outliers (above median + 3 MAD).",
         kind="flag", valid="true or false",
     )  # fmt: skip
     sensitive_layer_names: NamesField = _setting(
@@ -180,6 +181,11 @@ class ConfigFields(BaseModel):
         "min_output_sqnr_db", "Output quality floor", "Least SQNR of a layer's output; none uses the gate table.",
         kind="number", valid="a number or none", unit="dB", allow_inf_nan=False,
     )  # fmt: skip
+    min_network_sqnr_db: NumberField | None = _setting(
+        "min_network_sqnr_db", "Network quality floor", "Least SQNR of the network's output where the model can be "
+        "run: up to three layers get more bits until it is reached. None reports it only.",
+        kind="number", valid="a number or none", unit="dB", allow_inf_nan=False,
+    )  # fmt: skip
     scale_format: ScaleFormat = _setting(
         "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
         "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64). Where a profile's format does "
@@ -197,7 +203,8 @@ class ConfigFields(BaseModel):
         kind="integer", valid="0 to 128", unit="rank", ge=0, le=128,
     )  # fmt: skip
     target_model_size_mb: NumberField | None = _setting(
-        "target_model_size_mb", "Size limit", "Bits per layer are chosen to fit.",
+        "target_model_size_mb", "Size limit", "Payload of all tensors (container and texts come on top): bits and "
+        "group size of each layer are chosen to fit it with the least error.",
         kind="number", valid="above 0, or none", unit="MB (10^6 bytes)", group="basic", gt=0.0, allow_inf_nan=False,
     )  # fmt: skip
     num_threads: IntegerField = _setting(

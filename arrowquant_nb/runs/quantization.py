@@ -22,12 +22,15 @@ from arrowquant_nb.events import (
     RunFinished,
     RunStarted,
 )
+from arrowquant_nb.network_quality import NetworkQuality, Promotion, SizeOutcome
 from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
+from arrowquant_nb.runs.costing import runnable_of
 from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
 from arrowquant_nb.runs.layer_inputs import LayerInputSearch
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
+from arrowquant_nb.runs.network_gate import ROUNDS, NetworkGate
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
     CARD_NAME,
@@ -36,11 +39,13 @@ from arrowquant_nb.runs.record import (
     changed_settings,
     failure_message,
     machine,
+    network_failure,
     statistics_table,
     versions,
 )
 from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
+from arrowquant_nb.runs.widths import Widths, provisional
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.manifest import Manifest
 from arrowquant_nb.storage.output import RUN_NAME, ModelFolder
@@ -146,28 +151,103 @@ class _Run:
             {"modality": decisions.modality, "is_diffusion_model": True},
         )
 
+        self.widths = Widths(checkpoint, located, config, tasks, self._measuring, control.cancelled)
+        self.network: NetworkQuality | None = None
+        self.size: SizeOutcome | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    def _measuring(self, fraction: float) -> None:
+        """Tell how far the layers are measured; raise when asked to stop."""
+        if self.control.cancelled():
+            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized")
+        self.control.emit(CalibrationProgress(source="what each width costs each layer", fraction=fraction))
+
     def execute(self) -> QuantizationResult:
         """Run the loop; seal the folder when every layer passed."""
-        plan = make_plan(self.decisions, self.tasks, self.config)
+        plan = make_plan(self.decisions, provisional(self.tasks, self.checkpoint, self.config), self.config)
         rows = [r.to_record() for r in plan.rows]
         self.control.emit(
             RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
         )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
-        reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
-        self.folder.drain()
-        if len(reports) < len(self.tasks):
-            raise RunCancelledError(
-                f"cancelled after {len(reports)} of {len(self.tasks)} tensors; what is committed in "
-                f"{self.folder.folder} stays: run the same command again to resume"
-            )
+        try:
+            self.tasks = self.widths.decide(self.source.calibration)
+        except InterruptedError as error:
+            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized") from error
+        reports = self._quantize(self.tasks)
+        reports = self._within_limit(reports)
         failed = [r for r in reports if not r.passed]
         if failed:
             raise QuantizationError(failure_message(failed, self.folder.sealed))
+        reports = self._network(reports)
         self.sink.finish_kept()
         self.folder.drain()
         return self._seal(reports)
+
+    def _quantize(self, tasks: list[LayerTask]) -> list[LayerReport]:
+        """Run the loop over some tasks, all or nothing."""
+        reports = quantize_layers(tasks, self.source, self.sink, self.control)
+        self.folder.drain()
+        if len(reports) < len(tasks):
+            raise RunCancelledError(
+                f"cancelled after {len(reports)} of {len(tasks)} tensors; what is committed in "
+                f"{self.folder.folder} stays: run the same command again to resume"
+            )
+        return reports
+
+    def _again(self, changed: list[LayerTask], reports: list[LayerReport]) -> list[LayerReport]:
+        """Do some layers again in another width and return all reports."""
+        for task in changed:
+            self.sink.forget(task)
+        done = {r.name: r for r in self._quantize(changed)}
+        by_name = {task.name: task for task in changed}
+        self.tasks = [by_name.get(task.name, task) for task in self.tasks]
+        return [done.get(r.name, r) for r in reports]
+
+    def _within_limit(self, reports: list[LayerReport]) -> list[LayerReport]:
+        """Choose anew while more is stored than a size limit allows."""
+        for _ in range(ROUNDS):
+            changed = self.widths.refit(self.tasks, reports)
+            if not changed:
+                return reports
+            reports = self._again(changed, reports)
+        if self.widths.refit(self.tasks, reports):
+            raise QuantizationError(
+                f"target_model_size_mb: {sum(r.nbytes for r in reports) / 1e6:.6f} MB are stored, more than the limit "
+                f"of {self.config.target_model_size_mb:g} MB, after {ROUNDS} rounds of choosing anew; raise it"
+            )
+        return reports
+
+    def _network(self, reports: list[LayerReport]) -> list[LayerReport]:
+        """Measure the network's output where the model can be run; promote layers while its floor is missed."""
+        model = runnable_of(self.located)
+        if model is None:
+            if self.config.min_network_sqnr_db is not None:
+                self.warnings += ("min_network_sqnr_db was not checked: the model cannot be run here.",)
+            return reports
+        gate = NetworkGate(model, self.config)
+        promotions: list[Promotion] = []
+        while True:
+            found = gate.measure(self.folder, self.tasks, reports, self.widths.predicted_noise(reports))
+            self.network = replace(found, promotions=tuple(promotions))
+            logger.info("%s: network output %s", self.decisions.model, self.network.words())
+            if found.passed:
+                return reports
+            following = None
+            if len(promotions) < ROUNDS and not self.config.fail_fast:
+                following = self.widths.promoted(self.tasks, reports)
+            if following is None:
+                raise QuantizationError(network_failure(self.network, self.config))
+            task, sentence = following
+            before = next(r for r in reports if r.name == task.name)
+            reports = self._again([task], reports)
+            after = next(r for r in reports if r.name == task.name)
+            promotions.append(
+                Promotion(
+                    task.name, before.bit_width, after.bit_width, after.nbytes - before.nbytes, found.sqnr_db, sentence
+                )
+            )
 
     def _calibrate(self) -> None:
         """See what the layers are given, where that can be seen."""
@@ -208,17 +288,26 @@ class _Run:
             tensors.update(commit.tensors)
         for source, target in self.checkpoint.metadata_files:
             files[target] = self.folder.write(target, source.read_bytes())
+        reports = self.widths.with_costs(reports)
+        self.size = self.widths.outcome(reports)
         files[STATS_NAME] = self.folder.write(STATS_NAME, statistics_table(reports))
         hashes = {name: str(entry["xxh3"]) for name, entry in files.items()}
-        files[CARD_NAME] = self.folder.write(CARD_NAME, model_card(self.decisions, self.config, reports, hashes))
+        files[CARD_NAME] = self.folder.write(CARD_NAME, self._card(reports, hashes))
         seconds = self.control.elapsed_s
-        self.folder.write(RUN_NAME, self._record(seconds, tensors), listed=False)
+        self.folder.write(RUN_NAME, self._record(seconds, tensors, self._warnings(reports)), listed=False)
         manifest = Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files)
         self.folder.seal(manifest)
         result = self._result(reports, seconds, self.folder.size_nbytes(manifest))
         summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
         self.control.emit(RunFinished(summary=summary))
         return result
+
+    def _card(self, reports: list[LayerReport], hashes: dict[str, str]) -> bytes:
+        return model_card(self.decisions, self.config, reports, hashes, self.network, self.size)
+
+    def _warnings(self, reports: list[LayerReport]) -> tuple[str, ...]:
+        found = self.source.calibration
+        return (*found.warnings, *self.widths.warnings, *self.warnings, *input_warnings(reports, found))
 
     def _facts(self) -> dict[str, Any]:
         checkpoint, decisions = self.checkpoint, self.decisions
@@ -239,9 +328,14 @@ class _Run:
                 t for source, t in checkpoint.metadata_files if _belongs_to_component(checkpoint, source)
             ],
             "header": _header_facts(checkpoint),
+            **{
+                name: value.to_dict()
+                for name, value in (("network", self.network), ("size", self.size))
+                if value is not None
+            },
         }
 
-    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]]) -> bytes:
+    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]], warnings: tuple[str, ...]) -> bytes:
         record = {
             "model": self.located.argument,
             "component": self.checkpoint.component,
@@ -255,6 +349,7 @@ class _Run:
             "quantization_time_s": seconds,
             "reused": self.sink.reused,
             "calibration": self.source.calibration.record(),
+            "warnings": list(warnings),
         }
         return (json.dumps(record, indent=1) + "\n").encode()
 
@@ -272,7 +367,9 @@ class _Run:
             reused=self.sink.reused,
             config=self.config.to_dict(),
             calibration=self.source.calibration.facts(),
-            warnings=(*self.source.calibration.warnings, *input_warnings(reports, self.source.calibration)),
+            warnings=self._warnings(reports),
+            network=self.network,
+            size=self.size,
         )
 
 
