@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 from arrowquant_nb.config.profiles import (
-    AVAILABLE_VALUES,
     PROFILES,
     DeploymentProfile,
     Modality,
@@ -218,18 +217,17 @@ class ConfigFields(BaseModel):
 
 
 def field_facts() -> dict[str, dict[str, object]]:
-    """Return for every field its title, description, kind, unit, range, group and the values that work today.
+    """Return for every field its title, description, kind, unit, range and group.
 
     `choices` are the values of a field that has few, in order, None among them where it may be left open; `least` and
-    `most` are the ends of a number's range. Each is None where there is no such thing; `values` is None where the
-    range alone decides.
+    `most` are the ends of a number's range. Each is None where there is no such thing.
     """
     return {name: dict(facts) for name, facts in _FACTS.items()}
 
 
 def available_fields() -> tuple[str, ...]:
-    """Return the fields that a form or command line offers; the others belong to features not built yet."""
-    return tuple(name for name in _FACTS if len(AVAILABLE_VALUES.get(name, (None, None))) > 1)
+    """Return the fields that a form or command line offers."""
+    return tuple(_FACTS)
 
 
 def _facts_of(name: str) -> dict[str, object]:
@@ -247,7 +245,6 @@ def _facts_of(name: str) -> dict[str, object]:
         **limits,
         "choices": _choices(field.annotation),
         "optional": type(None) in get_args(field.annotation),
-        "values": AVAILABLE_VALUES.get(name),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the settings can be: fixed words, the value of every field in each profile, and what works today.
+"""What the settings can be: fixed words, and the value of every field in each profile.
 
 Tables only. Knows nothing of fields, sources, files or models.
 """
@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Final
 
 __all__ = [
-    "AVAILABLE_VALUES",
     "BASE_MODE",
     "FLOAT16_GROUP_SIZES",
     "K_GROUP_SIZES",
@@ -101,8 +100,4 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
         "num_time_groups": 1, "group_size": 128, "enable_time_aware": False, "enable_spatial": False,
         "min_accuracy": 0.90, "method": "rtn", "scale_format": "float16", "gain_correction": False,
     },
-})  # fmt: skip
-
-# What works today, where that is less than the field's range. A feature that is built removes its line here.
-AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
 })  # fmt: skip
