@@ -11,6 +11,7 @@ The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
+    diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
@@ -25,6 +26,7 @@ The house, top to bottom; a room imports only what stands below it:
 """
 
 from importlib import import_module
+from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.errors import (
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
+    from arrowquant_nb.export.folder_reader import open_exported
     from arrowquant_nb.forecasts import Forecast, SizeAllocation
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer
     from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
@@ -93,6 +96,7 @@ _HOMES = {
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
+    "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
@@ -179,6 +183,7 @@ __all__ = [
     "follow_time",
     "load_quantized",
     "open_checkpoint",
+    "open_exported",
     "open_quantized",
     "quantize_tensor",
     "quantized_sample",
@@ -201,3 +206,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+# Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
+if "diffusers" in _modules:
+    import_module("arrowquant_nb.diffusers")

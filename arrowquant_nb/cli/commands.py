@@ -9,7 +9,6 @@ The package loads its parts on first use, inside a subcommand: what fails while 
 import errno
 import functools
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import click
 import arrowquant_nb as aq
 from arrowquant_nb import batch
 from arrowquant_nb.batch import parameters
-from arrowquant_nb.cli.options import config_options, load_config, progress_bar, source_options
+from arrowquant_nb.cli.options import config_options, load_config, progress_bar, source_options, warnings_to_stderr
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
 
@@ -248,6 +247,11 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
 )
 @click.option("--convolutions", is_flag=True, help="gguf: convolutions as blocks too, which few readers take.")
 @click.option(
+    "--pipeline",
+    metavar="FOLDER",
+    help="safetensors, diffusers: the pipeline that MODEL comes from; its other components are copied to OUTPUT.",
+)
+@click.option(
     "--min-sqnr-db",
     type=float,
     default=15.0,
@@ -265,6 +269,7 @@ def export(
     target: str,
     weight_type: str | None,
     convolutions: bool,
+    pipeline: str | None,
     min_sqnr_db: float,
     overwrite: bool,
     as_json: bool,
@@ -274,15 +279,14 @@ def export(
 
     What the format cannot hold, and what had to be rounded again, is said on stderr and stands in the report.
     """
-    if quiet or as_json:
-        logging.getLogger("arrowquant_nb").setLevel(logging.ERROR)
-    with progress_bar(quiet=quiet or as_json) as progress:
+    with warnings_to_stderr(quiet=quiet or as_json), progress_bar(quiet=quiet or as_json) as progress:
         report = aq.export_model(
             model,
             target,
             output,
             weight_type=weight_type,
             convolutions=convolutions,
+            pipeline=pipeline,
             min_sqnr_db=min_sqnr_db,
             overwrite=overwrite,
             progress_callback=progress,

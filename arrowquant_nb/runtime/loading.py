@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel, Verify
 
-__all__ = ["load_quantized", "swapped_layer"]
+__all__ = ["empty_layer", "load_quantized", "swappable", "swapped_layer"]
 
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
@@ -196,17 +197,27 @@ def swappable(module: Any) -> bool:
 
 def swapped_layer(module: Any, tensor: LazyTensor, inputs: InputFormat | None = None) -> QuantizedLayer:
     """Return the quantized layer that takes the place of a linear layer or convolution, with its bias as it is now."""
-    whole = join_tiles(tensor)
-    settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": tensor.name, "inputs": inputs}
-    kind: type[QuantizedLayer] = QuantizedLinear
-    for plain, quantized in _CONVOLUTIONS.items():
-        if isinstance(module, plain):
-            kind = quantized
-            settings |= {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
-    layer = kind.from_arrays(whole, **settings)
+    kind, settings = _kind_of(module, tensor.name, inputs)
+    layer = kind.from_arrays(join_tiles(tensor), **settings)
     layer.bias = module.bias  # its values come, or came, with its own name
     device = module.weight.device
     return layer if device.type in ("cpu", "meta") else layer.to(device)
+
+
+def empty_layer(module: Any, name: str, form: FolderLayer, inputs: InputFormat | None = None) -> QuantizedLayer:
+    """Return the layer that takes a module's place and is still to be filled: on the meta device, but for its bias."""
+    kind, settings = _kind_of(module, name, inputs)
+    layer = kind.empty(form, **settings)
+    layer.bias = module.bias
+    return layer
+
+
+def _kind_of(module: Any, name: str, inputs: InputFormat | None) -> tuple[type[QuantizedLayer], dict[str, Any]]:
+    settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": name, "inputs": inputs}
+    for plain, quantized in _CONVOLUTIONS.items():
+        if isinstance(module, plain):
+            return quantized, settings | {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
+    return QuantizedLinear, settings
 
 
 def _inputs_of(folder: QuantizedModel, tensor: LazyTensor, rule: str | None) -> InputFormat | None:

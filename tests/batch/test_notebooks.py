@@ -306,3 +306,23 @@ def test_an_unwritable_output_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         batch.run_notebook(notebook, tmp_path / "file" / "out.ipynb")
+
+
+QUALITY = FOLDER / "05_quality.ipynb"
+
+
+def test_the_quality_notebook_shows_the_results_that_come_with_it(tmp_path):
+    finished = batch.run_notebook(QUALITY, tmp_path / "05_quality.ipynb")
+    text = Path(finished.notebook).read_text(encoding="utf-8")
+    for part in json.loads(QUALITY.with_suffix(".json").read_text(encoding="utf-8")).values():
+        assert str(part["about"].get("date", "")) in text
+    assert "Q4_K" in text
+    assert "arrowquant_nb: gptq k g32" in text
+
+
+def test_the_quality_notebook_measures_a_part_live(tmp_path):
+    finished = batch.run_notebook(QUALITY, tmp_path / "05_quality.ipynb", {"results": "live", "size": 256})
+    document = nbformat.read(finished.notebook, as_version=4)
+    shown = " ".join(str(output) for cell in document.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "uls k g32 hadamard" in shown
+    assert "No targets without peers and models." in shown

@@ -50,6 +50,22 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
     assert "(bits; 2, 4 or 8). [edge 2, local 4, cloud 8]" in text
 
 
+def test_export_prints_a_table_and_says_on_stderr_what_was_rounded(model, tmp_path):
+    done = run("export", model, tmp_path / "floats", "--to", "safetensors")
+    assert done.stdout.startswith(f"safetensors: {tmp_path / 'floats'}, ")
+    assert "rounded to float16" in done.stderr
+    assert run("export", model, tmp_path / "quiet", "--to", "safetensors", "--quiet").stderr == ""
+    again = run("export", model, tmp_path / "floats", "--to", "safetensors", code=1)
+    assert "--overwrite" in again.stderr
+    done = run("export", model, tmp_path / "floats", "--to", "diffusers", "--overwrite", "--json")
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert (report["target"], report["warnings"]) == ("diffusers", [])
+    assert (
+        "there are: safetensors, diffusers, gguf" in run("export", model, tmp_path / "x", "--to", "onnx", code=1).stderr
+    )
+
+
 def config_of(*options, env=None):
     return json.loads(run("plan", "digits-dit", "--show-config", "--json", *options, env=env).stdout)
 
