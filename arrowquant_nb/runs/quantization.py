@@ -22,15 +22,12 @@ from arrowquant_nb.events import (
     RunFinished,
     RunStarted,
 )
-from arrowquant_nb.network_quality import NetworkQuality, Promotion, SizeOutcome
 from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
-from arrowquant_nb.runs.costing import runnable_of
 from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
 from arrowquant_nb.runs.layer_inputs import LayerInputSearch
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
-from arrowquant_nb.runs.network_gate import ROUNDS, NetworkGate
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
     CARD_NAME,
@@ -39,10 +36,10 @@ from arrowquant_nb.runs.record import (
     changed_settings,
     failure_message,
     machine,
-    network_failure,
     statistics_table,
     versions,
 )
+from arrowquant_nb.runs.rounds import Rounds, floor_warnings
 from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
 from arrowquant_nb.runs.widths import Widths, provisional
@@ -55,6 +52,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
     from arrowquant_nb.results import LayerReport, QuantizationResult
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
@@ -154,7 +152,6 @@ class _Run:
         self.widths = Widths(checkpoint, located, config, tasks, self._measuring, control.cancelled)
         self.network: NetworkQuality | None = None
         self.size: SizeOutcome | None = None
-        self.warnings: tuple[str, ...] = ()
 
     def _measuring(self, fraction: float) -> None:
         """Tell how far the layers are measured; raise when asked to stop."""
@@ -175,12 +172,13 @@ class _Run:
             self.tasks = self.widths.decide(self.source.calibration)
         except InterruptedError as error:
             raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized") from error
-        reports = self._quantize(self.tasks)
-        reports = self._within_limit(reports)
-        failed = [r for r in reports if not r.passed]
+        rounds = Rounds(self._quantize, self.sink, self.widths, self.tasks, self._quantize(self.tasks))
+        rounds.keep_limit(self.config)
+        failed = [r for r in rounds.reports if not r.passed]
         if failed:
             raise QuantizationError(failure_message(failed, self.folder.sealed))
-        reports = self._network(reports)
+        self.network = rounds.reach_floor(self.located, self.folder, self.config)
+        self.tasks, reports = rounds.tasks, rounds.reports
         self.sink.finish_kept()
         self.folder.drain()
         return self._seal(reports)
@@ -195,59 +193,6 @@ class _Run:
                 f"{self.folder.folder} stays: run the same command again to resume"
             )
         return reports
-
-    def _again(self, changed: list[LayerTask], reports: list[LayerReport]) -> list[LayerReport]:
-        """Do some layers again in another width and return all reports."""
-        for task in changed:
-            self.sink.forget(task)
-        done = {r.name: r for r in self._quantize(changed)}
-        by_name = {task.name: task for task in changed}
-        self.tasks = [by_name.get(task.name, task) for task in self.tasks]
-        return [done.get(r.name, r) for r in reports]
-
-    def _within_limit(self, reports: list[LayerReport]) -> list[LayerReport]:
-        """Choose anew while more is stored than a size limit allows."""
-        for _ in range(ROUNDS):
-            changed = self.widths.refit(self.tasks, reports)
-            if not changed:
-                return reports
-            reports = self._again(changed, reports)
-        if self.widths.refit(self.tasks, reports):
-            raise QuantizationError(
-                f"target_model_size_mb: {sum(r.nbytes for r in reports) / 1e6:.6f} MB are stored, more than the limit "
-                f"of {self.config.target_model_size_mb:g} MB, after {ROUNDS} rounds of choosing anew; raise it"
-            )
-        return reports
-
-    def _network(self, reports: list[LayerReport]) -> list[LayerReport]:
-        """Measure the network's output where the model can be run; promote layers while its floor is missed."""
-        model = runnable_of(self.located)
-        if model is None:
-            if self.config.min_network_sqnr_db is not None:
-                self.warnings += ("min_network_sqnr_db was not checked: the model cannot be run here.",)
-            return reports
-        gate = NetworkGate(model, self.config)
-        promotions: list[Promotion] = []
-        while True:
-            found = gate.measure(self.folder, self.tasks, reports, self.widths.predicted_noise(reports))
-            self.network = replace(found, promotions=tuple(promotions))
-            logger.info("%s: network output %s", self.decisions.model, self.network.words())
-            if found.passed:
-                return reports
-            following = None
-            if len(promotions) < ROUNDS and not self.config.fail_fast:
-                following = self.widths.promoted(self.tasks, reports)
-            if following is None:
-                raise QuantizationError(network_failure(self.network, self.config))
-            task, sentence = following
-            before = next(r for r in reports if r.name == task.name)
-            reports = self._again([task], reports)
-            after = next(r for r in reports if r.name == task.name)
-            promotions.append(
-                Promotion(
-                    task.name, before.bit_width, after.bit_width, after.nbytes - before.nbytes, found.sqnr_db, sentence
-                )
-            )
 
     def _calibrate(self) -> None:
         """See what the layers are given, where that can be seen."""
@@ -307,7 +252,12 @@ class _Run:
 
     def _warnings(self, reports: list[LayerReport]) -> tuple[str, ...]:
         found = self.source.calibration
-        return (*found.warnings, *self.widths.warnings, *self.warnings, *input_warnings(reports, found))
+        return (
+            *found.warnings,
+            *self.widths.warnings,
+            *floor_warnings(self.network, self.config),
+            *input_warnings(reports, found),
+        )
 
     def _facts(self) -> dict[str, Any]:
         checkpoint, decisions = self.checkpoint, self.decisions
