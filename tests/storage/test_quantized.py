@@ -27,7 +27,7 @@ KEPT = "proj_out_2.weight"
 
 @pytest.fixture
 def model(models):
-    with open_quantized(models.quantized("dit")) as opened:
+    with open_quantized(models.quantized("dit", scale_format="float16", group_size=64)) as opened:
         yield opened
 
 
