@@ -112,8 +112,9 @@ class ForecastPanel:
         self.slider.max = max(largest, smallest + 0.001)
         self.slider.min = smallest
         self.slider.step = max(0.001, round((largest - smallest) / 400, 3))
-        if not self.limited.value:
-            self.slider.value = now
+        _, config = self._subject()
+        limit = None if config is None else config.target_model_size_mb
+        self.slider.value = min(max(now if limit is None else limit, smallest), self.slider.max)
         self.slider.disabled, self.slider.readout = False, True
         self._quiet = False
 
