@@ -204,13 +204,23 @@ def inspect(*, model: str, as_json: bool, component: str | None, variant: str | 
 @main.command(short_help="Compare a quantized model with its original.")
 @click.argument("original")
 @click.argument("quantized")
+@click.option(
+    "--samples",
+    "n_samples",
+    type=click.IntRange(2),
+    default=None,
+    metavar="N",
+    help="Also run a bundled sample on N samples and print what its output lost, rounded inputs included.",
+)
 @_json
 @_quiet
 @click.pass_context
-def validate(context: click.Context, original: str, quantized: str, as_json: bool, quiet: bool) -> None:
+def validate(
+    context: click.Context, original: str, quantized: str, n_samples: int | None, as_json: bool, quiet: bool
+) -> None:
     """Compare every tensor of QUANTIZED with ORIGINAL; exit code 1 when one is missing, extra or off."""
     with progress_bar(quiet=quiet or as_json) as progress:
-        report = aq.ArrowQuantV2().validate_quality(original, quantized, progress_callback=progress)
+        report = aq.ArrowQuantV2().validate_quality(original, quantized, progress, n_samples=n_samples or 0)
     _print(report, as_json)
     context.exit(0 if report.passed else 1)
 

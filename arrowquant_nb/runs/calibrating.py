@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arrowquant_nb import samples
-from arrowquant_nb.calibration.cache import cache_folder, cached_capture
+from arrowquant_nb.calibration.cache import cache_folder, cache_limit, cached_capture
 from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.core.time_groups import uniform_groups
@@ -167,5 +167,6 @@ def calibrate(
     layers = [name for name in model.layers() if name in wanted]
     if not layers:
         return RunCalibration(CalibrationSource("no layer that is quantized can be observed"))
-    done = cached_capture(model, settings, layers, progress, folder=cache_folder(os.environ))
+    folder, limit = cache_folder(os.environ), cache_limit(os.environ)
+    done = cached_capture(model, settings, layers, progress, folder=folder, limit=limit)
     return RunCalibration(source, done.calibration, done.reused, done.warnings)
