@@ -16,6 +16,7 @@ from arrowquant_nb import samples
 from arrowquant_nb.api import ArrowQuantV2
 from arrowquant_nb.config import DiffusionQuantConfig, field_facts
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
+from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
 from arrowquant_nb.ui.frame import Frame
 from arrowquant_nb.ui.model_picker import ModelPicker
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Studio", "studio"]
 
 _SUBTITLE: Final = "quantize a diffusion model"
+_LIMIT: Final = "target_model_size_mb"
 _AHEAD: Final = "arrowquant_nb.ui.run_view"
 """Loaded beside the kernel after the first paint, with plotly: what a run needs."""
 
@@ -64,6 +66,7 @@ class Studio:
         self._profile = self.form.controls["deployment_profile"].value
         self._output_given = False
         self._plan_box = widgets.HTML(layout={"flex": "1 1 340px", "min_width": "300px"})
+        self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
         self.output = widgets.Text(description="Output", layout={"width": "360px"})
         self.output.style.description_width = "48px"
         self.output_words = widgets.HTML()
@@ -86,7 +89,9 @@ class Studio:
     def _assemble(self) -> widgets.VBox:
         reset = widgets.HBox([self.form.changes, self.form.reset])
         reset.add_class("aq-row")
-        left = widgets.VBox([self.form.basic, self.form.advanced, reset], layout={"flex": "2 1 560px"})
+        left = widgets.VBox(
+            [self.form.basic, self.form.advanced, reset, self.forecast.widget], layout={"flex": "2 1 560px"}
+        )
         body = widgets.HBox([left, self._plan_box], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         setup = widgets.VBox([widgets.HTML("<h3>2 Settings</h3>"), body])
         setup.add_class("aq-section")
@@ -181,8 +186,16 @@ class Studio:
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
+    def _limit(self, limit: float | None) -> None:
+        """Take the size slider's limit into the settings."""
+        control = self.form.controls.get(_LIMIT)
+        if control is not None and control.value != limit:
+            control.value = limit
+
     def _changed(self) -> None:
         self._plan_due = True
+        config = self.form.config
+        self.forecast.follow(None if config is None else config.target_model_size_mb)
         self._check_run()
         self._worker.pump()
 

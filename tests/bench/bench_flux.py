@@ -40,7 +40,8 @@ def inputs(model, tokens):
         return torch.randn(*shape, generator=generator).to(torch.bfloat16)
 
     side = int(tokens**0.5)
-    grid = torch.cartesian_prod(torch.zeros(1), torch.arange(side), torch.arange(side)).float()
+    places = torch.arange(side, dtype=torch.float32)
+    grid = torch.cartesian_prod(torch.zeros(1), places, places)
     config = model.config
     return {
         "hidden_states": noise(1, side * side, config.in_channels),
