@@ -122,7 +122,7 @@ def test_stored_grids_of_inputs_follow_the_timestep_as_in_numpy(activations, tmp
     reference = quantized_sample("digits-dit", opened, activations)
     for step in steps_of("digits-dit"):
         expected, got = reference.forward(step), call(model, step)[:, :1]
-        # Sums round differently, so a value on the edge between two codes may go to the other one; layers agree to 1e-5.
+        # Sums round differently, so a value between two codes may go to the other; layers alone agree to 1e-5.
         assert np.linalg.norm(got - expected) < 5e-3 * np.linalg.norm(expected)
     with pytest.raises(ConfigurationError, match="'per_row'"):
         load_quantized(torch_model(folder), folder, inputs="per_row")
