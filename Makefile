@@ -84,6 +84,7 @@ soak: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_kernels.py
+	$(BIN)/python tests/bench/bench_matmul.py
 	$(BIN)/python tests/bench/bench_end_to_end.py
 	$(BIN)/python tests/bench/bench_end_to_end.py --dtype float32
 	$(BIN)/python tests/bench/bench_export.py

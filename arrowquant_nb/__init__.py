@@ -25,6 +25,7 @@ The house, top to bottom; a room imports only what stands below it:
                    plain values that every room may use, and their words
 """
 
+from contextlib import suppress as _suppress
 from importlib import import_module
 from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
+    from arrowquant_nb.concurrent_runs import quantize_async
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.app import studio
     from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
@@ -93,6 +96,7 @@ _HOMES = {
     "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
+    "studio": "ui.app",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -100,6 +104,7 @@ _HOMES = {
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
+    "quantize_async": "concurrent_runs",
     "quantize_tensor": "api",
     "quantized_sample": "api",
     "report": "ui.report",
@@ -185,11 +190,13 @@ __all__ = [
     "open_checkpoint",
     "open_exported",
     "open_quantized",
+    "quantize_async",
     "quantize_tensor",
     "quantized_sample",
     "report",
     "reproduce",
     "samples",
+    "studio",
     "time_context",
 ]
 
@@ -210,4 +217,5 @@ def __dir__() -> list[str]:
 
 # Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
 if "diffusers" in _modules:
-    import_module("arrowquant_nb.diffusers")
+    with _suppress(ImportError):  # `import arrowquant_nb.diffusers` says what is missing
+        import_module("arrowquant_nb.diffusers")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb import _kernels, samples
@@ -144,7 +145,10 @@ class ArrowQuantV2:
         variant: str | None = None,
         calibration: str | Path | None = None,
     ) -> Plan:
-        """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size."""
+        """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size.
+
+        Under a size limit the widths are provisional: the run measures the layers first, as `forecast` does.
+        """
         return DiffusionOrchestrator(config or self.config).plan(
             model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )
@@ -198,13 +202,25 @@ class ArrowQuantV2:
         original: str | Path,
         quantized: str | Path,
         progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        n_samples: int = 0,
     ) -> ValidationReport:
         """Compare every tensor of a quantized model with its original; a missing or extra one is a failure.
 
         Kept tensors must be bit-exact; quantized ones must be of the very weights of the original (by hash) and have
-        the error that the model records of them.
+        the error that the model records of them. With `n_samples` a bundled sample is run as well, with the inputs of
+        its layers rounded as the model says, and `.network` has what `evaluate_sample` measures; it is no verdict.
+
+        Raises
+        ------
+        ModelNotFoundError
+            `n_samples` is set and `original` is no bundled sample.
         """
-        return validation.validate_quality(original, quantized, progress_callback)
+        name = validation.sample_name(original) if n_samples else ""
+        report = validation.validate_quality(original, quantized, progress_callback)
+        return (
+            replace(report, network=evaluate_sample(name, quantized, n_samples)) if name and report.passed else report
+        )
 
     async def quantize_diffusion_model_async(
         self, model_path: str | Path, output_path: str | Path, config: DiffusionQuantConfig | None = None,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.results import InputReport, LayerReport, Plan, PlanRow, QuantizationResult, Strategy
@@ -211,6 +211,17 @@ def _outputs(result: QuantizationResult) -> str:
     return f"worst layer {decibels(worst)} ({name}), worst timestep group {decibels(min(groups))}; {source}"
 
 
+def _whole(result: QuantizationResult) -> list[tuple[str, str]]:
+    """Say what was measured of the network's output, a size limit and sensitive layers, if anything was."""
+    rows = []
+    if result.network is not None:
+        rows.append(("network output", result.network.words()))
+    if result.size is not None:
+        rows.append(("size limit", result.size.words()))
+    sensitive = [r.name for r in result.layers if r.costs is not None and r.costs.sensitive]
+    return [*rows, ("sensitive layers", ", ".join(sensitive))] if sensitive else rows
+
+
 def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
     """Label and value of each headline figure."""
     overhead = result.container_nbytes / max(1, result.payload_nbytes)
@@ -247,6 +258,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
             ),
         ),
         ("layer outputs", _outputs(result)),
+        *_whole(result),
         *(("warning", warning) for warning in result.warnings),
         (
             "time",
@@ -295,7 +307,18 @@ def _validation_headline(report: ValidationReport) -> list[tuple[str, str]]:
         ("quantized", report.quantized),
         ("verdict", "passed" if report.passed else f"FAILED: {len(report.failures)} of {len(report.tensors)} tensors"),
         ("weights", f"cosine {report.cosine_similarity:.6f}, SQNR {decibels(report.sqnr_db)} over all tensors"),
+        *([("network", _network(report.network))] if report.network else []),
     ]
+
+
+def _network(figures: Mapping[str, Any]) -> str:
+    """Say what was measured at the network's output."""
+    rest = ", ".join(
+        f"{name.removesuffix('_db').replace('_', ' ')} {value:.4g}{' dB' if name.endswith('_db') else ''}"
+        for name, value in figures.items()
+        if name not in ("network_sqnr_db", "n", "steps", "seed")
+    )
+    return f"SQNR {decibels(figures['network_sqnr_db'])} over {figures['n']} samples, rounded inputs included; {rest}"
 
 
 def _validation_rows(report: ValidationReport) -> list[list[str]]:

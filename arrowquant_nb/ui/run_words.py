@@ -113,8 +113,8 @@ def layer_headline(layer: LayerState, rank: int, n: int) -> str:
     weights = layer.plan.n_weights
     count = f"{weights / 1e6:.2f} M" if weights >= 100_000 else f"{weights:,}"
     worst = " (worst)" if rank == 0 else ""
-    bits = "" if layer.report is None else f"   {WIDTH_NAMES[layer.report.bit_width]} {layer.report.method}"
-    return f"{_bare(layer.name)}   {shape}, {count} weights{bits}   rank {rank + 1} of {n}{worst}"
+    bits = "" if layer.report is None else f", {WIDTH_NAMES[layer.report.bit_width]} {layer.report.method}".rstrip()
+    return f"{_bare(layer.name)}: {shape}, {count} weights{bits}, rank {rank + 1} of {n}{worst}"
 
 
 def attempt_rows(layer: LayerState) -> list[list[str]]:

@@ -12,7 +12,7 @@ _DARK: Final = """
   --jp-content-font-color0: #E8EAED; --jp-content-font-color1: #E8EAED; --jp-border-color2: #3A424B;
   --jp-widgets-label-color: #E8EAED; --jp-widgets-readout-color: #E8EAED; --jp-widgets-color: #E8EAED;
   --jp-widgets-input-color: #E8EAED; --jp-widgets-input-background-color: #16191D;
-  --jp-widgets-input-border-color: #4A525C; --jp-widgets-dropdown-arrow: none;
+  --jp-widgets-input-border-color: #4A525C;
 """
 _LIGHT: Final = """
   --aq-ink: #1B1B1B; --aq-quiet: #5F6368; --aq-line: #D5D9DE; --aq-ground: #FFFFFF; --aq-raised: #F4F6F8;
@@ -28,7 +28,7 @@ _LIGHT: Final = """
 STYLE: Final = f"""<style>
 .aq {{ {_LIGHT} color: var(--aq-ink); background: var(--aq-ground); padding: 8px 12px 12px; overflow: hidden;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; font-size: 13px; }}
-.aq.aq-dark {{ {_DARK} }}
+.aq.aq-dark {{ color-scheme: dark; {_DARK} }}
 .aq .widget-html-content, .aq .jupyter-widget-html-content {{ color: var(--aq-ink); line-height: 1.45;
   font-size: 13px; }}
 .aq .widget-html, .aq .jupyter-widget-html {{ margin: 1px 2px; height: auto; }}
@@ -36,7 +36,7 @@ STYLE: Final = f"""<style>
 .aq small, .aq .aq-quiet {{ color: var(--aq-quiet); font-size: 12px; }}
 .aq label {{ font-size: 13px; }}
 .aq-section {{ border-top: 1px solid var(--aq-line); padding: 8px 0 6px; }}
-.aq-row {{ align-items: center; min-height: 32px; flex-wrap: wrap; }}
+.aq-row {{ gap: 4px 6px; align-items: center; min-height: 32px; flex-wrap: wrap; }}
 .aq-message {{ color: var(--aq-ink); }}
 .aq-message [role=alert], .aq-error {{ border-left: 4px solid #D55E00; padding: 2px 8px; display: inline-block;
   background: var(--aq-raised); color: var(--aq-ink); }}
@@ -44,7 +44,10 @@ STYLE: Final = f"""<style>
 .aq-changed {{ color: var(--aq-quiet); font-size: 12px; padding-left: 6px; }}
 .aq-plan {{ background: var(--aq-raised); border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; }}
 .aq-plan .big {{ font-size: 17px; font-weight: 650; }}
-.aq-plan svg {{ display: block; margin: 6px 0; width: 100%; }}
+.aq-bar {{ display: flex; margin: 6px 0; height: 18px; border-radius: 3px; overflow: hidden; }}
+.aq-bar span {{ color: #FFFFFF; font-size: 11px; line-height: 18px; padding-left: 5px; overflow: hidden;
+  box-sizing: border-box; border-right: 1px solid var(--aq-raised); }}
+.aq.aq-dark .aq-bar span {{ color: #111111; }}
 .aq .widget-button, .aq .jupyter-button {{ background: var(--jp-layout-color2); color: var(--aq-ink);
   border-radius: 4px;
   border: 1px solid var(--jp-border-color2); height: 30px; line-height: 28px; font-size: 13px; width: auto;
@@ -53,6 +56,7 @@ STYLE: Final = f"""<style>
   outline: 2px solid #0072B2; outline-offset: 1px; }}
 .aq.aq-dark .jupyter-button:focus-visible, .aq.aq-dark input:focus-visible {{ outline-color: #56B4E9; }}
 .aq .jupyter-button:disabled {{ opacity: .55; }}
+.aq .jupyter-button.aq-narrow {{ padding: 0; }}
 .aq .aq-run {{ background: #0072B2; color: #FFFFFF; border-color: #0072B2; font-weight: 650; min-width: 84px; }}
 .aq .aq-choices .jupyter-button.mod-active {{ background: #0072B2; color: #FFFFFF; border-color: #0072B2;
   box-shadow: none; }}

@@ -308,6 +308,23 @@ def test_an_unwritable_output_is_an_output_error(tmp_path):
         batch.run_notebook(notebook, tmp_path / "file" / "out.ipynb")
 
 
+def test_the_time_aware_notebook_shows_the_drift_and_what_grouping_buys(tmp_path):
+    values = {"output": str(tmp_path / "model"), "n_samples": 2, "n_groups": 3}
+    batch.run_notebook(FOLDER / "04_time_aware.ipynb", tmp_path / "out.ipynb", values)
+    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
+    shown = ["".join(str(o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", ())) for cell in cells]
+    assert any("8-bit inputs: " in text for text in shown)
+    assert any("Inputs of " in text and "over one" in text for text in shown)
+    (table,) = (text for text in shown if text.startswith("Network SQNR"))
+    measured = dict(part.split(": ") for part in table.removeprefix("Network SQNR: ").removesuffix(".").split("; "))
+    gain = {bits: [float(measured[f"{bits} bits, {way}"].split()[0]) for way in WAYS] for bits in (8, 4)}
+    assert gain[8][1] > gain[8][0] + 2.5  # the target for groups over one static grid
+    assert gain[4][3] > gain[4][2] > gain[4][1] > gain[4][0]
+
+
+WAYS = ("one static grid", "3 timestep groups", "3 groups, channels evened out", "a scale per token")
+
+
 QUALITY = FOLDER / "05_quality.ipynb"
 
 
