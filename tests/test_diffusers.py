@@ -13,6 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 import tiny_torch  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import arrowquant_nb as aq  # noqa: E402
@@ -25,6 +26,7 @@ from arrowquant_nb import (  # noqa: E402
     ShapeMismatchError,
     samples,
 )
+from arrowquant_nb.cli import main  # noqa: E402
 from arrowquant_nb.diffusers import PixelDiTPipeline, load_sample, quantize_pipeline, through_torch  # noqa: E402
 from arrowquant_nb.runtime import QuantizedConv2d, QuantizedLinear  # noqa: E402
 
@@ -229,6 +231,33 @@ def test_the_bundled_models_through_torch_are_what_numpy_computes():
         assert found["network_sqnr_db"] > 100
     with pytest.raises(ModelNotFoundError, match="no bundled sample 'nothing'"):
         load_sample("nothing")
+
+
+def test_the_command_calibrates_samples_and_pipeline_folders(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(main, ["calibrate", *map(str, arguments), "--json"])
+
+    done = run("docs-mlm", tmp_path / "text.parquet", "--samples", 2)
+    assert json.loads(done.stdout)["layers"] == 20
+    quiet(tiny_torch.dit_pipeline()).save_pretrained(tmp_path / "dit")
+    (tmp_path / "classes.txt").write_text("1\n2\n\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
+    done = run(tmp_path / "dit", tmp_path / "dit.parquet", "--prompts", tmp_path / "classes.txt", "--steps", 2)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {
+        "path": str(tmp_path / "dit.parquet"), "layers": 7, "inputs": 5, "timesteps": 2, "trajectories": 1,
+        "unobserved": [],
+    }  # fmt: skip
+    for message, arguments in {
+        "neither a bundled sample nor the folder of a diffusers pipeline": [tmp_path, tmp_path / "x.parquet"],
+        "there is no file of prompts": [tmp_path / "dit", tmp_path / "x.parquet", "--prompts", tmp_path / "none.txt"],
+        "names code of its own ('pipeline')": [tmp_path / "own", tmp_path / "x.parquet"],
+        "without prompts": ["docs-mlm", tmp_path / "x.parquet", "--prompts", tmp_path / "classes.txt"],
+    }.items():
+        done = run(*arguments)
+        assert done.exit_code == 1
+        assert message in done.output
 
 
 def test_registering_needs_no_second_import():
