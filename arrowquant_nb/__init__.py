@@ -48,13 +48,15 @@ if TYPE_CHECKING:
         open_checkpoint,
         open_quantized,
         quantize_tensor,
+        quantized_sample,
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
-    from arrowquant_nb.quantizers.spatial import SpatialQuantizer, SpatialQuantMetadata
+    from arrowquant_nb.quantizers.spatial import SpatialQuantizer
+    from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
@@ -92,6 +94,7 @@ _HOMES = {
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_tensor": "api",
+    "quantized_sample": "api",
     "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
@@ -100,7 +103,7 @@ _HOMES = {
     "QuantMethod": "config",
     "LayerStatistics": "quantizers.tensor",
     "QuantizedTensor": "quantizers.tensor",
-    "SpatialQuantMetadata": "quantizers.spatial",
+    "SpatialQuantMetadata": "quantizers.spatial_metadata",
     "SpatialQuantizer": "quantizers.spatial",
     "TimeAwareQuantMetadata": "quantizers.time_tables",
     "TimeAwareQuantizer": "quantizers.time_aware",
@@ -169,6 +172,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "quantized_sample",
     "report",
     "reproduce",
     "samples",

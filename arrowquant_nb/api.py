@@ -15,10 +15,9 @@ from arrowquant_nb import _kernels, samples
 from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.errors import ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
-from arrowquant_nb.runs import record, validation
+from arrowquant_nb.runs import record, running, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
@@ -45,6 +44,7 @@ __all__ = [
     "open_checkpoint",
     "open_quantized",
     "quantize_tensor",
+    "quantized_sample",
     "reproduce",
 ]
 
@@ -252,14 +252,44 @@ def quantize_tensor(
     return quantize_rotated_array(array, settings, rotation, seed, out=out, n_threads=n_threads)
 
 
-def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0) -> dict[str, Any]:
-    """Measure what quantization cost a bundled sample at its output.
+def quantized_sample(name: str, model: QuantizedModel | str | Path, activations: str = "stored") -> samples.Sample:
+    """Return a bundled sample that runs with the weights of its quantized form and rounds inputs as that says.
+
+    Parameters
+    ----------
+    name : a bundled sample.
+    model : its quantized form, open or as a folder.
+    activations : "stored", as the model was quantized: on its grids per timestep group, with a scale per token where a
+        layer has none; "per_token", a scale per token in all those layers, the reference; "float", not rounded.
+
+    Returns
+    -------
+    samples.Sample
+        `.forward`, `.sample`, `.trajectories`; its `.linear` is the hook, for any other forward pass of that model.
+
+    Raises
+    ------
+    ModelNotFoundError, ShapeMismatchError, ConfigurationError
+        There is no such sample; the folder holds another model; an unknown `activations`.
+    """
+    return running.quantized_sample(name, _opened(model), activations)
+
+
+def _opened(model: QuantizedModel | str | Path) -> QuantizedModel:
+    return model if isinstance(model, QuantizedModel) else open_quantized(model)
+
+
+def evaluate_sample(
+    name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0, activations: str = "stored"
+) -> dict[str, Any]:
+    """Measure what quantization cost a bundled sample at its output, its rounded inputs included.
 
     Parameters
     ----------
     name : a bundled sample.
     model : its quantized form, open or as a folder.
     n, seed : number of samples and seed of their starting noise.
+    activations : what becomes of the inputs of layers, see `quantized_sample`.
 
     Returns
     -------
@@ -268,13 +298,11 @@ def evaluate_sample(name: str, model: QuantizedModel | str | Path, n: int = 20, 
         seed) and `frechet_distance` or `log_spectral_distance_db`; text and code: `kl`, `top1_agreement`, `nelbo` and
         `trained_nelbo`; and what they were measured on: n, steps, seed. `samples.evaluate` describes each.
     """
-    if name not in samples.names():
-        raise ModelNotFoundError(f"there is no bundled sample {name!r}; there are: {', '.join(samples.names())}")
-    opened = model if isinstance(model, QuantizedModel) else open_quantized(model)
-    try:
-        return dict(samples.evaluate(name, opened.weights(), n, seed))
-    except ValueError as error:
-        raise ShapeMismatchError(f"{opened.path} is not a quantized {name!r}: {error}") from error
+    opened = _opened(model)
+    weights = opened.weights()
+    running.bundled(name, opened, weights)  # refuses another model
+    hook = running.rounding_hook(opened, running.product_with(weights), activations)
+    return dict(samples.evaluate(name, weights, n, seed, hook))
 
 
 def build_info() -> dict[str, Any]:

@@ -70,7 +70,8 @@ class DiffusionOrchestrator:
         """Return preferred and used method for a modality under this config, with the reason."""
         if str(modality) not in list(Modality):
             raise ConfigurationError(f"modality {str(modality)!r} is not one of {', '.join(Modality)}")
-        return planning.public_strategy(planning.choose_strategy(str(modality), self.config, has_calibration, ""))
+        choice = planning.choose_strategy(str(modality), self.config, has_calibration, "")
+        return planning.public_strategy(choice, self.config, has_calibration)
 
     def quantize_layers(
         self, tasks: list[LayerTask], source: Source, sink: Sink, control: Control

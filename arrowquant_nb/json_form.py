@@ -69,7 +69,7 @@ class JsonForm:
                 continue
             value = data[item.name]
             kind = nested.get(item.name)
-            if kind is not None:
+            if kind is not None and value is not None:
                 values[item.name] = (
                     tuple(kind.from_dict(v) for v in value)
                     if isinstance(value, (list, tuple))

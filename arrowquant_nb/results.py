@@ -57,6 +57,44 @@ class AttemptReport(JsonForm):
 
 
 @dataclass(frozen=True)
+class InputReport(JsonForm):
+    """What is done to one layer's input before the product.
+
+    Attributes
+    ----------
+    mode : "float" (left as it is), "static" (one grid for all timesteps), "time groups" (a grid for each group), or
+        "per token" (every row on a grid of its own range, found when the model runs).
+    bit_width : bits of a rounded input; 16 for a float one.
+    n_groups : grids; 0 where there are none to store.
+    table_gain_db : expected input error of one static grid over that of the best grouping.
+    alpha : exponent of the equalization that was kept; None = not equalized.
+    equalization_gain_db : error at the layer's output without equalization over that with it, on calibration data, also
+        where it was not kept because it gains less than the bits of its scales are worth; 0 where it was not tried.
+    centred : whether the channels' means are taken off before rounding.
+    smoothing_gain_db : error at the output without that over that with it; 0 where it was not tried.
+    output_sqnr, worst_output_sqnr : signal over error of the layer's output in dB with rounded inputs and quantized
+        weights, on held-out inputs: over all of them, and in the worst timestep group. Reported, never a gate: more
+        bits for the weights do not make up for few bits of the inputs.
+    """
+
+    mode: str
+    bit_width: int = 16
+    n_groups: int = 0
+    table_gain_db: float = 0.0
+    alpha: float | None = None
+    equalization_gain_db: float = 0.0
+    centred: bool = False
+    smoothing_gain_db: float = 0.0
+    output_sqnr: float | str = "not_measured"
+    worst_output_sqnr: float | str = "not_measured"
+
+    @property
+    def sentence(self) -> str:
+        """The same in plain words."""
+        return tables.input_sentence(self)
+
+
+@dataclass(frozen=True)
 class LayerReport(JsonForm):
     """One tensor of the model after the run.
 
@@ -73,6 +111,7 @@ class LayerReport(JsonForm):
     rotation_seed : signs of the Hadamard rotation that was applied; None = not rotated.
     low_rank : rank of the float16 branch that is stored; 0 = none.
     scale_format : float16 or k ("" when kept).
+    inputs : what is done to the layer's input; None = nothing, and nothing was tried.
     """
 
     name: str
@@ -99,10 +138,11 @@ class LayerReport(JsonForm):
     rotation_seed: int | None = None
     low_rank: int = 0
     scale_format: str = ""
+    inputs: InputReport | None = None
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
-        return {"attempts": AttemptReport}
+        return {"attempts": AttemptReport, "inputs": InputReport}
 
     @property
     def output_sqnr(self) -> float | str:

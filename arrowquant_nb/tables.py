@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
-    from arrowquant_nb.results import LayerReport, Plan, PlanRow, QuantizationResult
+    from arrowquant_nb.results import InputReport, LayerReport, Plan, PlanRow, QuantizationResult, Strategy
 
 WIDTH_NAMES = {2: "INT2", 4: "INT4", 8: "INT8", 16: "kept"}
 SHOWN_LAYERS = 12
@@ -82,6 +82,29 @@ def width_counts(rows: Iterable[LayerReport | PlanRow]) -> str:
     return ", ".join(f"{counts[b]} {WIDTH_NAMES[b]}" for b in sorted(counts))
 
 
+def _inputs_line(strategy: Strategy) -> list[tuple[str, str]]:
+    """Headline on rounded inputs, none for weights only."""
+    return [] if "weights only" in strategy.tables else [("layer inputs", strategy.tables)]
+
+
+def input_sentence(inputs: InputReport) -> str:
+    """Say in words what is done to a layer's input, and what it gains."""
+    words = []
+    if inputs.mode != "float":
+        grids = {"time groups": f"on {inputs.n_groups} timestep groups", "static": "on one grid"}
+        gain = f", {inputs.table_gain_db:.1f} dB over one" if inputs.mode == "time groups" else ""
+        words.append(f"{inputs.bit_width}-bit {grids.get(inputs.mode, 'with a scale per token')}{gain}")
+    if inputs.alpha is not None:
+        words.append(f"equalized (exponent {inputs.alpha:g}): {inputs.equalization_gain_db:+.2f} dB at the output")
+    elif inputs.equalization_gain_db:
+        words.append(f"not equalized: {inputs.equalization_gain_db:+.2f} dB would not pay for the scales")
+    if inputs.centred:
+        words.append(f"centred: {inputs.smoothing_gain_db:+.2f} dB")
+    if not isinstance(inputs.output_sqnr, str):
+        words.append(f"output {decibels(inputs.output_sqnr)} with these inputs")
+    return "; ".join(words)
+
+
 # -- plan ------------------------------------------------------------------------------------------------------------
 
 PLAN_HEADER = ("tensor", "shape", "role", "planned", "bits/weight", "MB", "why")
@@ -107,6 +130,7 @@ def _plan_headline(plan: Plan) -> list[tuple[str, str]]:
         ("model", plan.model),
         ("modality", f"{plan.modality}: {plan.modality_reason}"),
         ("strategy", plan.strategy.reason),
+        *_inputs_line(plan.strategy),
         ("tensors", width_counts(plan.rows)),
         (
             "size",
@@ -135,6 +159,7 @@ def plan_html(plan: Plan) -> str:
 # -- result ----------------------------------------------------------------------------------------------------------
 
 LAYER_HEADER = ("layer", "bits", "method", "SQNR", "cosine", "output SQNR", "bits/weight", "why")
+INPUT_HEADER = ("layer", "what is done to its input")
 KEPT_HEADER = ("kept or raised", "bits", "role", "reason")
 
 
@@ -154,6 +179,11 @@ def layer_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
         ]
         for r in done
     ]
+
+
+def input_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
+    """Rows of the layers whose inputs are rounded, or whose channels were to be equalized, in model order."""
+    return [[r.name, r.inputs.sentence] for r in layers if r.inputs is not None]
 
 
 def kept_rows(layers: Iterable[LayerReport], bit_width: int) -> list[list[str]]:
@@ -184,6 +214,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
         ("model", f"{result.model} -> {result.quantized_path}"),
         ("modality", f"{result.modality}: {result.modality_reason}"),
         ("strategy", result.strategy.reason),
+        *_inputs_line(result.strategy),
         ("tensors", width_counts(result.layers)),
         (
             "size",
@@ -236,11 +267,14 @@ def result_html(result: QuantizationResult) -> str:
     """Headline figures, all layers worst first, kept tensors with reasons."""
     layers = html_table(LAYER_HEADER, layer_rows(result.layers), "Layers, worst first")
     kept = html_table(KEPT_HEADER, kept_rows(result.layers, result.bit_width))
+    inputs = input_rows(result.layers)
+    treated = html_table(INPUT_HEADER, inputs) if inputs else ""
     # The model's name without the folder it lies in: HTML is passed on.
     figures = [("model", result.model), *result_headline(result)[1:]]
     return (
         headline_html(figures)
         + layers
+        + (f"<details><summary>Inputs of {len(inputs)} layers</summary>{treated}</details>" if inputs else "")
         + f"<details><summary>Kept in the source format or raised by policy</summary>{kept}</details>"
     )
 

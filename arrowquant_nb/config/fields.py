@@ -155,11 +155,12 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     enable_time_aware: FlagField = _setting(
         "enable_time_aware", "Time-aware", "Judge a layer by its worst group of timesteps too, where calibration "
-        "measures it.",
+        "measures it; with quantized activations, a grid for each group of timesteps.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
-        "enable_spatial", "Spatial", "Spatial equalization of image and audio models; nothing is applied yet.",
+        "enable_spatial", "Spatial", "Even out the channels of image and audio models where that lowers the error of a "
+        "layer's output (needs calibration); with quantized activations also take their means off.",
         kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
@@ -171,7 +172,8 @@ class ConfigFields(BaseModel):
         kind="integer", valid="1 to 4096", unit="samples", group="basic", ge=1, le=4096,
     )  # fmt: skip
     activation_bit_width: ActivationBitsField | None = _setting(
-        "activation_bit_width", "Activation bits", "Width of quantized activations; none leaves them in float.",
+        "activation_bit_width", "Activation bits", "Width of the inputs of quantized layers when the model runs, on "
+        "grids found by calibration (without it, a scale per token); none leaves them in float.",
         kind="integer", valid="4, 8 or none", unit="bits",
     )  # fmt: skip
     min_output_sqnr_db: NumberField | None = _setting(

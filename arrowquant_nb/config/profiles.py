@@ -15,7 +15,6 @@ __all__ = [
     "K_GROUP_SIZES",
     "K_METHODS",
     "PROFILES",
-    "WITHOUT_EFFECT",
     "DeploymentProfile",
     "Modality",
     "QuantMethod",
@@ -105,9 +104,5 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
 
 # What works today, where that is less than the field's range. A feature that is built removes its line here.
 AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
-    "activation_bit_width": (None,),
     "target_model_size_mb": (None,),
 })  # fmt: skip
-# Flags of features that no run applies yet: off is always true to what happens, and on is accepted only as what the
-# profile fills in, a wish without effect so far.
-WITHOUT_EFFECT: Final = ("enable_spatial",)

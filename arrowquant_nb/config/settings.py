@@ -26,7 +26,6 @@ from arrowquant_nb.config.profiles import (
     K_GROUP_SIZES,
     K_METHODS,
     PROFILES,
-    WITHOUT_EFFECT,
     DeploymentProfile,
     Modality,
     QuantMethod,
@@ -90,18 +89,13 @@ class DiffusionQuantConfig(ConfigFields):
             super().__init__(**filled)
         except PydanticError as error:
             raise ConfigurationError("; ".join(_complaints(error, origin))) from None
-        self._refuse_unavailable(str(chosen), origin)
+        self._refuse_unavailable(origin)
         self._refuse_conflicts(origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
 
-    def _refuse_unavailable(self, chosen: str, origin: Mapping[str, str]) -> None:
+    def _refuse_unavailable(self, origin: Mapping[str, str]) -> None:
         """Raise for a setting that names a feature which is not built yet."""
-        for name in WITHOUT_EFFECT:
-            if getattr(self, name) and not PROFILES[chosen][name]:
-                raise ConfigurationError(
-                    f"{origin[name]}: {name} = True is not available yet; available: False, as profile {chosen} sets it"
-                )
         for name in _FIELDS:
             value = getattr(self, name)
             works = AVAILABLE_VALUES.get(name)

@@ -19,7 +19,6 @@ from arrowquant_nb.quantizers.measure import tiles_of
 from arrowquant_nb.quantizers.metrics import OutputStatistics
 from arrowquant_nb.quantizers.tensor import LayerStatistics
 from arrowquant_nb.quantizers.transforms import quantize_transformed
-from arrowquant_nb.quantizers.trials import measure_output
 
 if TYPE_CHECKING:
     from typing import Any
@@ -69,7 +68,8 @@ class Pending:
     def batchable(self) -> bool:
         """Whether the attempt is one call of a grid's kernel, which may serve other layers at the same time."""
         found = self.recipes()
-        return len(found) == 1 and not found[0].compensated
+        treated = self.inputs is not None and self.inputs.treated
+        return len(found) == 1 and not found[0].compensated and not treated
 
 
 def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
@@ -193,9 +193,10 @@ class LayerLoop:
             writer = self.sink.begin(item.task, tensor.bit_width)
             writer.append(0, tensor)
             outputs: list[OutputStatistics] = []
+            choice = Choice(item.recipes(), "")
             if item.inputs is not None:
-                outputs.append(measure_output(job.weight, tensor, item.inputs, self.control.n_threads))
-            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor, Choice(item.recipes(), ""), outputs)
+                outputs.append(choice.measure(job.weight, tensor, item.inputs, self.control.n_threads))
+            self._judge(item, writer, tensor.statistics, tensor.nbytes, tensor, choice, outputs)
 
     def _stream(self, item: Pending) -> None:
         """Try one layer tile by tile; without compensation memory stays at a few tiles whatever its size."""
@@ -221,7 +222,7 @@ class LayerLoop:
                     writer.append(start + first, tile)
                 parts.append(tensor.statistics)
                 if item.inputs is not None:
-                    outputs.append(measure_output(weight, tensor, item.inputs, self.control.n_threads))
+                    outputs.append(choice.measure(weight, tensor, item.inputs, self.control.n_threads))
                 nbytes += tensor.nbytes
                 if start + step < task.rows:
                     fraction = (start + step) / task.rows
@@ -272,9 +273,10 @@ class LayerLoop:
             )
         )
         if attempt.passed or not wider:
-            item.report = layer_report(task, statistics, nbytes, tensor, item.attempts)
+            inputs = choice.input_report(item.inputs)
+            item.report = layer_report(task, statistics, nbytes, tensor, item.attempts, inputs)
         if attempt.passed and item.report is not None:
-            writer.commit(item.report)
+            writer.commit(item.report, choice.facts(task, item.inputs))
             return
         writer.discard()
         if self.control.fail_fast:

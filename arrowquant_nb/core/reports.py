@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb.core.gates import NOT_MEASURED, required_cosine
 from arrowquant_nb.core.strategy import other_method_reason
-from arrowquant_nb.results import AttemptReport, LayerReport
+from arrowquant_nb.results import AttemptReport, InputReport, LayerReport
 
 if TYPE_CHECKING:
     from arrowquant_nb.core.gates import Judgement, OutputFigures
@@ -57,8 +57,11 @@ def layer_report(
     nbytes: int,
     tensor: QuantizedTensor,
     attempts: list[AttemptReport],
+    inputs: InputReport | None,
 ) -> LayerReport:
     """Report of a layer that is decided, by its last attempt."""
+    if inputs is None and task.activation_bit_width < 16:
+        inputs = InputReport(mode="per token", bit_width=task.activation_bit_width)
     branch = tensor.low_rank_a
     return LayerReport(
         name=task.name,
@@ -84,5 +87,6 @@ def layer_report(
         attempts=tuple(attempts),
         rotation_seed=tensor.rotation_seed,
         low_rank=0 if branch is None else branch.shape[1],
+        inputs=inputs,
         scale_format=scale_format_of(tensor),
     )

@@ -45,6 +45,7 @@ class LayerTask:
         compensated: bool = False,
         min_output_sqnr_db: float | None = None,
         scale_format: str = "float16",
+        activation_bit_width: int = 16,
     ) -> None:
         self.index = index
         self.file = file
@@ -68,6 +69,7 @@ class LayerTask:
         self.compensated = compensated
         self.min_output_sqnr_db = min_output_sqnr_db
         self.scale_format = scale_format
+        self.activation_bit_width = activation_bit_width  # 16: the layer's input stays float
 
     @property
     def method(self) -> str:
@@ -91,8 +93,8 @@ class TileWriter(Protocol):
     def append(self, row_start: int, tensor: QuantizedTensor) -> None:
         """Take the tile that begins at `row_start`."""
 
-    def commit(self, report: LayerReport) -> None:
-        """Make the attempt the layer's stored form."""
+    def commit(self, report: LayerReport, facts: dict[str, Any]) -> None:
+        """Make the attempt the layer's stored form; `facts` say what is done to its input."""
 
     def discard(self) -> None:
         """Forget the attempt."""

@@ -9,7 +9,8 @@ import math
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.quantizers.matrix_job import MatrixJob
-from arrowquant_nb.quantizers.trials import try_recipe
+from arrowquant_nb.quantizers.metrics import OutputStatistics
+from arrowquant_nb.quantizers.trials import measure_output, measure_rounded_output, try_recipe
 
 if TYPE_CHECKING:
     from typing import Any
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.recipes import Recipe
     from arrowquant_nb.core.task import Control, LayerTask
+    from arrowquant_nb.quantizers.input_treatment import InputTreatment
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.trials import LayerInputs
+    from arrowquant_nb.results import InputReport
 
 
 class Choice:
@@ -31,6 +34,8 @@ class Choice:
     rotation : none, hadamard, or auto while the first tile has not decided.
     compared : label and error of every way tried, in order; with calibration the error at the layer's output.
     note : what happened on the way, "" for nothing worth saying.
+    treatment : what is done to the layer's input; None while the first tile has not decided.
+    rounded : figures of the output with rounded inputs, one per tile; empty where inputs stay float.
     """
 
     def __init__(self, recipes: list[Recipe], rotation: str) -> None:
@@ -38,6 +43,8 @@ class Choice:
         self.rotation = rotation
         self.compared: list[tuple[str, float]] = []
         self.note = ""
+        self.treatment: InputTreatment | None = None
+        self.rounded: list[OutputStatistics] = []
 
     @property
     def recipe(self) -> Recipe:
@@ -52,6 +59,7 @@ class Choice:
         least = math.inf
         kept = self.recipes[0]
         first = not self.compared
+        treatment: InputTreatment | None = None
         for recipe in self.recipes:
             trial = try_recipe(
                 matrix_job(task, recipe, weight, row_start, self.rotation),
@@ -59,19 +67,45 @@ class Choice:
                 compensated=recipe.compensated,
                 n_threads=control.n_threads,
                 cancelled=control.cancelled,
+                treatment=self.treatment,
             )
             if trial is None:
                 return None
             if first:
                 self.compared.append((recipe.label, trial.objective))
             if best is None or trial.objective < least:
-                best, least, kept = trial.tensor, trial.objective, recipe
+                best, least, kept, treatment = trial.tensor, trial.objective, recipe, trial.treatment
                 self.note = trial.note or self.note
         self.recipes = [kept]
+        if self.treatment is None:
+            self.treatment = treatment
         if best is not None:
             # A reader undoes one rotation for all tiles.
             self.rotation = "none" if best.rotation_seed is None else "hadamard"
         return best
+
+    def measure(
+        self, weight: NDArray[Any], tensor: QuantizedTensor, inputs: LayerInputs, n_threads: int
+    ) -> OutputStatistics:
+        """Measure a tile's output on held-out inputs: with float ones, which is returned, and with rounded ones."""
+        if self.treatment is not None:
+            rounded = measure_rounded_output(weight, tensor, inputs, self.treatment, n_threads)
+            if rounded is not None:
+                self.rounded.append(rounded)
+        return measure_output(weight, tensor, inputs, n_threads)
+
+    def input_report(self, inputs: LayerInputs | None) -> InputReport | None:
+        """Say what is done to the layer's input, None for nothing."""
+        if self.treatment is None or inputs is None:
+            return None
+        output = OutputStatistics.combine(self.rounded) if self.rounded else None
+        return self.treatment.report(inputs.rounding, output)
+
+    def facts(self, task: LayerTask, inputs: LayerInputs | None) -> dict[str, Any]:
+        """Return what is stored with the layer of its inputs."""
+        if self.treatment is None or inputs is None:
+            return {}
+        return self.treatment.facts(task.name, inputs.rounding)
 
     def explain(self, calibrated: bool) -> str:
         """Say why this way was taken, "" where there was no other."""

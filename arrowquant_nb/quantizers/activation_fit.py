@@ -71,7 +71,8 @@ def fit_input(
     equalization
         Divisor per channel (columns,).
     smoothing
-        Try to take each channel's mean off, per time group; kept where it gains 0.2 dB or more.
+        Try to take each channel's mean off: one for all steps where that gains 0.2 dB or more, one per time group
+        where those gain 0.2 dB more again.
     rotation
         Mixing of the channels; the ranges are then those of the rows alone.
 
@@ -85,16 +86,26 @@ def fit_input(
     plain = FittedInput(table, InputTransform(equalization, None, rotation), 0.0)
     if not smoothing:
         return plain
-    means = group_means(x, groups)
-    of_step = means[np.repeat(np.arange(len(groups)), [j - i for i, j in groups])]
-    centred = _ranges(layer, times[order], x - of_step[:, None], low - of_step, high - of_step, rotation)
-    params = quantizer.compute_params_per_group(centred, groups, columns)
     before = grid_error(steps, groups, table.groups, quantizer.bit_width)
-    after = grid_error(centred, groups, params, quantizer.bit_width)
-    gain_db = 10 * math.log10(before / after) if before > 0 and after > 0 else 0.0
-    if gain_db < LEAST_GAIN_DB:
-        return plain
-    return FittedInput(table.with_groups(params), InputTransform(equalization, means, rotation), gain_db)
+    best, needed = plain, LEAST_GAIN_DB
+    for spans in (((0, len(steps)),), tuple(groups))[: len(groups)]:  # one mean for all takes a row, one per group G
+        means = _short(group_means(x, spans))
+        of_step = np.repeat(means, [j - i for i, j in spans], 0)
+        centred = _ranges(layer, times[order], x - of_step[:, None], low - of_step, high - of_step, rotation)
+        params = quantizer.compute_params_per_group(centred, groups, columns)
+        after = grid_error(centred, groups, params, quantizer.bit_width)
+        gain_db = 10 * math.log10(before / after) if before > 0 and after > 0 else 0.0
+        if gain_db >= needed:
+            best = FittedInput(table.with_groups(params), InputTransform(equalization, means, rotation), gain_db)
+            needed = gain_db + LEAST_GAIN_DB
+    return best
+
+
+def _short(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to three digits: any value near the mean serves as well, and the fewer digits are the ones stored."""
+    exponents = np.floor(np.log10(np.maximum(np.abs(means), 1e-30).astype(np.float64)))
+    units = 10.0 ** (exponents - 2)
+    return (np.rint(means / units) * units).astype(np.float32)
 
 
 def _ranges(

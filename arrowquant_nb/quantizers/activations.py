@@ -67,21 +67,25 @@ class InputTransform:
     equalization: NDArray[np.float32] | None = None
     """Divisor per channel, float32 (columns,)."""
     means: NDArray[np.float32] | None = None
-    """What is taken off each channel after the division, float32 (G, columns): per time group of the layer's table."""
+    """What is taken off each channel after the division, float32 (G, columns): per time group of the layer's table, or
+    (1, columns): the same in all."""
     rotation: Rotation | None = None
     """Mixing of the channels."""
 
     def apply(self, x: NDArray[np.float32], group: int = 0) -> NDArray[np.float32]:
         """Return the input, float32 (..., columns), as it will be rounded."""
         y = x if self.equalization is None else x / self.equalization
-        y = y if self.means is None else y - self.means[group]
+        y = y if self.means is None else y - self._mean(group)
         return y if self.rotation is None else self.rotation.rotate(y)
 
     def undo(self, y: NDArray[np.float32], group: int = 0) -> NDArray[np.float32]:
         """Return rounded values in the layer's own coordinates."""
         x = y if self.rotation is None else self.rotation.rotate_back(y)
-        x = x if self.means is None else x + self.means[group]
+        x = x if self.means is None else x + self._mean(group)
         return x if self.equalization is None else x * self.equalization
+
+    def _mean(self, group: int) -> NDArray[np.float32] | np.float32:
+        return np.float32(0) if self.means is None else self.means[group if len(self.means) > 1 else 0]
 
 
 NOTHING = InputTransform()
@@ -122,7 +126,7 @@ class ActivationQuantizer:
             raise ValidationError(f"{layer}: there is no time table; calibrate the layer or leave its inputs float")
         n_groups = 1 if self.tables is None else len(self.tables.by_layer[layer].groups)
         means = self.transforms.get(layer, NOTHING).means
-        if means is not None and len(means) != n_groups:
+        if means is not None and len(means) not in (1, n_groups):
             raise ShapeMismatchError(f"{layer}: means of {len(means)} time groups for a table of {n_groups}")
 
     def __call__(self, name: str, x: NDArray[np.float32], time: int) -> NDArray[np.float32]:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
     Rounding = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-__all__ = ["ALPHAS", "Equalization", "equalization_scales", "search_equalization"]
+__all__ = ["ALPHAS", "Equalization", "equalization_scales", "search_equalization", "search_weight_equalization"]
 
 ALPHAS = tuple(k / 20 for k in range(21))
 LARGEST_SCALE = 1e4
@@ -106,7 +106,6 @@ def search_equalization(
         Candidates; "off" is always one more, and wins a tie.
 
     """
-    absmax = np.max([np.abs(w).max(0) for w in weights], axis=0)
     thin_rows = rows[:, :: -(-rows.shape[0] * rows.shape[1] // MAX_ROWS)]
     thin = [np.ascontiguousarray(w[:: -(-len(w) // MAX_OUTPUTS)]) for w in weights]
     flat = thin_rows.reshape(-1, rows.shape[-1])
@@ -123,6 +122,41 @@ def search_equalization(
         )
         return float(sum(errors)) / power
 
+    return _least_error(weights, input_absmax, error, alphas)
+
+
+def search_weight_equalization(
+    weights: Sequence[NDArray[np.float32]],
+    input_absmax: NDArray[np.float32],
+    hessian: NDArray[np.float64],
+    round_weight: Rounding,
+    alphas: Sequence[float] = ALPHAS,
+) -> Equalization:
+    """Choose the exponent for float inputs: by tr(E H E^T), which is what compensated weights are judged by too.
+
+    `hessian` is float64 (columns, columns), the mean of x x^T; the rest as in `search_equalization`.
+    """
+    thin = [np.ascontiguousarray(w[:: -(-len(w) // MAX_OUTPUTS)]) for w in weights]
+    moments = hessian.astype(np.float32)
+
+    def energy(matrices: Iterable[NDArray[np.float32]]) -> float:
+        return float(sum(np.sum((m @ moments) * m, dtype=np.float64) for m in matrices))
+
+    power = energy(thin) or 1.0
+
+    def error(scales: NDArray[np.float32]) -> float:
+        return max(0.0, energy(round_weight(w * scales) / scales - w for w in thin)) / power
+
+    return _least_error(weights, input_absmax, error, alphas)
+
+
+def _least_error(
+    weights: Sequence[NDArray[np.float32]],
+    input_absmax: NDArray[np.float32],
+    error: Callable[[NDArray[np.float32]], float],
+    alphas: Sequence[float],
+) -> Equalization:
+    absmax = np.max([np.abs(w).max(0) for w in weights], axis=0)
     off = np.ones(len(absmax), np.float32)
     best = Equalization(off, None, without := error(off), without)
     for alpha in alphas:

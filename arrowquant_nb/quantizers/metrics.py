@@ -143,7 +143,11 @@ def hessian_error(weight: NDArray[Any], dequantized: NDArray[Any], hessian: NDAr
 
 
 def output_statistics(
-    weight: NDArray[Any], dequantized: NDArray[Any], held_out: NDArray[np.float32], groups: Sequence[slice]
+    weight: NDArray[Any],
+    dequantized: NDArray[Any],
+    held_out: NDArray[np.float32],
+    groups: Sequence[slice],
+    rounded: NDArray[np.float32] | None = None,
 ) -> OutputStatistics:
     """Measure a layer's output over held-out rows.
 
@@ -155,6 +159,8 @@ def output_statistics(
         Input rows, float32 (T, R, columns): R rows of each of T steps.
     groups
         Timestep groups as slices of the T steps, first to last, without gaps.
+    rounded
+        What the quantized layer is given instead of `held_out`, of the same shape; None: the same rows.
 
     Raises
     ------
@@ -168,11 +174,16 @@ def output_statistics(
             f"held-out rows {held_out.shape} must be (steps, rows, {original.shape[1]}) for a weight of so many columns"
         )
     _check_groups(groups, len(held_out))
+    if rounded is not None and rounded.shape != held_out.shape:
+        raise ShapeMismatchError(
+            f"rounded rows {rounded.shape} must have the shape {held_out.shape} of the held-out ones"
+        )
     inputs = [held_out[group].reshape(-1, held_out.shape[2]) for group in groups]
+    given = inputs if rounded is None else [rounded[group].reshape(-1, held_out.shape[2]) for group in groups]
     parts = []
     with _libraries().limit(limits=1, user_api="blas"):
         for w, e in _blocks(original, quantized):
-            sums = [_group_sums(rows, w, e) for rows in inputs]
+            sums = [_group_sums(rows, other, w, e) for rows, other in zip(inputs, given, strict=True)]
             parts.append(OutputStatistics(*(tuple(s[k] for s in sums) for k in range(3))))
     return OutputStatistics.combine(parts)
 
@@ -183,12 +194,20 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _group_sums(rows: NDArray[np.float32], w: NDArray[np.float64], e: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the sums of y y, y e and e e over input rows for one block of the weight."""
+def _group_sums(
+    rows: NDArray[np.float32], given: NDArray[np.float32], w: NDArray[np.float64], e: NDArray[np.float64]
+) -> tuple[float, ...]:
+    """Return the sums of y y, y e and e e over input rows for one block of the weight.
+
+    The quantized layer is `given` rows d away from the true ones, so its error is (x + d) E^T + d W^T.
+    """
     totals = np.zeros(3)
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
         y, error = block @ w.T, block @ e.T
+        if given is not rows:
+            moved = given[start : start + _BLOCK_ROWS].astype(np.float64)
+            error = moved @ e.T + (moved - block) @ w.T
         totals += (np.sum(y * y), np.sum(y * error), np.sum(error * error))
     return tuple(totals.tolist())
 

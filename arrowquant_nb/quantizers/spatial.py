@@ -7,14 +7,13 @@ share an input; `folding.py` knows their neighbours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
-from arrowquant_nb.json_form import JsonForm
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.activation_fit import group_means
 from arrowquant_nb.quantizers.activation_grid import (
     check_activation_bit_width,
@@ -23,8 +22,9 @@ from arrowquant_nb.quantizers.activation_grid import (
     round_to_grid,
 )
 from arrowquant_nb.quantizers.affine import MatrixJob, quantize_matrices
-from arrowquant_nb.quantizers.equalization import search_equalization
+from arrowquant_nb.quantizers.equalization import ALPHAS, search_equalization, search_weight_equalization
 from arrowquant_nb.quantizers.scaled_columns import storable_scales
+from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,62 +38,6 @@ __all__ = ["SpatialQuantMetadata", "SpatialQuantizer", "smoothed_bias"]
 
 
 @dataclass(frozen=True)
-class SpatialQuantMetadata(JsonForm):
-    """What was done to the channels of a model's layers, as it is stored with the model."""
-
-    enabled: bool
-    """Whether spatial quantization ran."""
-    channel_equalization: bool = False
-    """Whether any layer has scales other than 1."""
-    activation_smoothing: bool = False
-    """Whether any layer's inputs are centred."""
-    equalization_scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Layer -> divisor of each input channel, folded or stored."""
-    activation_means: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
-    """Layer -> what is taken off each equalized channel, per time group."""
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    """Layer -> exponent that the search chose; a layer where "off" won is not here."""
-    folded: tuple[str, ...] = ()
-    """Layers whose scales are in the weights of the layers before them; the others' are stored beside their codes."""
-
-    def __post_init__(self) -> None:
-        """Refuse flags that the numbers contradict."""
-        if self.channel_equalization != bool(self.equalization_scales) or self.activation_smoothing != bool(
-            self.activation_means
-        ):
-            raise MetadataError(
-                f"channel_equalization {self.channel_equalization} goes with {len(self.equalization_scales)} layers' "
-                f"scales, activation_smoothing {self.activation_smoothing} with {len(self.activation_means)} means"
-            )
-        unknown = sorted(set(self.folded) - set(self.equalization_scales))
-        if unknown or (not self.enabled and (self.channel_equalization or self.activation_smoothing)):
-            raise MetadataError(f"folded layers {unknown} have no scales, or spatial quantization is off")
-
-    def of_layer(self, layer: str) -> SpatialQuantMetadata:
-        """Return the part that belongs into the data file of one layer."""
-
-        def only(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {layer: values[layer]} if layer in values else {}
-
-        return replace(
-            self,
-            channel_equalization=layer in self.equalization_scales,
-            activation_smoothing=layer in self.activation_means,
-            equalization_scales=only(self.equalization_scales),
-            activation_means=only(self.activation_means),
-            alphas=only(self.alphas),
-            folded=tuple(name for name in self.folded if name == layer),
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Rebuild the value from `to_dict`."""
-        scales = {name: tuple(values) for name, values in data["equalization_scales"].items()}
-        means = {name: tuple(map(tuple, groups)) for name, groups in data["activation_means"].items()}
-        return super().from_dict({**data, "equalization_scales": scales, "activation_means": means})
-
-
-@dataclass(frozen=True)
 class SpatialQuantizer:
     """Evens out channels and quantizes weights in groups, layer by layer."""
 
@@ -102,7 +46,7 @@ class SpatialQuantizer:
     group_size: int = 64
     """Weights along a row that share a scale."""
     method: str = "uls"
-    """rtn, mse or uls."""
+    """rtn, mse, uls, hqq or, at 2 bits, r2q."""
     gain_correction: bool = True
     """As in `quantize_tensor`."""
     activation_bit_width: int | None = None
@@ -111,6 +55,8 @@ class SpatialQuantizer:
     """Whether inputs are rounded with scales of each row's own instead of static ones."""
     n_threads: int = 0
     """For the weight kernels; 0 = the cores this process may use."""
+    scale_format: str = "float16"
+    """As in `quantize_tensor`."""
 
     def __post_init__(self) -> None:
         """Refuse widths that do not exist; weight settings are checked with the first matrix."""
@@ -124,6 +70,8 @@ class SpatialQuantizer:
         channel_max: NDArray[np.float32],
         rows: NDArray[np.float32],
         time_groups: Sequence[tuple[int, int]] | None = None,
+        hessian: NDArray[np.float64] | None = None,
+        alphas: Sequence[float] = ALPHAS,
     ) -> Equalization:
         """Search the scales of layers that read the same input (DiTAS: the largest value over all steps counts).
 
@@ -137,6 +85,11 @@ class SpatialQuantizer:
             float32 (T, R, columns): a sample of the input, steps in the same order.
         time_groups
             Half-open index ranges of steps that share a static grid; None: all do.
+        hessian
+            float64 (columns, columns), mean of x x^T: with it and float inputs the error is tr(E H E^T) instead of that
+            on `rows`, which is quicker.
+        alphas
+            Exponents to try; "off" is always one more.
 
         Returns
         -------
@@ -164,7 +117,9 @@ class SpatialQuantizer:
         groups = list(time_groups or [(0, len(rows))])
         round_input = None if self.activation_bit_width is None else lambda x: self._round_input(x, groups)
         with threadpool_limits(1, user_api="blas"):  # the sums of a product depend on its number of threads
-            return search_equalization(matrices, absmax, rows, self._round_weight, round_input)
+            if hessian is not None and round_input is None:
+                return search_weight_equalization(matrices, absmax, hessian, self._round_weight, alphas)
+            return search_equalization(matrices, absmax, rows, self._round_weight, round_input, alphas)
 
     def _round_weight(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.per_group_quantize("equalized weight", weight).dequantize(n_threads=self.n_threads)
@@ -199,7 +154,7 @@ class SpatialQuantizer:
         scales = None if equalization is None else storable_scales(equalization)
         job = MatrixJob(
             matrix, name, shape, self.bit_width, self.group_size, self.method, self.gain_correction,
-            equalization=scales,
+            scale_format=self.scale_format, equalization=scales,
         )  # fmt: skip
         return quantize_matrices([job], self.n_threads)[0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.config.command import command_line
-from arrowquant_nb.tables import WIDTH_NAMES, decibels, width_counts
+from arrowquant_nb.tables import INPUT_HEADER, WIDTH_NAMES, decibels, input_rows, width_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +77,18 @@ def _outputs(layers: Sequence[LayerReport], decisions: Decisions) -> str:
     )
 
 
+def _input_section(layers: Sequence[LayerReport]) -> list[str]:
+    """Say what is done to the inputs of layers, nothing where nothing is."""
+    rows = input_rows(layers)
+    if not rows:
+        return []
+    return [
+        "## Inputs of layers\n",
+        markdown_table(INPUT_HEADER, rows) + "\n",
+        "Gains are of the layer's output on calibration data; rounded inputs need the hook of `quantized_sample`.\n",
+    ]
+
+
 def model_card(
     decisions: Decisions, config: DiffusionQuantConfig, layers: Sequence[LayerReport], hashes: Mapping[str, str]
 ) -> bytes:
@@ -107,6 +119,7 @@ def model_card(
         ),
         "## Layers that fell back to a wider format\n",
         (markdown_table(("layer", "asked", "stored", "why"), fell) if fell else "None.") + "\n",
+        *_input_section(layers),
         "## Kept in the source format, or raised by a rule\n",
         (markdown_table(("tensor", "stored as", "role", "reason"), kept) if kept else "None.") + "\n",
         "## How to make it again\n",

@@ -17,6 +17,7 @@ from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.results import Plan, PlanRow, Strategy
 from arrowquant_nb.runs.calibrating import CalibrationSource, find_source
+from arrowquant_nb.runs.input_strategy import PLANNED_EQUALIZATION, input_bit_width, planned_tables
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
@@ -68,15 +69,15 @@ def choose_strategy(
     )
 
 
-def public_strategy(choice: StrategyChoice) -> Strategy:
+def public_strategy(choice: StrategyChoice, config: DiffusionQuantConfig, has_calibration: bool) -> Strategy:
     """Return the form of a choice that users see."""
     return Strategy(
         preferred_method=choice.preferred_method,
         used_method=choice.used_method,
         time_aware=choice.time_aware,
-        spatial=False,
-        tables="none (weights only)",
-        reason=f"{choice.reason}; spatial equalization is not built yet" if choice.spatial else choice.reason,
+        spatial=choice.spatial,
+        tables=planned_tables(config, has_calibration),
+        reason=f"{choice.reason}; {PLANNED_EQUALIZATION}" if choice.spatial else choice.reason,
     )
 
 
@@ -92,7 +93,7 @@ def decide(
         located.name,
         modality,
         reason,
-        public_strategy(choice),
+        public_strategy(choice, config, bool(calibration)),
         choice.methods,
         choice.compensated,
         calibration,
@@ -141,6 +142,7 @@ def _task(
         compensated=decisions.compensated and not kept,
         min_output_sqnr_db=config.min_output_sqnr_db,
         scale_format="" if kept else scale_format,
+        activation_bit_width=input_bit_width(assignment, config),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from arrowquant_nb.events import (
 from arrowquant_nb.runs.calibrating import calibrate, find_source
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
+from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
+from arrowquant_nb.runs.layer_inputs import LayerInputSearch
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
@@ -179,10 +182,12 @@ class _Run:
                 shown = int(fraction * _CALIBRATION_EVENTS)
                 self.control.emit(CalibrationProgress(source=found.description, fraction=fraction))
 
-        self.source.n_time_groups = self.config.num_time_groups if self.config.enable_time_aware else 1
         self.source.calibration = calibrate(found, self.tasks, self.config, progress)
-        if self.source.calibration.hash:
-            self.sink.calibration = f"{self.source.calibration.hash}, {self.source.n_time_groups} time groups"
+        inputs = LayerInputSearch(
+            self.source.calibration, self.checkpoint, self.tasks, self.config, spatial=self.decisions.strategy.spatial
+        )
+        self.source.layer_inputs = inputs
+        self.sink.calibration = inputs.key
         for warning in self.source.calibration.warnings:
             logger.warning("%s", warning)
 
@@ -194,6 +199,7 @@ class _Run:
 
     def _seal(self, reports: list[LayerReport]) -> QuantizationResult:
         """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
+        self.decisions = replace(self.decisions, strategy=applied_strategy(self.decisions.strategy, reports))
         files: dict[str, dict[str, Any]] = {}
         tensors: dict[str, dict[str, Any]] = {}
         for file in sorted(self.sink.files):  # whatever order they were committed in
@@ -266,7 +272,7 @@ class _Run:
             reused=self.sink.reused,
             config=self.config.to_dict(),
             calibration=self.source.calibration.facts(),
-            warnings=self.source.calibration.warnings,
+            warnings=(*self.source.calibration.warnings, *input_warnings(reports, self.source.calibration)),
         )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
@@ -64,6 +64,7 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, cali
         "reason": task.reason,
         "rule": task.rule,
         "calibration": "" if task.kept else calibration,
+        "activation_bit_width": task.activation_bit_width,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -176,7 +177,9 @@ class ModelSink:
         facts = {**self._facts, **self._layer_facts.get(task.name, {})}
         return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self.calibration)
 
-    def _commit(self, file: DataFile, task: LayerTask, report: LayerReport) -> None:
+    def _commit(
+        self, file: DataFile, task: LayerTask, report: LayerReport, facts: Mapping[str, Any] | None = None
+    ) -> None:
         source_hash = self._source.source_hash(task.name)
         metadata = {
             **self._facts,
@@ -188,10 +191,12 @@ class ModelSink:
             "spatial": None,
             "activation_stats": None,
             **self._layer_facts.get(task.name, {}),
+            **(facts or {}),
         }
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
-            return {task.name: self._entry(file.file, task, report, source_hash, references)}
+            entry = self._entry(file.file, task, report, source_hash, references)
+            return {task.name: entry | input_entry(task, metadata)}
 
         self.files.append(file.file)
         file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
@@ -254,13 +259,25 @@ class LayerWriter:
         )
         self._n_tiles += 1
 
-    def commit(self, report: LayerReport) -> None:
-        """Store the attempt."""
-        self._sink._commit(self._file, self._task, report)  # noqa: SLF001 - one unit
+    def commit(self, report: LayerReport, facts: Mapping[str, Any] | None = None) -> None:
+        """Store the attempt, and with it what is done to the layer's input."""
+        self._sink._commit(self._file, self._task, report, facts)  # noqa: SLF001 - one unit
 
     def discard(self) -> None:
         """Forget the attempt."""
         self._file.discard()
+
+
+def input_entry(task: LayerTask, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the manifest says of a layer's input: its width, its grids, whether channels are evened out."""
+    found: dict[str, Any] = {}
+    if task.activation_bit_width < KEPT_BIT_WIDTH:
+        found["activation_bit_width"] = task.activation_bit_width
+    if metadata["time_aware"] is not None:
+        found["time_aware"] = metadata["time_aware"]
+    if metadata["spatial"] is not None:
+        found["spatial"] = True  # the numbers stand in the data file
+    return found
 
 
 def _kept_tile(task: LayerTask, number: int, start: int, count: int, data: NDArray[np.uint8], absmax: float) -> Tile:

@@ -18,7 +18,7 @@ from arrowquant_nb.runs.calibrating import CalibrationSource, RunCalibration
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,7 +59,8 @@ class LayerSource:
         self._digests: dict[str, tuple[int, Any]] = {}
         self._hashes: dict[str, str] = {}
         self.calibration = RunCalibration(CalibrationSource("not calibrated"))
-        self.n_time_groups = 1
+        self.layer_inputs: Callable[[LayerTask], LayerInputs | None] = lambda _task: None
+        """What calibration knows of a layer's inputs; set before the loop begins."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +84,7 @@ class LayerSource:
 
     def inputs(self, task: LayerTask) -> LayerInputs | None:
         """Return what calibration knows of a layer's inputs; None without."""
-        return self.calibration.inputs(task.name, task.columns, self.n_time_groups)
+        return self.layer_inputs(task)
 
     def source_hash(self, name: str) -> str:
         """Return the xxh3-128 of a tensor's source bytes, reading them where that has not happened yet."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -20,6 +21,9 @@ from arrowquant_nb.errors import (
     ModelNotFoundError,
     ValidationError,
 )
+from arrowquant_nb.quantizers.activation_grid import ACTIVATION_BIT_WIDTHS
+from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
+from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.storage.durable import hash_file
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.lazy_tensor import LazyTensor
@@ -73,6 +77,55 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     def facts(self) -> Mapping[str, Any]:
         """What the manifest says of the source and of the decisions (class name, files, strategy)."""
         return dict(self._manifest.model)
+
+    @cached_property
+    def rounded_inputs(self) -> Mapping[str, int]:
+        """Layers whose inputs are to be rounded when the model runs -> bits, 4 or 8; in model order."""
+        return {name: bits for name, entry in self._manifest.tensors.items() if (bits := _input_bits(name, entry))}
+
+    @cached_property
+    def time_aware(self) -> TimeAwareQuantMetadata | None:
+        """Grids of the layers' inputs per group of timesteps; None where no input has a stored grid.
+
+        Layers of `rounded_inputs` without a table here are rounded with a scale per token.
+        """
+        parts = []
+        for name, entry in self._manifest.tensors.items():
+            if entry.get("time_aware") is not None:
+                parts.append(_metadata(TimeAwareQuantMetadata, entry["time_aware"], f"time_aware of {name!r}"))
+                if tuple(parts[-1].by_layer) != (name,) or _input_bits(name, entry) != parts[-1].bit_width:
+                    raise MetadataError(
+                        f"{self.path}: the time table filed under {name!r} is another layer's or width's"
+                    )
+        if not parts:
+            return None
+        first = parts[0]
+        if any((p.n_timesteps, p.range_rule) != (first.n_timesteps, first.range_rule) for p in parts):
+            raise MetadataError(f"{self.path}: the time tables of its layers are of different time scales or rules")
+        tables = tuple(table for part in parts for table in part.tables)
+        return TimeAwareQuantMetadata(first.bit_width, first.n_timesteps, first.range_rule, tables)
+
+    @cached_property
+    def spatial(self) -> SpatialQuantMetadata | None:
+        """What was done to the layers' channels, scales filled in; None where nothing was. Reads the layers' files."""
+        scales: dict[str, tuple[float, ...]] = {}
+        means: dict[str, tuple[tuple[float, ...], ...]] = {}
+        alphas: dict[str, float] = {}
+        for name, entry in self._manifest.tensors.items():
+            if not entry.get("spatial"):
+                continue
+            data = ParquetV2Extended(self._check_file(entry["file"])).metadata.get("spatial")
+            part = _metadata(SpatialQuantMetadata, data, f"spatial of {name!r} in {entry['file']!r}").of_layer(name)
+            if part.channel_equalization:
+                stored = next(iter(self[name].tiles()))[1].equalization
+                if stored is None:
+                    raise MetadataError(f"{self.path}: {name!r} is said to be equalized, but holds no scales")
+                scales[name] = tuple(stored.astype(float).tolist())
+            means |= part.activation_means
+            alphas |= part.alphas
+        if not scales and not means:
+            return None
+        return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas)
 
     def dequantize(
         self, name: str, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
@@ -176,6 +229,22 @@ class QuantizedModel(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         return f"QuantizedModel({str(self.path)!r}, {len(self)} tensors, {self.modality})"
+
+
+def _input_bits(name: str, entry: Mapping[str, Any]) -> int:
+    """Return the bits of a layer's rounded input, 0 for a float one."""
+    bits = entry.get("activation_bit_width", 0)
+    if bits not in (0, *ACTIVATION_BIT_WIDTHS):
+        raise MetadataError(f"manifest entry of {name!r}: activation_bit_width {bits!r} is not 4 or 8")
+    return int(bits)
+
+
+def _metadata(kind: Any, data: Any, what: str) -> Any:
+    """Return a metadata value from its JSON form, which comes from a file."""
+    try:
+        return kind.from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MetadataError(f"{what} is damaged: {type(error).__name__}: {error}; quantize again") from error
 
 
 def open_committed(path: str | Path) -> QuantizedModel:

@@ -137,7 +137,7 @@ def test_all_bad_values_are_named_at_once():
 @pytest.mark.parametrize(
     "values",
     [
-        {"activation_bit_width": 8}, {"target_model_size_mb": 4.9},
+        {"target_model_size_mb": 4.9},
     ],
 )  # fmt: skip
 def test_a_feature_that_is_not_built_is_refused_not_ignored(values):
@@ -192,23 +192,23 @@ def test_scale_format_k_at_its_own_sizes():
             assert (config.group_size, str(config.scale_format)) == (size, "k")
 
 
-@pytest.mark.parametrize("flag", ["enable_spatial"])
+@pytest.mark.parametrize("flag", ["enable_spatial", "enable_time_aware"])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_flag_without_effect_can_be_off_and_is_on_only_where_the_profile_says_so(flag, profile):
-    assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: False}), flag) is False
-    if TABLE[flag][PROFILES.index(profile)]:
-        assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: True}), flag) is True
-        return
-    said = f"argument: {flag} = True is not available yet; available: False, as profile {profile} sets it"
-    assert refusal(deployment_profile=profile, **{flag: True}) == said
-    with pytest.raises(ConfigurationError) as caught:
-        DiffusionQuantConfig.from_profile(profile).replace(**{flag: True})
-    assert str(caught.value) == said
+def test_the_strategys_second_parts_can_be_switched_in_every_profile(flag, profile):
+    for wanted in (False, True):
+        assert getattr(DiffusionQuantConfig.from_profile(profile, **{flag: wanted}), flag) is wanted
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6, 16, 8.0, "8", True])
+def test_activations_have_4_or_8_bits_or_stay_float(bits):
+    assert DiffusionQuantConfig(activation_bit_width=4).activation_bit_width == 4
+    assert DiffusionQuantConfig().activation_bit_width is None
+    assert "it must be 4, 8 or none" in refusal(activation_bit_width=bits)
 
 
 def test_descriptions_do_not_promise_what_is_not_done():
     facts = field_facts()
-    assert "nothing is applied yet" in facts["enable_spatial"]["description"]
+    assert "needs calibration" in facts["enable_spatial"]["description"]
     assert facts["seed"]["description"].startswith("Signs of a rotation")
 
 
@@ -232,9 +232,8 @@ def test_the_default_of_an_unbuilt_feature_may_be_spelled_out():
 def test_a_form_offers_only_what_works():
     offered = available_fields()
     assert "bit_width" in offered
-    assert not {
-        "activation_bit_width", "target_model_size_mb",
-    } & set(offered)  # fmt: skip
+    assert "activation_bit_width" in offered
+    assert "target_model_size_mb" not in offered
     assert field_facts()["target_model_size_mb"]["values"] == (None,)
 
 
@@ -384,7 +383,7 @@ def test_environment_variables_are_text_of_the_fields_kind(variable, text, field
         ("ARROW_QUANT_LAYER_BIT_WIDTHS", "[" * 100_000, "ARROW_QUANT_LAYER_BIT_WIDTHS"),
         ("ARROW_QUANT_BITWIDTH", "4", 'BITWIDTH names no setting; unset it. Did you mean "ARROW_QUANT_BIT_WIDTH"?'),
         ("ARROW_QUANT_bit_width", "4", 'Did you mean "ARROW_QUANT_BIT_WIDTH"?'),
-        ("ARROW_QUANT_ACTIVATION_BIT_WIDTH", "8", "activation_bit_width = 8 is not available yet"),
+        ("ARROW_QUANT_ACTIVATION_BIT_WIDTH", "6", "activation_bit_width = 6 is refused; it must be 4, 8 or none"),
     ],
 )  # fmt: skip
 def test_a_bad_variable_is_named(variable, text, said):
@@ -465,7 +464,7 @@ def test_yaml_round_trips(tmp_path_factory, config):
         ("seed: 1:30\n", "seed = '1:30' is refused"),
         ("seed: 2020-13-45\n", "seed = '2020-13-45' is refused"),
         ("<<: {seed: 1}\n", 'unknown setting "<<"'),
-        ("activation_bit_width: 8\n", "line 1: activation_bit_width = 8 is not available yet"),
+        ("activation_bit_width: 6\n", "line 1: activation_bit_width = 6 is refused"),
         ("bit_width: 8\nscale_format: k\n", "line 1: bit_width = 8 does not go with scale_format = k"),
     ],
 )

@@ -80,7 +80,7 @@ class Writer:
     def append(self, row_start, tensor):
         self._tiles.append((row_start, tensor))
 
-    def commit(self, report):
+    def commit(self, report, facts):
         self._memory.stored[self._name] = self._tiles
 
     def discard(self):

