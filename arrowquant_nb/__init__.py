@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.ui.app import studio
     from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
@@ -87,6 +88,7 @@ _HOMES = {
     "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
+    "studio": "ui.app",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -176,6 +178,7 @@ __all__ = [
     "report",
     "reproduce",
     "samples",
+    "studio",
     "time_context",
 ]
 

@@ -165,6 +165,16 @@ class Dashboard:
         if self._selected:
             self._select(self._selected)
 
+    def restart(self) -> None:
+        """Forget the run that was shown: another one begins."""
+        self.state = RunState()
+        self._selected, self._chosen_by_user = "", False
+        self._layer = self._ranges = None
+        self._order, self._spoken = (), ()
+        self._dirty = False
+        self.figure.clear()
+        self._card()
+
     def close_viewer(self) -> None:
         """Let go of the run's files."""
         if self._viewer is not None and not self._viewing:

@@ -5,24 +5,18 @@ range of colours is fixed when the run begins, so that no cell changes its colou
 """
 
 import math
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
 from arrowquant_nb.ui.charts.layout import Axes, axes
 from arrowquant_nb.ui.charts.worst_list import hover_text
+from arrowquant_nb.ui.model_map import LEAST_LAYERS, MOST_ROLES, OTHER, OUTSIDE, place
 from arrowquant_nb.ui.palette import Palette
 from arrowquant_nb.ui.run_state import LayerState, RunState, quality
 
-__all__ = ["LEAST_LAYERS", "BlockMap", "block_map_traces"]
+__all__ = ["BlockMap", "block_map_traces"]
 
-LEAST_LAYERS: Final = 41
-"""Fewer layers are all in the list; a map of them is an empty strip."""
-MOST_ROLES: Final = 16
-OUTSIDE: Final = "outside blocks"
-OTHER: Final = "other"
-_BLOCK: Final = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 # From 3 dB below the lowest gate of the table to what INT8 reaches.
 _LOWEST_DB: Final = 6.0
 _HIGHEST_DB: Final = 45.0
@@ -44,7 +38,7 @@ class BlockMap:
         """Place the tensors of a plan that are matrices; empty for a model of few layers."""
         if len(state.quantized) < LEAST_LAYERS:
             return cls((), (), {})
-        places = [(_place(layer.name), layer) for layer in state.layers.values() if len(layer.plan.shape) > 1]
+        places = [(place(layer.name), layer) for layer in state.layers.values() if len(layer.plan.shape) > 1]
         blocks = list(dict.fromkeys(block for (block, _), _ in places if block))
         counts: dict[str, int] = {}
         for (block, role), _ in places:
@@ -107,15 +101,6 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
         _marks(kept, "kept", {"symbol": "square-open", "size": 7, "color": colours.widths[16]}),
         _marks(chosen, "selected", {"symbol": "square-open", "size": 14, "color": "#CC79A7", "line": {"width": 3}}),
     ]  # fmt: skip
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Return block and role of a tensor's name; no block for one that stands outside."""
-    match = _BLOCK.match(name.removesuffix(".weight"))
-    if match is None:
-        return "", name
-    head, number, rest = match.groups()
-    return f"{head}.{number}", re.sub(r"\.\d+(?=\.|$)", "", rest)
 
 
 def _words(layer: LayerState, block: str) -> str:

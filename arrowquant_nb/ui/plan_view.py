@@ -1,0 +1,96 @@
+"""The plan in a few lines: from what size to what size, at how many bits, and what the last change did. Pure functions.
+
+A plan says what will be stored; what it will cost in quality is a forecast and called one.
+"""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Final
+
+from arrowquant_nb.results import Plan
+from arrowquant_nb.tables import WIDTH_NAMES
+from arrowquant_nb.ui.palette import palette
+from arrowquant_nb.ui.run_words import megabytes
+
+__all__ = ["NO_MODEL", "change_words", "detection_words", "plan_html", "width_nbytes"]
+
+NO_MODEL: Final = "Open a model to see what it would become. Nothing to hand? Pick a sample."
+_BAR: Final = 420
+
+
+def width_nbytes(plan: Plan) -> dict[int, tuple[int, int]]:
+    """Return bit width (16 = kept) -> number of tensors and stored bytes."""
+    found: dict[int, tuple[int, int]] = {}
+    for row in plan.rows:
+        bits = row.bit_width if row.action == "quantized" else 16
+        n, nbytes = found.get(bits, (0, 0))
+        found[bits] = (n + 1, nbytes + row.nbytes)
+    return dict(sorted(found.items()))
+
+
+def plan_html(plan: Plan, change: str, forecast: str, theme: str) -> str:
+    """Return the panel beside the form."""
+    source, stored = plan.source_size_mb * 1e6, plan.size_mb * 1e6
+    by_rule = sum(row.rule == "class policy" and row.action == "quantized" for row in plan.rows)
+    widths = width_nbytes(plan)
+    counts = [f"{n} {'layers ' if bits != 16 else ''}{WIDTH_NAMES[bits]}" for bits, (n, _) in widths.items()]
+    policy = f" ({by_rule} by rule of the model's class)" if by_rule else ""
+    quantized = [row for row in plan.rows if row.action == "quantized"]
+    weights = sum(row.n_weights for row in quantized)
+    bits = 8 * sum(row.nbytes for row in quantized) / weights if weights else 0.0
+    smaller = f"{source / max(stored, 1):.2f}x smaller"
+    lines = [
+        f"<span class='big'>{megabytes(source)} &rarr; {megabytes(stored)}</span> &nbsp; {smaller}",
+        f"{bits:.2f} bits per weight in the quantized layers, scales counted; {plan.bits_per_weight:.2f} over all",
+        _bar(widths, theme),
+        escape(", ".join(counts)) + policy,
+        f"Method: {escape(plan.strategy.reason)}",
+    ]
+    if forecast:
+        lines.append(f"<b>Forecast</b> {escape(forecast)}")
+    if change:
+        lines.append(f"<span class='aq-quiet'>last change: {escape(change)}</span>")
+    return "<div class='aq-plan'>" + "<br>".join(lines) + "</div>"
+
+
+def _bar(widths: Mapping[int, tuple[int, int]], theme: str) -> str:
+    """Return the shares of the stored bytes by width; every part carries its word where it fits, and its title."""
+    total = max(1, sum(nbytes for _, nbytes in widths.values()))
+    colours, x, parts = palette(theme).widths, 0.0, []
+    for bits, (_, nbytes) in widths.items():
+        width = _BAR * nbytes / total
+        word = WIDTH_NAMES[bits]
+        parts.append(
+            f'<rect x="{x:.1f}" y="0" width="{max(0.0, width - 1):.1f}" height="16" fill="{colours[bits]}">'
+            f"<title>{word}: {megabytes(nbytes)}</title></rect>"
+        )
+        if width > 40:
+            dark = theme == "dark"
+            parts.append(
+                f'<text x="{x + 5:.1f}" y="12" font-size="11" fill="{"#111" if dark else "#fff"}">{word}</text>'
+            )
+        x += width
+    return f'<svg viewBox="0 0 {_BAR} 16" height="16" role="img" aria-label="shares of the size">{"".join(parts)}</svg>'
+
+
+def change_words(what: str, before: Plan | None, after: Plan) -> str:
+    """Say what a change did to the size; "" where nothing moved or there is nothing to compare with."""
+    if before is None or before.model != after.model or not what:
+        return ""
+    difference = after.size_mb - before.size_mb
+    if abs(difference) < 5e-4:
+        return f"{what}: no change in size"
+    return f"{what}, {'+' if difference > 0 else '-'}{abs(difference):.3f} MB"
+
+
+def detection_words(plan: Plan) -> str:
+    """Say what was recognised and by what."""
+    quantized = sum(row.action == "quantized" for row in plan.rows)
+    kept = len(plan.rows) - quantized
+    dtypes = ", ".join(sorted({row.dtype for row in plan.rows if row.action == "quantized"}))
+    article = "Audio" if plan.modality == "audio" else plan.modality.capitalize()
+    size = megabytes(plan.source_size_mb * 1e6)
+    return (
+        f"{article} model: {quantized} layers to quantize, {kept} tensors kept. {dtypes}, {size}. "
+        f"Recognised: {plan.modality_reason}."
+    )

@@ -1,0 +1,174 @@
+"""A run on show: its headline and Cancel above, the dashboard, and what can be done when it has ended."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from arrowquant_nb.errors import ArrowQuantError
+from arrowquant_nb.ui.dashboard import Dashboard
+from arrowquant_nb.ui.report import report
+from arrowquant_nb.ui.run_session import RunSession
+from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
+from arrowquant_nb.ui.run_words import headline
+from arrowquant_nb.ui.samples_fold import SamplesFold
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.ui.worker import Worker
+
+__all__ = ["RunView"]
+
+
+class RunView:
+    """Shows the runs of one session.
+
+    Parameters
+    ----------
+    worker : where work is done.
+    on_change : called when a run begins or ends, or a layer was changed.
+    on_settings : called for "Show settings".
+    """
+
+    def __init__(self, worker: Worker, on_change: Callable[[], None], on_settings: Callable[[], None]) -> None:
+        self._worker = worker
+        self._on_change = on_change
+        self.session = RunSession(worker, self._newer, self._ended)
+        self.samples = SamplesFold(worker)
+        self.dashboard = Dashboard(
+            worker, self.session.open_viewer, self._override, self._undo,
+            {"Samples: original and quantized": self.samples.widget},
+        )  # fmt: skip
+        self.title = widgets.HTML(layout={"flex": "1 1 auto"})
+        self.cancel = _button("Cancel", "Stop after the piece that is worked on; what is done is kept", self._cancel)
+        self.settings = _button("Show settings", "Back to the form", on_settings)
+        self.resume = _button("Resume", "Go on where the run stopped", self._resume)
+        self.again = _button("Run again", "The same settings once more; unchanged layers are taken over", self._resume)
+        self.keep = _button("Keep it and resume", "Leave the layers that failed in float", self._keep)
+        self.save = _button("Save report", "One HTML file for a colleague", self._report)
+        self.error = widgets.HTML()
+        self.changed = widgets.HTML()
+        head = widgets.HBox([self.title, self.cancel, self.settings])
+        head.add_class("aq-row")
+        ends = widgets.HBox([self.resume, self.keep, self.again, self.save])
+        ends.add_class("aq-row")
+        self.widget = widgets.VBox([head, self.error, ends, self.changed, self.dashboard.widget])
+        self.widget.add_class("aq-section")
+        self._buttons()
+
+    def start(self, model: str, output: Path, config: DiffusionQuantConfig) -> None:
+        """Begin a run and show it."""
+        self.dashboard.close_viewer()
+        self.dashboard.restart()
+        self.session.start(model, output, config)
+        self.title.value = f"<h3>{escape(model)} &rarr; {escape(output.name)}</h3>"
+        self.dashboard.announce("Started. The plan is being made.")
+        self._buttons()
+        self._on_change()
+
+    def tick(self) -> bool:
+        """Paint what is due."""
+        return self.dashboard.tick()
+
+    # -- what the session says ---------------------------------------------------------------------------------------
+
+    def _newer(self, state: RunState) -> None:
+        if state.layers and not self.session.overriding:
+            self.title.value = f"<h3>{escape(headline(state, self.session.output.name))}</h3>"
+        self.dashboard.show(state)
+
+    def _ended(self) -> None:
+        session = self.session
+        if session.error:
+            first = "That layer could not be done again" if session.overriding else "Failed"
+            details = f"<details><summary>Show traceback</summary><pre>{escape(session.traceback)}</pre></details>"
+            self.error.value = (
+                f"<div class='aq-error' role='alert'><b>{first}:</b> {escape(session.error)}{details}</div>"
+            )
+        else:
+            self.error.value = ""
+        if session.overriding:
+            self.dashboard.card.busy("")
+            self.dashboard.forget_layer()
+        if session.result is not None and not session.error and session.state.status == FINISHED:
+            result = session.result
+            label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
+            self.samples.offer(session.model, session.output, label)
+        self._buttons()
+        self._on_change()
+
+    def _buttons(self) -> None:
+        session = self.session
+        running, status = session.running, session.state.status
+        failed = bool(session.error) and not session.overriding
+        self.cancel.disabled = not running or session.cancelling
+        self.cancel.description = "Cancelling..." if session.cancelling else "Cancel"
+        shown = {
+            self.resume: not running and (status == CANCELLED or failed),
+            self.keep: not running and failed and session.state.n_below_gate > 0,
+            self.again: not running and status == FINISHED,
+            self.save: not running and status == FINISHED,
+        }
+        for button, visible in shown.items():
+            button.layout.display = "" if visible else "none"
+        config = session.config
+        orders = {} if config is None else dict(config.layer_bit_widths)
+        words = ", ".join(f"{name}: {'kept' if bits == 16 else f'INT{bits}'}" for name, bits in orders.items())
+        self.changed.value = f"<b>Changed by you ({len(orders)})</b> {escape(words)}" if orders else ""
+
+    # -- buttons -----------------------------------------------------------------------------------------------------
+
+    def _cancel(self) -> None:
+        self.session.cancel()
+        self.dashboard.announce("Stopping: the piece that is worked on ends first. What is done is kept.")
+        self._buttons()
+
+    def _resume(self) -> None:
+        if self.session.config is not None and not self.session.running:
+            self.start(self.session.model, self.session.output, self.session.config)
+
+    def _keep(self) -> None:
+        self.session.keep_failed()
+        self._buttons()
+
+    def _report(self) -> None:
+        result = self.session.result
+        if result is None:
+            return
+        path = self.session.output.with_name(f"{self.session.output.name}-report.html")
+        self.save.disabled = True
+
+        def done(outcome: Any) -> None:
+            self.save.disabled = False
+            if outcome.error is None:
+                self.dashboard.announce(f"Report saved: {path}")
+            elif isinstance(outcome.error, ArrowQuantError):
+                self.dashboard.announce(f"The report was not saved: {outcome.error}")
+            else:
+                self.error.value = f"<div class='aq-error' role='alert'>{escape(outcome.traceback)}</div>"
+
+        self._worker.start("report", lambda _: report(result, path), done)
+
+    def _override(self, name: str, bit_width: int) -> None:
+        words = self.session.override(name, bit_width)
+        self.dashboard.card.note.value = escape(words)
+        if self.session.overriding:
+            self.dashboard.card.busy("Working...")
+        self._buttons()
+
+    def _undo(self, name: str) -> None:
+        self.dashboard.card.note.value = escape(self.session.override(name, None))
+        if self.session.overriding:
+            self.dashboard.card.busy("Working...")
+        self._buttons()
+
+
+def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
+    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
+    button.on_click(lambda _: action())
+    return button
