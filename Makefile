@@ -24,12 +24,13 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 # The two environments share one tree to build in.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-compiled test-pure lint soak bench dev clean
+.PHONY: help demo test test-compiled test-pure lint soak bench bench-quality dev clean
 
 help:
 	@echo "make demo   install; quantize the bundled model in a notebook; say where the results lie"
 	@echo "make test   install; lint; run the whole suite compiled, and its core on the pure build"
 	@echo "make soak   the long tests        make bench  the benchmarks"
+	@echo "make bench-quality  quality beside other quantizers, each installed in an environment of its own"
 	@echo "make dev    editable install      make clean  remove what the others made"
 
 $(VENV)/bin/python:
@@ -83,8 +84,16 @@ soak: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_kernels.py
+	$(BIN)/python tests/bench/bench_matmul.py
 	$(BIN)/python tests/bench/bench_end_to_end.py
+	$(BIN)/python tests/bench/bench_end_to_end.py --dtype float32
 	$(BIN)/python tests/bench/bench_export.py
+
+# Peers get an environment each under the cache folder, kept for the next time; half an hour on two idle cores.
+bench-quality: $(VENV)/.test
+	mkdir -p $(OUT)
+	$(BIN)/python tests/bench/quality --results $(OUT)/05_quality.json
+	$(BIN)/arrowquant run notebooks/05_quality.ipynb $(OUT)/05_quality.ipynb --html -p results $(OUT)/05_quality.json
 
 dev: | $(VENV)/bin/python
 	$(BIN)/python $(PIP) -e ".[test]"

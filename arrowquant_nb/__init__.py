@@ -11,6 +11,7 @@ The house, top to bottom; a room imports only what stands below it:
 
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
+    diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
     api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
@@ -20,10 +21,12 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results result_card tables errors plain values that every room may use, and their words
+    config events results forecasts result_card tables errors
+                   plain values that every room may use, and their words
 """
 
 from importlib import import_module
+from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.errors import (
@@ -52,9 +55,12 @@ if TYPE_CHECKING:
         reproduce,
     )
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
+    from arrowquant_nb.concurrent_runs import quantize_async
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
     from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
     from arrowquant_nb.export import ExportReport, export_model
+    from arrowquant_nb.export.folder_reader import open_exported
+    from arrowquant_nb.forecasts import Forecast, SizeAllocation
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer
     from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
@@ -63,6 +69,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
+    from arrowquant_nb.runs.size_budget import SizeBudget
     from arrowquant_nb.runtime import (
         QuantizedConv2d,
         QuantizedLinear,
@@ -92,9 +99,11 @@ _HOMES = {
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
+    "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
+    "quantize_async": "concurrent_runs",
     "quantize_tensor": "api",
     "quantized_sample": "api",
     "report": "ui.report",
@@ -116,6 +125,7 @@ _HOMES = {
     "follow_time": "runtime",
     "load_quantized": "runtime",
     "time_context": "runtime",
+    "Forecast": "forecasts",
     "LayerReport": "results",
     "Plan": "results",
     "QuantizationResult": "results",
@@ -124,6 +134,8 @@ _HOMES = {
     "ValidationReport": "comparisons",
     "ParquetV2Extended": "storage.parquet_reader",
     "QuantizedModel": "storage.quantized",
+    "SizeAllocation": "forecasts",
+    "SizeBudget": "runs.size_budget",
 }
 _NAMES_AT_HOME = {"QuantizationStrategy": "Strategy"}
 
@@ -136,6 +148,7 @@ __all__ = [
     "DiffusionOrchestrator",
     "DiffusionQuantConfig",
     "ExportReport",
+    "Forecast",
     "LayerReport",
     "LayerStatistics",
     "MetadataError",
@@ -154,6 +167,8 @@ __all__ = [
     "QuantizedTensor",
     "ReproductionReport",
     "ShapeMismatchError",
+    "SizeAllocation",
+    "SizeBudget",
     "SpatialQuantMetadata",
     "SpatialQuantizer",
     "TimeAwareQuantMetadata",
@@ -172,7 +187,9 @@ __all__ = [
     "follow_time",
     "load_quantized",
     "open_checkpoint",
+    "open_exported",
     "open_quantized",
+    "quantize_async",
     "quantize_tensor",
     "quantized_sample",
     "report",
@@ -195,3 +212,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+# Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
+if "diffusers" in _modules:
+    import_module("arrowquant_nb.diffusers")

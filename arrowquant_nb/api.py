@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb import _kernels, samples
@@ -17,7 +18,7 @@ from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
-from arrowquant_nb.runs import record, running, validation
+from arrowquant_nb.runs import forecasting, record, running, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.comparisons import ValidationReport
     from arrowquant_nb.events import Event
+    from arrowquant_nb.forecasts import Forecast
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.results import Plan, QuantizationResult
+    from arrowquant_nb.runs.size_budget import SizeBudget
 
 __all__ = [
     "ArrowQuantV2",
@@ -147,18 +150,74 @@ class ArrowQuantV2:
             model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )
 
+    def forecast(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> Forecast:
+        """Say in seconds what a run would store and lose: payload and signal over error, each with its interval.
+
+        A sample of every layer's rows is quantized in all widths and group sizes that the layer may get, with
+        calibration where it is at hand or the model can be run (a few trajectories). A bundled model is also run with
+        one layer at a time quantized, which gives the signal over error of the network's output. What was measured is
+        kept for the next call. Other arguments are those of `quantize_diffusion_model`.
+        """
+        return forecasting.forecast_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
+    def budget(
+        self,
+        model_path: str | Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        requantize: bool = False,
+        component: str | None = None,
+        variant: str | None = None,
+        calibration: str | Path | None = None,
+    ) -> SizeBudget:
+        """Measure a model as `forecast` does and return what solves any size limit in milliseconds.
+
+        `budget.solve(target_mb)` gives the width and group size of every layer with the least error at the network's
+        output whose payload is at most the target; a run with `target_model_size_mb` takes the same.
+        """
+        return forecasting.budget_model(
+            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
+            calibration=calibration, progress=_measuring(progress_callback),
+        )  # fmt: skip
+
     def validate_quality(
         self,
         original: str | Path,
         quantized: str | Path,
         progress_callback: Callable[[str, float], None] | None = None,
+        *,
+        n_samples: int = 0,
     ) -> ValidationReport:
         """Compare every tensor of a quantized model with its original; a missing or extra one is a failure.
 
         Kept tensors must be bit-exact; quantized ones must be of the very weights of the original (by hash) and have
-        the error that the model records of them.
+        the error that the model records of them. With `n_samples` a bundled sample is run as well, with the inputs of
+        its layers rounded as the model says, and `.network` has what `evaluate_sample` measures; it is no verdict.
+
+        Raises
+        ------
+        ModelNotFoundError
+            `n_samples` is set and `original` is no bundled sample.
         """
-        return validation.validate_quality(original, quantized, progress_callback)
+        name = validation.sample_name(original) if n_samples else ""
+        report = validation.validate_quality(original, quantized, progress_callback)
+        return (
+            replace(report, network=evaluate_sample(name, quantized, n_samples)) if name and report.passed else report
+        )
 
     async def quantize_diffusion_model_async(
         self, model_path: str | Path, output_path: str | Path, config: DiffusionQuantConfig | None = None,
@@ -184,9 +243,31 @@ class ArrowQuantV2:
         """Do as `plan` in a worker thread."""
         return await asyncio.to_thread(functools.partial(self.plan, **options), model_path, config)
 
+    async def forecast_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> Forecast:
+        """Do as `forecast` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.forecast, **options), model_path, config)
+
+    async def budget_async(
+        self, model_path: str | Path, config: DiffusionQuantConfig | None = None, **options: Any
+    ) -> SizeBudget:
+        """Do as `budget` in a worker thread."""
+        return await asyncio.to_thread(functools.partial(self.budget, **options), model_path, config)
+
     async def validate_quality_async(self, original: str | Path, quantized: str | Path) -> ValidationReport:
         """Do as `validate_quality` in a worker thread."""
         return await asyncio.to_thread(self.validate_quality, original, quantized)
+
+
+def _measuring(callback: Callable[[str, float], None] | None) -> Callable[[float], None]:
+    """Turn a progress callback of ours into one that takes fractions."""
+
+    def tell(fraction: float) -> None:
+        if callback is not None:
+            callback("measuring layers", fraction)
+
+    return tell
 
 
 def quantize_tensor(

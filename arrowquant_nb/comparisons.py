@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from arrowquant_nb import tables
@@ -31,7 +31,8 @@ class TensorComparison(JsonForm):
 class ValidationReport(JsonForm):
     """Every tensor compared; `passed` is false when one is missing, extra, or not what the manifest promises.
 
-    `cosine_similarity` and `sqnr_db` are of the quantized tensors, as in `QuantizationResult`.
+    `cosine_similarity` and `sqnr_db` are of the quantized tensors, as in `QuantizationResult`. `network` holds what
+    `evaluate_sample` measured at the network's output, rounded inputs included; empty where that was not asked for.
     """
 
     _headline: ClassVar[tuple[str, ...]] = ("passed",)
@@ -41,6 +42,7 @@ class ValidationReport(JsonForm):
     cosine_similarity: float
     sqnr_db: float
     tensors: tuple[TensorComparison, ...]
+    network: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.results import InputReport, LayerReport, Plan, PlanRow, QuantizationResult, Strategy
@@ -66,6 +66,11 @@ def _headline(rows: Iterable[tuple[str, str]], as_html: bool) -> str:
         )
     width = max(len(k) for k, _ in pairs)
     return "\n".join(f"{k.ljust(width)}  {_printable(v, _SENTENCE)}" for k, v in pairs)
+
+
+def headline_text(pairs: Iterable[tuple[str, str]]) -> str:
+    """Labels and values, one pair a line."""
+    return _headline(pairs, as_html=False)
 
 
 def headline_html(pairs: Iterable[tuple[str, str]]) -> str:
@@ -290,7 +295,18 @@ def _validation_headline(report: ValidationReport) -> list[tuple[str, str]]:
         ("quantized", report.quantized),
         ("verdict", "passed" if report.passed else f"FAILED: {len(report.failures)} of {len(report.tensors)} tensors"),
         ("weights", f"cosine {report.cosine_similarity:.6f}, SQNR {decibels(report.sqnr_db)} over all tensors"),
+        *([("network", _network(report.network))] if report.network else []),
     ]
+
+
+def _network(figures: Mapping[str, Any]) -> str:
+    """Say what was measured at the network's output."""
+    rest = ", ".join(
+        f"{name.removesuffix('_db').replace('_', ' ')} {value:.4g}{' dB' if name.endswith('_db') else ''}"
+        for name, value in figures.items()
+        if name not in ("network_sqnr_db", "n", "steps", "seed")
+    )
+    return f"SQNR {decibels(figures['network_sqnr_db'])} over {figures['n']} samples, rounded inputs included; {rest}"
 
 
 def _validation_rows(report: ValidationReport) -> list[list[str]]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from arrowquant_nb import samples, tables
-from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized
+from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized, quantized_sample
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ModelNotFoundError
 from arrowquant_nb.results import PlanRow, QuantizationResult
@@ -212,14 +212,14 @@ def _silent(message: str, fraction: float) -> None:
 
 def _original(sample: str, *, n: int, n_images: int, seed: int) -> DrawnModel:
     plan = ArrowQuantV2().plan(sample)
-    images, texts = _draw(sample, None, n_images, seed)
+    images, texts = _draw(sample, samples.runnable(sample), n_images, seed)
     figures = _numbers(samples.evaluate(sample, None, n, seed))
     return DrawnModel("original", images, texts, _bits(plan.rows), plan.source_size_mb, figures, "as trained", 0)
 
 
 def _drawn(name: str, sample: str, result: QuantizationResult, *, n: int, n_images: int, seed: int) -> DrawnModel:
     with open_quantized(result.quantized_path) as model:
-        images, texts = _draw(sample, model.weights(), n_images, seed)
+        images, texts = _draw(sample, quantized_sample(sample, model), n_images, seed)
         figures = _numbers(evaluate_sample(sample, model, n=n, seed=seed))
     return DrawnModel(
         name,
@@ -234,10 +234,9 @@ def _drawn(name: str, sample: str, result: QuantizationResult, *, n: int, n_imag
 
 
 def _draw(
-    sample: str, weights: Mapping[str, ArrayLike] | None, n_images: int, seed: int
+    sample: str, model: samples.Sample, n_images: int, seed: int
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
     """Return pictures, or texts."""
-    model = samples.runnable(sample, weights)
     drawn = model.sample(n_images, seed)
     if np.issubdtype(drawn.dtype, np.integer):
         return None, tuple(samples.decode(text) for text in drawn)

@@ -19,11 +19,6 @@ INLINE void ISA(put_values)(vf x, const int kind, uint8_t *to) {
     memcpy(to, &h, sizeof h);
 }
 
-/* Stored parameters of up to STEP groups; scale and minor are a1 and a2 of levels. */
-typedef struct { float scale[STEP], zero[STEP], minor[STEP]; } ISA(grid_values);
-
-enum { ISA(ZERO_POINT), ISA(MINIMUM), ISA(LEVELS) };
-
 /* Length is a multiple of sixteen, or the codes and `to` may be read and written up to one. */
 INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits, const ISA(grid_values) *v, int g,
                               const int grid, const int kind, uint8_t *to) {
@@ -54,26 +49,6 @@ INLINE void ISA(decode_group)(const uint8_t *packed, int length, const int bits,
             ISA(put_values)(x, kind, to + (k + p * LANES) * item);
         }
     }
-}
-
-/* Stored parameters of groups [first, first + n) of a row; first is a multiple of STEP. */
-INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first, int n, const int bits, const int grid,
-                           ISA(grid_values) *v) {
-    const int item = job->wide ? 4 : 2;
-    const int64_t at = row * job->n_groups + first;
-    if (grid == ISA(LEVELS)) {
-        for (int g = 0; g < n; g++) {
-            ISA(load_one)(job->scales + (at + g) * 2 * item, job->wide, v->scale + g);
-            ISA(load_one)(job->scales + ((at + g) * 2 + 1) * item, job->wide, v->minor + g);
-        }
-    } else if (grid == ISA(MINIMUM) && job->k_bits) {
-        ISA(k_load_values)(job->scales + row * job->k_stride, job, first, n, v->scale);
-        ISA(k_load_values)(job->zeros + row * job->k_stride, job, first, n, v->zero);
-        EACH_PIECE ISA(v_store)(v->zero + p * LANES, -ISA(v_load)(v->zero + p * LANES));
-        return;
-    } else ISA(load_stored)(job->scales + at * item, n, job->wide, v->scale);
-    if (grid == ISA(ZERO_POINT)) ISA(load_codes)(job->zeros + row * job->zeros_stride + first * bits / 8, n, bits, v->zero);
-    else ISA(load_stored)(job->zeros + at * item, n, job->wide, v->zero);
 }
 
 INLINE void ISA(decode_rows)(const dequantize_job *job, int64_t start, int64_t stop, const int bits, const int grid,

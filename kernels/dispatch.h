@@ -13,6 +13,7 @@
 #endif
 
 #include "rounding.h"
+#define KERNEL_TEMPLATE "rows.h"
 #include "rows_scalar.h"
 #if defined(__x86_64__)
 #include "rows_avx2.h"
@@ -33,7 +34,7 @@ static inline int supported_sets(instruction_set out[4]) {
     out[n++] = (instruction_set){"scalar", quantize_block_scalar, dequantize_block_scalar};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
         out[n++] = (instruction_set){"avx2", quantize_block_avx2, dequantize_block_avx2};
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl"))

@@ -1,4 +1,4 @@
-/* Scales and minima in the k format, back to floats; and their gain. Part of the rows.h template. */
+/* Scales and minima of a batch in the k format; and their gain. Part of the rows.h template. */
 
 /* Scales and minima of the groups of a batch; the floats are read once for the groups of a block that follow each other. */
 INLINE void ISA(k_load_batch)(const ISA(batch) *b, const quantize_job *job, ISA(results) *r) {
@@ -13,30 +13,6 @@ INLINE void ISA(k_load_batch)(const ISA(batch) *b, const quantize_job *job, ISA(
         r->scale[g] = d * (float)k_integer(scales + integers, b->group[g], job->k_bits);
         r->zero[g] = -(dmin * (float)k_integer(minima + integers, b->group[g], job->k_bits));
         r->misfit[g] = 0;
-    }
-}
-
-/* n <= STEP values of a row from `group` on, a multiple of STEP. */
-INLINE void ISA(k_load_values)(const uint8_t *row, const dequantize_job *job, int64_t group, int n, float to[STEP]) {
-    const int bits = job->k_bits, per_block = BLOCK / job->group_size;
-    const uint8_t *integers = row + job->n_blocks * (job->wide ? 4 : 2);
-    uint8_t bytes[STEP] = {0};
-    int32_t codes[STEP];
-    float d[STEP];
-    memcpy(bytes, integers + group * bits / 8, (size_t)(n * bits + 7) / 8);
-    for (int i = 0; i < STEP; i += 4) {
-        uint32_t word;
-        memcpy(&word, bytes + i * bits / 8, 4);
-        for (int k = 0; k < 4; k++) codes[i + k] = (int32_t)(word >> (k * bits) & ((1u << bits) - 1));
-    }
-    for (int i = 0; i < STEP; i += per_block) {
-        const float x = i < n ? k_float(row, (group + i) / per_block, job->wide) : 0.0f;
-        for (int k = i; k < i + per_block; k++) d[k] = x;
-    }
-    EACH_PIECE {
-        vi c;
-        memcpy(&c, codes + p * LANES, sizeof c);
-        ISA(v_store)(to + p * LANES, ISA(v_load)(d + p * LANES) * __builtin_convertvector(c, vf));
     }
 }
 

@@ -6,8 +6,6 @@
  * Choice of the parameters: groups in lanes as in search.h. Every start is refitted by alternating least squares (nearest
  * level, then the exact weighted normal equations), rounded as stored and judged. */
 
-typedef struct { vf a1, a2, mu; } ISA(planes);
-
 INLINE vf ISA(v_abs)(vf x) { return (vf)((vi)x & 0x7FFFFFFF); }
 
 /* Weighted squared error of each trial. */
@@ -170,19 +168,6 @@ INLINE ISA(planes) ISA(search_r2q_with)(const float *x, const float *v, int leng
 
 static __attribute__((noinline)) ISA(planes) ISA(search_r2q)(const float *x, const float *v, int length, int wide, vi *misfit) {
     return v ? ISA(search_r2q_with)(x, v, length, wide, misfit) : ISA(search_r2q_with)(x, NULL, length, wide, misfit);
-}
-
-/* Value of codes in lanes. */
-INLINE vf ISA(level_of)(vi code, ISA(planes) g) {
-    const vi minus1 = (~code & 2) << 30, minus2 = (vi)((~code & 1) << 31);
-    return (g.mu + (vf)((vi)g.a1 ^ minus1)) + (vf)((vi)g.a2 ^ minus2);
-}
-
-/* The levels 0, 1, 2, 3, again and again. */
-INLINE vf ISA(four_levels)(ISA(planes) g) {
-    vi lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i & 3;
-    return ISA(level_of)(lane, g);
 }
 
 /* Nearest codes of a group, elements in lanes, one a byte. */

@@ -1,9 +1,9 @@
-/* AVX2 and F16C: eight lanes. FMA is not used: codes and sums must round as on every other machine. */
+/* AVX2, FMA and F16C: eight lanes. Where codes are decided no FMA is used: they must round as on every other machine. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 #define ISA(name) name##_avx2
 #define LANES 8
@@ -46,8 +46,18 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     if (bits == 4) _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(_mm256_permute4x64_epi64(x, 8)));
     else _mm_storel_epi64((__m128i *)out, _mm_unpacklo_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
+/* a b + c, for sums that may round as they like. */
+static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return (ISA(vf))_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+/* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
+static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
+    const __m256i c = (__m256i)codes, s = (__m256i)x;
+    if (bits < 8) /* pairs fit 16 bits */
+        return acc + (ISA(vi))_mm256_madd_epi16(_mm256_maddubs_epi16(c, s), _mm256_set1_epi16(1));
+    const __m256i even = _mm256_madd_epi16(_mm256_and_si256(c, _mm256_set1_epi16(255)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    return acc + (ISA(vi))even + (ISA(vi))_mm256_madd_epi16(_mm256_srli_epi16(c, 8), _mm256_srai_epi16(s, 8));
+}
 
-#include "rows.h"
+#include KERNEL_TEMPLATE
 
 #undef ISA
 #undef LANES

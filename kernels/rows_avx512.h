@@ -1,11 +1,24 @@
-/* AVX-512 F, BW, DQ, VL: sixteen lanes. FMA is not used: codes and sums must round as on every other machine. */
+/* AVX-512 F, BW, DQ, VL: sixteen lanes. Where codes are decided no FMA is used: they must round as on every other machine.
+ * Included once more with WITH_VNNI, for what multiplies codes. */
+#ifdef WITH_VNNI
+#define ISA(name) name##_avx512vnni
+#else
+#define ISA(name) name##_avx512
+#endif
 #if defined(__clang__)
+#ifdef WITH_VNNI
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c"))), apply_to = function)
+#else
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c"))), apply_to = function)
+#endif
 #else
 #pragma GCC push_options
+#ifdef WITH_VNNI
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c,prefer-vector-width=512")
+#else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")
 #endif
-#define ISA(name) name##_avx512
+#endif
 #define LANES 16
 
 typedef float ISA(vf) __attribute__((vector_size(64)));
@@ -32,6 +45,10 @@ static inline ISA(vi) ISA(v_spread)(const uint8_t *packed, const int bits) {
     if (bits == 2) return (ISA(vi))first;
     return (ISA(vi))_mm512_mask_broadcastd_epi32(first, 0xFF00, _mm_loadu_si32(packed + 4));
 }
+/* Four words, four times. */
+static inline ISA(vi) ISA(v_repeat_words)(const uint8_t *from) {
+    return (ISA(vi))_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)from));
+}
 /* values[index & 15] */
 static inline ISA(vf) ISA(v_look_up)(ISA(vf) values, ISA(vi) index) {
     return (ISA(vf))_mm512_permutexvar_ps((__m512i)index, (__m512)values);
@@ -47,8 +64,23 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     x = _mm512_madd_epi16(x, _mm512_set1_epi32(0x00100001)); /* four codes in 32 bits */
     _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(x));
 }
+/* a b + c, for sums that may round as they like. */
+static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return (ISA(vf))_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
+static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
+    const __m512i c = (__m512i)codes, s = (__m512i)x;
+#ifdef WITH_VNNI
+    (void)bits;
+    return (ISA(vi))_mm512_dpbusd_epi32((__m512i)acc, c, s);
+#else
+    if (bits < 8) /* pairs fit 16 bits */
+        return acc + (ISA(vi))_mm512_madd_epi16(_mm512_maddubs_epi16(c, s), _mm512_set1_epi16(1));
+    const __m512i even = _mm512_madd_epi16(_mm512_and_si512(c, _mm512_set1_epi16(255)), _mm512_srai_epi16(_mm512_slli_epi16(s, 8), 8));
+    return acc + (ISA(vi))even + (ISA(vi))_mm512_madd_epi16(_mm512_srli_epi16(c, 8), _mm512_srai_epi16(s, 8));
+#endif
+}
 
-#include "rows.h"
+#include KERNEL_TEMPLATE
 
 #undef ISA
 #undef LANES

@@ -51,8 +51,16 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
         memcpy(out + j / 2 * bits, &x, (size_t)bits);
     }
 }
+/* a b + c, for sums that may round as they like. */
+static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return a * b + c; }
+/* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
+static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
+    (void)bits;
+    for (int i = 0; i < 4; i++) acc += (codes >> (8 * i) & 255) * (x << (24 - 8 * i) >> 24);
+    return acc;
+}
 
-#include "rows.h"
+#include KERNEL_TEMPLATE
 
 #undef ISA
 #undef LANES

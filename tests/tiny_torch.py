@@ -194,11 +194,11 @@ def dit_pipeline(seed=0):
     return DiTPipeline(model, vae(), DDIMScheduler(), id2label={1: "one", 2: "two"})
 
 
-def sd_pipeline(seed=0):
+def sd_pipeline(seed=0, vocab_size=100):
     """Stable Diffusion without a tokenizer: it is given `prompt_embeds`."""
     model, _ = seeded("UNet", seed)
     config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=1, vocab_size=100,
+        hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=1, vocab_size=vocab_size,
         max_position_embeddings=8,
     )  # fmt: skip
     return StableDiffusionPipeline(

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arrowquant_nb._kernels import numpy_rotation, numpy_rows
-from arrowquant_nb._kernels.job import RowsJob
+from arrowquant_nb._kernels import numpy_products, numpy_rotation, numpy_rows
+from arrowquant_nb._kernels.job import RowsJob, StoredMatrix
 from arrowquant_nb.errors import ConfigurationError
 
 # Waiting threads sleep instead of spinning: a notebook kernel shares its cores with the user's other work.
@@ -22,17 +22,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 compiled_rows: Any = None
 compiled_rotation: Any = None
+compiled_product: Any = None
 # Absent after a build with ARROWQUANT_NB_PURE=1 and in a bare source tree; present but broken is an error.
 if find_spec("arrowquant_nb._kernels.rows") is not None:
     compiled_rows = import_module("arrowquant_nb._kernels.rows")
     compiled_rotation = import_module("arrowquant_nb._kernels.rotation")
+# An installation in place that was built before the products were there lacks this one only.
+if find_spec("arrowquant_nb._kernels.product") is not None:
+    compiled_product = import_module("arrowquant_nb._kernels.product")
 
 __all__ = [
     "COMPILED",
     "RowsJob",
+    "StoredMatrix",
     "active_isa",
     "available_isas",
     "dequantize_rows",
+    "multiply_codes",
+    "multiply_floats",
+    "product_isas",
     "quantize_rows",
     "resolve_threads",
     "rotate_rows",
@@ -143,3 +151,71 @@ def rotate_rows(
     isa = _choose_isa(isa) if isa else _ACTIVE
     path = numpy_rotation if isa == "numpy" or values.dtype != np.float32 else compiled_rotation
     path.rotate_rows(values, signs, length, backward, threads, isa)
+
+
+def product_isas() -> tuple[str, ...]:
+    """Names that the products take as `isa`: those of `available_isas`, and avx512vnni, which avx512 means there."""
+    return ("numpy", *compiled_product.supported_isas()) if compiled_product is not None else ("numpy",)
+
+
+def _product_path(isa: str | None) -> tuple[Any, str]:
+    """Choose module and instruction set of a product; avx512 takes VNNI instructions where there are."""
+    if isa is None and compiled_product is None:
+        isa = "numpy"
+    elif isa is None:
+        isa = "avx512vnni" if _ACTIVE == "avx512" and "avx512vnni" in product_isas() else _ACTIVE
+    return numpy_products if isa == "numpy" else compiled_product, isa
+
+
+def multiply_floats(
+    x: NDArray[np.float32],
+    weight: StoredMatrix,
+    bias: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+    n_threads: int,
+    isa: str | None = None,
+) -> None:
+    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus the bias.
+
+    Sums are float32 in an order of their own per instruction set, whatever the number of threads.
+    """
+    path, isa = _product_path(isa)
+    path.multiply_floats(x, weight, bias, out, _product_threads(n_threads, x, out), isa)
+
+
+def multiply_codes(
+    x: NDArray[np.float32],
+    weight: StoredMatrix,
+    bias: NDArray[np.float32] | None,
+    out: NDArray[np.float32],
+    bits: int,
+    span: int,
+    grid: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    n_threads: int,
+    isa: str | None = None,
+) -> None:
+    """Do as `multiply_floats` with x rounded to codes first, and multiply the codes as integers.
+
+    Parameters
+    ----------
+    x, weight, bias, out
+        As there.
+    bits
+        Of a code of x, 4 or 8.
+    span
+        Columns of a token that share a grid, a multiple of 16, or at least the columns of x; the grid is that of
+        `activation_grid.grid_of_range`.
+    grid
+        Scale and zero point per token, float32 (tokens,) each, instead of those of its range.
+    n_threads, isa
+        The same bytes for all of them.
+
+    """
+    path, isa = _product_path(isa)
+    scale, zero = (None, None) if grid is None else grid
+    threads = _product_threads(n_threads, x, out)
+    path.multiply_codes(x, weight, bias, out, bits, span, scale, zero, threads, isa)
+
+
+def _product_threads(n_threads: int, x: NDArray[Any], out: NDArray[Any]) -> int:
+    return min(resolve_threads(n_threads), max(1, int(x.size) * int(out.shape[1]) // WEIGHTS_PER_THREAD))

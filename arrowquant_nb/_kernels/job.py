@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_SQUARES_METHODS", "METHODS", "STATUS_NEEDS_FLOAT32", "STATUS_NOT_USABLE", "RowsJob"]
+__all__ = ["LEAST_SQUARES_METHODS", "METHODS", "STATUS_NEEDS_FLOAT32", "STATUS_NOT_USABLE", "RowsJob", "StoredMatrix"]
 
 METHODS = {"rtn": "zero_point", "mse": "zero_point", "uls": "minimum", "hqq": "minimum", "r2q": "levels"}
 """Method -> grid."""
@@ -47,3 +47,20 @@ class RowsJob(NamedTuple):
     """OUT (rows,): 0 or STATUS_ bits; a row with a bit set holds no usable codes."""
     scale_format: str = "float16"
     """float16 (one float per group; float32 by the dtype of `scales`) or k, with method uls only."""
+
+
+class StoredMatrix(NamedTuple):
+    """One quantized matrix to multiply with; every array is C-contiguous and IN."""
+
+    packed: NDArray[np.uint8]
+    """(rows, ceil(columns * bit_width / 8))."""
+    scales: NDArray[np.float16] | NDArray[np.float32] | NDArray[np.uint8]
+    """(rows, n_groups); levels: (rows, n_groups, 2); k: uint8 (rows, bytes)."""
+    zero_points: NDArray[np.uint8] | NDArray[np.float16] | NDArray[np.float32]
+    """Packed codes (zero_point), or like the scales."""
+    grid: str
+    """zero_point, minimum, levels or k."""
+    bit_width: int
+    group_size: int
+    shape: tuple[int, int]
+    """(rows, columns)."""

@@ -6,20 +6,28 @@ in the result what was reused and what was wrong with an entry. Reads no environ
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.calibration.capture import capture, chosen_layers
 from arrowquant_nb.calibration.files import read_calibration, write_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings, calibration_key, model_hash
-from arrowquant_nb.errors import ArrowQuantError, OutputError
+from arrowquant_nb.errors import ArrowQuantError, ConfigurationError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from arrowquant_nb.calibration.capture import Progress
     from arrowquant_nb.samples.runnable import RunnableModel
+
+
+DEFAULT_MB: Final = 2000.0
+_ENTRY: Final = re.compile(r"[0-9a-f]{32}\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,46 @@ def cache_folder(env: Mapping[str, str]) -> Path:
     return (base if base.is_absolute() else home / ".cache") / "arrowquant_nb" / "calibration"
 
 
+def cache_limit(env: Mapping[str, str]) -> int:
+    """Return how many bytes calibrations may take: `ARROWQUANT_NB_CACHE_MB` (10^6 bytes), by default 2,000.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no number of megabytes.
+
+    """
+    text = env.get("ARROWQUANT_NB_CACHE_MB", "")
+    try:
+        megabytes = float(text) if text else DEFAULT_MB
+    except ValueError:
+        megabytes = math.nan
+    if not 0 <= megabytes < math.inf:
+        raise ConfigurationError(f"environment variable ARROWQUANT_NB_CACHE_MB: {text!r} is no number of megabytes")
+    return int(megabytes * 1e6)
+
+
+def evict(folder: Path, limit: int, keep: Path) -> None:
+    """Delete the entries that were not used for longest until all take no more than `limit` bytes, never `keep`.
+
+    Only files that are named as entries are looked at. What cannot be deleted stays: another run may be at it.
+    """
+    found = []
+    for path in folder.glob("*.parquet"):
+        with contextlib.suppress(OSError):  # deleted by another run meanwhile
+            facts = path.stat()
+            if _ENTRY.fullmatch(path.name) and path.is_file():
+                found.append((facts.st_mtime_ns, path.name, facts.st_size, path))
+    total = sum(nbytes for _, _, nbytes, _ in found)
+    for _, _, nbytes, path in sorted(found):
+        if total <= limit:
+            return
+        if path != keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= nbytes
+
+
 def cached_capture(
     model: RunnableModel,
     settings: CalibrationSettings | None = None,
@@ -51,6 +99,7 @@ def cached_capture(
     progress: Progress | None = None,
     *,
     folder: Path,
+    limit: int = int(DEFAULT_MB * 1e6),
     source: str = "capture",
     run: Callable[..., Calibration] = capture,
 ) -> CachedCalibration:
@@ -61,7 +110,9 @@ def cached_capture(
     model, settings, layers, progress
         See `capture`.
     folder
-        The cache, see `cache_folder`; made where it is missing. Nothing in it is ever deleted here.
+        The cache, see `cache_folder`; made where it is missing.
+    limit
+        Bytes that all entries may take, see `cache_limit`: those not used for longest go when a new one comes.
     source, run
         What makes the calibration: "capture" and `capture`, or "synthetic" and `calibrate_on_noise`.
 
@@ -72,15 +123,26 @@ def cached_capture(
     warnings: list[str] = []
     found = _trusted(path, key, warnings)
     if found is not None:
+        with contextlib.suppress(OSError):  # a cache that may only be read still serves
+            os.utime(path)
         if progress is not None:
             progress(1.0)
         return CachedCalibration(found, reused=True, warnings=())
     calibration = run(model, settings, layers, progress)
     try:
         write_calibration(path, calibration)
+        evict(folder, limit, path)
     except OutputError as error:
         warnings.append(f"The calibration is not kept for the next run: {error}.")
     return CachedCalibration(calibration, reused=False, warnings=tuple(warnings))
+
+
+def is_kept(
+    model: RunnableModel, settings: CalibrationSettings, layers: Collection[str] | None = None, *, folder: Path
+) -> bool:
+    """Tell whether `cached_capture` would find an entry, without reading it."""
+    key = calibration_key("capture", model_hash(model.weights), settings, chosen_layers(model, layers))
+    return (folder / f"{key}.parquet").is_file()
 
 
 def _trusted(path: Path, key: str, warnings: list[str]) -> Calibration | None:

@@ -22,10 +22,34 @@ TIME_PARAMETERS: Final = ("timestep", "timesteps", "t", "timestep_ratio", "time"
 """What forward methods of diffusers call the time, the commonest first."""
 IDS: Final = "input_ids"
 UNIT_CLASSES: Final = (
-    "AuraFlow", "BriaFibo2", "Chroma", "CogView4Transformer", "Flux", "Flux2", "GlmImage", "Krea2", "LongCatImage",
-    "Lumina2", "LuminaNextDiT", "NucleusMoEImage", "OvisImage", "QwenImage", "StableAudio", "ZImage",
+    "AuraFlow", "Chroma", "Flux", "Krea2", "LongCatImage", "Lumina2", "LuminaNextDiT", "NucleusMoEImage", "OmniGen",
+    "OvisImage", "QwenImage", "StableAudio", "ZImage",
 )  # fmt: skip
 """Beginnings of class names whose pipelines in diffusers 0.42 count time from 0 to 1 (`timestep / 1000`)."""
+
+
+def noisy_end(class_name: str, time: Any, n_timesteps: int) -> float:
+    """Return the value that stands for pure noise, from the first time that a model is called with.
+
+    Parameters
+    ----------
+    class_name
+        The model's class.
+    time
+        A number, an array or a tensor.
+    n_timesteps
+        Training timesteps.
+
+    Returns
+    -------
+    float
+        1.0 for the classes that diffusers calls so, and where a float of at most 1 comes first (a trajectory starts at
+        its noisiest time); else `n_timesteps`.
+
+    """
+    raw, counted = _numbers(time)
+    fraction = class_name.startswith(UNIT_CLASSES) or not (counted or raw.max() > 1)
+    return 1.0 if fraction else float(n_timesteps)
 
 
 class CallTime:
@@ -60,8 +84,6 @@ class CallTime:
         self.n_timesteps = n_timesteps
         if time_range is not None and not (np.isfinite(time_range).all() and time_range[0] != time_range[1]):
             raise ConfigurationError(f"calibration: time_range {time_range} is not two different finite numbers")
-        if time_range is None and class_name.startswith(UNIT_CLASSES):
-            time_range = (0.0, 1.0)
         self.time_range = time_range
         """Values that stand for 0 and `n_timesteps`; None until the first call shows them."""
 
@@ -93,9 +115,9 @@ class CallTime:
     def _timesteps(self, value: Any) -> NDArray[np.int64]:
         if value is None:
             raise MetadataError(f"calibration: {self._class_name} was called without its {self.parameter!r}; give it")
-        raw, counted = _numbers(value)
+        raw, _ = _numbers(value)
         if self.time_range is None:
-            self.time_range = (0.0, float(self.n_timesteps) if counted or raw.max() > 1 else 1.0)
+            self.time_range = (0.0, noisy_end(self._class_name, value, self.n_timesteps))
         low, high = self.time_range
         unit = (raw - low) / (high - low)
         if not ((unit > -1e-6) & (unit < 1 + 1e-6)).all():

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.calibration.statistics import LayerCapture
-    from arrowquant_nb.samples.runnable import RunnableModel, Step
+    from arrowquant_nb.samples.runnable import Linear, RunnableModel, Step
 
     Progress = Callable[[float], None]
+    Observe = Callable[[str, NDArray[np.float32], int], None]
 
 FIRST_LOOK = 2
 """Calls that find the histograms' ranges and the layers that share an input."""
@@ -78,16 +79,70 @@ def capture(
 
     """
     settings = settings or CalibrationSettings()
-    fit_share = settings.n_samples / (settings.n_samples + settings.n_held_out)
-    captured = record(
-        model,
-        _trajectory_calls(model, settings, FIT, 0.0, fit_share),
-        _trajectory_calls(model, settings, HELD_OUT, fit_share, 1.0),
-        settings,
-        layers,
-        progress,
-    )
+    if "linear" in _options_of(model):
+        captured = _follow(model, settings, chosen_layers(model, layers), progress or _silent)
+    else:
+        fit_share = settings.n_samples / (settings.n_samples + settings.n_held_out)
+        captured = record(
+            model,
+            _trajectory_calls(model, settings, FIT, 0.0, fit_share),
+            _trajectory_calls(model, settings, HELD_OUT, fit_share, 1.0),
+            settings,
+            layers,
+            progress,
+        )
     return Calibration(captured, "capture", settings, model_hash(model.weights))
+
+
+def _follow(
+    model: RunnableModel, settings: CalibrationSettings, names: tuple[str, ...], say: Progress
+) -> dict[str, LayerCapture]:
+    """Record inputs while the model walks its trajectories, so that every call runs once.
+
+    For models whose `trajectories` take the hook. A layer is learned when it is first used.
+    """
+    inputs = InputStatistics(settings)
+    wanted = frozenset(names)
+    weight = 1.0
+
+    def observe(name: str, rows: NDArray[np.float32], time: int) -> None:
+        if name in wanted:
+            inputs.observe(name, time, rows, weight)
+
+    fit_share = settings.n_samples / (settings.n_samples + settings.n_held_out)
+    hook = observed_product(model, observe)
+    with threadpool_limits(1, user_api="blas"):
+        for which, begin, end in ((FIT, 0.0, fit_share), (HELD_OUT, fit_share, 1.0)):
+            number = 0
+            for count, n, start, steps in _batches(model, settings, which, hook):
+                weight = count / n
+                inputs.begin_call(which, number)
+                for _ in steps:
+                    number += 1
+                    inputs.begin_call(which, number)
+                    say(begin + (end - begin) * start / n)
+        unused = [name for name in names if name not in inputs.names]
+        if unused:
+            raise _never_used(unused[0])
+        found = inputs.finish()
+    say(1.0)
+    return {name: found[name] for name in names}
+
+
+def _silent(_fraction: float) -> None:
+    """Take progress and tell nobody."""
+
+
+def _options_of(model: RunnableModel) -> frozenset[str]:
+    """Return the arguments that a model's `trajectories` take."""
+    return frozenset(inspect.signature(model.trajectories).parameters)
+
+
+def _never_used(name: str) -> MetadataError:
+    return MetadataError(
+        f"calibration: the model never used its layer {name!r}, so there is nothing to record; leave it "
+        "out of the layers"
+    )
 
 
 def record(
@@ -108,7 +163,7 @@ def record(
         Calls that build the statistics, and calls that only give held-out rows; each timestep stands in both.
 
     """
-    say = progress or (lambda _fraction: None)
+    say = progress or _silent
     with threadpool_limits(1, user_api="blas"):
         calls = iter(fit)
         first = list(itertools.islice(calls, FIRST_LOOK))
@@ -140,14 +195,22 @@ def _trajectory_calls(
     model: RunnableModel, settings: CalibrationSettings, which: int, begin: float, end: float
 ) -> Iterator[Call]:
     """Yield the calls of all trajectories, a batch at a time, each batch from a seed of its own."""
+    for count, n, start, steps in _batches(model, settings, which):
+        for step in steps:
+            yield Call(step, count / n, begin + (end - begin) * start / n, step.time)
+
+
+def _batches(
+    model: RunnableModel, settings: CalibrationSettings, which: int, hook: Linear | None = None
+) -> Iterator[tuple[int, int, int, Iterable[Step]]]:
+    """Yield the trajectories in batches: how many, of how many, after how many, and their steps."""
     n = settings.n_samples if which == FIT else settings.n_held_out
-    splits = "split" in inspect.signature(model.trajectories).parameters
-    options: dict[str, Any] = {"split": _SPLITS[which]} if splits else {}
+    options: dict[str, Any] = {"split": _SPLITS[which]} if "split" in _options_of(model) else {}
+    options |= {} if hook is None else {"linear": hook}
     for number, start in enumerate(range(0, n, settings.batch_samples)):
         count = min(settings.batch_samples, n - start)
         seed = int(np.random.SeedSequence([settings.seed, which, number]).generate_state(1)[0])
-        for step in model.trajectories(count, seed, **options):
-            yield Call(step, count / n, begin + (end - begin) * start / n, step.time)
+        yield count, n, start, model.trajectories(count, seed, **options)
 
 
 class _Recorder:
@@ -173,7 +236,7 @@ class _Recorder:
         """Run one call and add its inputs."""
         self._inputs.begin_call(which, number)
 
-        def observe(name: str, rows: NDArray[np.float32]) -> None:
+        def observe(name: str, rows: NDArray[np.float32], _time: int) -> None:
             if name in self._names:
                 self._inputs.observe(name, call.time, rows, call.weight)
 
@@ -195,19 +258,21 @@ class _FirstLook:
         run_observed(model, step, self._observe)
         missing = [name for name in names if name not in self.digests]
         if missing:
-            raise MetadataError(
-                f"calibration: the model never used its layer {missing[0]!r} at timestep {step.time}, so there is "
-                "nothing to record; leave it out of the layers"
-            )
+            raise _never_used(missing[0])
 
-    def _observe(self, name: str, rows: NDArray[np.float32]) -> None:
+    def _observe(self, name: str, rows: NDArray[np.float32], _time: int) -> None:
         self.digests[name] = digest_of(rows)
         self.columns[name] = rows.shape[1]
         self.ranges[name] = (float(rows.min()), float(rows.max()))
 
 
-def run_observed(model: RunnableModel, step: Step, observe: Callable[[str, NDArray[np.float32]], None]) -> None:
-    """Run one call with the model's own weights and show the input rows (n, columns) of every layer.
+def run_observed(model: RunnableModel, step: Step, observe: Observe) -> None:
+    """Run one call with the model's own weights and show the input rows of every layer; see `observed_product`."""
+    model.forward(step, observed_product(model, observe))
+
+
+def observed_product(model: RunnableModel, observe: Observe) -> Linear:
+    """Return a hook that multiplies with the model's own weights and shows the input rows (n, columns) of every layer.
 
     Raises
     ------
@@ -229,7 +294,7 @@ def run_observed(model: RunnableModel, step: Step, observe: Callable[[str, NDArr
             )
         if not np.isfinite(rows.sum(dtype=np.float64)) and not np.isfinite(rows).all():
             raise MetadataError(f"calibration of {name!r}: its input holds NaN or infinity at timestep {time}")
-        observe(name, rows)
+        observe(name, rows, time)
         return (rows @ matrix.T).reshape(*x.shape[:-1], len(matrix))
 
-    model.forward(step, linear)
+    return linear

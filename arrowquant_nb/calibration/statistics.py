@@ -22,7 +22,7 @@ from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatc
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CALIBRATION_VERSION: Final = 1
+CALIBRATION_VERSION: Final = 2
 """Raised whenever the same model and settings would give other arrays, so that nothing older is taken for the same."""
 N_BINS: Final = 2048
 MAX_STEPS: Final = 1000
@@ -51,9 +51,9 @@ class CalibrationSettings:
     """Trajectories that build the statistics, 1..4096."""
     seed: int = 0
     """Of the starting noise, or of the text; the held-out trajectories have a seed of their own."""
-    rows_per_step: int = 64
+    rows_per_step: int = 32
     """Input rows kept per step, at most."""
-    held_out_rows_per_step: int = 64
+    held_out_rows_per_step: int = 32
     """Input rows of other trajectories kept per step, at most."""
     batch_samples: int = 64
     """Trajectories followed at a time; bounds the memory."""
@@ -102,7 +102,8 @@ class LayerCapture:
     channel_max: NDArray[np.float32]
     """Largest, likewise."""
     histogram: NDArray[np.int64]
-    """Counts of all inputs per step, (T, 2048) equally wide bins over `histogram_range`."""
+    """Counts of inputs per step, of at most 1,024 random rows of a call, (T, 2048) equally wide bins over
+    `histogram_range`."""
     histogram_range: tuple[float, float]
     """Lower end of the first bin and upper end of the last."""
     second_moment: NDArray[np.float64]

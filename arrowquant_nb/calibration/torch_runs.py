@@ -91,23 +91,37 @@ def pipeline_runs(
         Further arguments of every call.
 
     """
-    parameters = inspect.signature(pipeline.__call__).parameters
-    parts = _divided([_arguments(pipeline, entry, parameters) for entry in inputs])
-    fixed: dict[str, Any] = {"output_type": "latent"} if "output_type" in parameters else {}
-    if "num_inference_steps" in parameters:
-        fixed["num_inference_steps"] = steps
+    parts = _divided([_arguments(pipeline, entry) for entry in inputs])
 
     def run(which: int, number: int) -> None:
-        entry = parts[which][number % len(parts[which])]
         seed = int(np.random.SeedSequence([settings.seed, which, number]).generate_state(1)[0])
-        if "generator" in parameters:
-            entry = {"generator": torch_module().Generator("cpu").manual_seed(seed), **entry}
-        pipeline(**{**fixed, **options, **entry})
+        entry = parts[which][number % len(parts[which])]
+        pipeline_call(pipeline, entry, steps, seed, {"output_type": "latent", **options})
 
     return Runs(
         [functools.partial(run, FIT, i) for i in range(settings.n_samples)],
         [functools.partial(run, HELD_OUT, i) for i in range(settings.n_held_out)],
     )
+
+
+def pipeline_call(pipeline: Any, entry: Any, steps: int, seed: int, options: Mapping[str, Any]) -> Any:
+    """Call a pipeline on a prompt, a class or a dict of its arguments, and return what it returns.
+
+    Parameters
+    ----------
+    pipeline, entry, steps
+        What is called, on what, with how many steps.
+    seed
+        Of the starting noise.
+    options
+        Further arguments; those of the entry win. An `output_type` is left out where the pipeline has none.
+
+    """
+    parameters = inspect.signature(pipeline.__call__).parameters
+    found = {"num_inference_steps": steps, "generator": torch_module().Generator("cpu").manual_seed(seed)}
+    known = {k: v for k, v in (found | {"output_type": options.get("output_type", "np")}).items() if k in parameters}
+    rest = {k: v for k, v in options.items() if k != "output_type"}
+    return pipeline(**{**known, **rest, **_arguments(pipeline, entry)})
 
 
 def loop_runs(loop: Callable[[int], object], settings: CalibrationSettings) -> Runs:
@@ -244,8 +258,9 @@ def _divided(entries: list[T]) -> tuple[list[T], list[T]]:
     return entries[: len(entries) - n], entries[len(entries) - n :] if n else entries
 
 
-def _arguments(pipeline: Any, entry: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(pipeline: Any, entry: Any) -> dict[str, Any]:
     """Return one entry as arguments of the pipeline: a text is a prompt, a number a class."""
+    parameters = inspect.signature(pipeline.__call__).parameters
     if isinstance(entry, dict):
         unknown = sorted(set(entry) - set(parameters))
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

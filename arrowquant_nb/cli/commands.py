@@ -9,7 +9,6 @@ The package loads its parts on first use, inside a subcommand: what fails while 
 import errno
 import functools
 import json
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import click
 import arrowquant_nb as aq
 from arrowquant_nb import batch
 from arrowquant_nb.batch import parameters
-from arrowquant_nb.cli.options import config_options, load_config, progress_bar, source_options
+from arrowquant_nb.cli.options import config_options, load_config, progress_bar, source_options, warnings_to_stderr
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
 
@@ -150,12 +149,17 @@ def quantize(
     _print(result, as_json)
 
 
-@main.command(short_help="Say what a run would do; reads no weight.")
+@main.command(short_help="Say what a run would do and cost.")
 @click.argument("model")
 @config_options
 @source_options
 @_requantize
 @_calibration
+@click.option(
+    "--forecast/--no-forecast",
+    default=True,
+    help="Predict size and quality from a sample of the rows; without it no weight is read. [default: on]",
+)
 @_json
 @_shows_config
 def plan(
@@ -166,12 +170,24 @@ def plan(
     variant: str | None,
     requantize: bool,
     calibration: str | None,
+    forecast: bool,
     as_json: bool,
 ) -> None:
-    """Say what would become of each tensor of MODEL and how large the result will be; no weight is read."""
+    """Say what would become of each tensor of MODEL, how large the result will be, and what it will have lost.
+
+    The forecast quantizes a sample of every layer's rows, and runs the model where that is possible: seconds. What it
+    measured is kept for the next time.
+    """
     quantizer = aq.ArrowQuantV2(config)
-    found = quantizer.plan(model, component=component, variant=variant, requantize=requantize, calibration=calibration)
-    _print(found, as_json)
+    source: dict[str, Any] = {
+        "component": component, "variant": variant, "requantize": requantize, "calibration": calibration,
+    }  # fmt: skip
+    found = quantizer.plan(model, **source)
+    predicted = quantizer.forecast(model, **source) if forecast else None
+    if as_json:
+        _print(found.to_dict() | ({"forecast": predicted.to_dict()} if predicted else {}), as_json=True)
+    else:
+        click.echo(f"{found}\n\n{predicted}" if predicted else str(found))
 
 
 @main.command(short_help="List the tensors of a model, quantized or not.")
@@ -188,13 +204,23 @@ def inspect(*, model: str, as_json: bool, component: str | None, variant: str | 
 @main.command(short_help="Compare a quantized model with its original.")
 @click.argument("original")
 @click.argument("quantized")
+@click.option(
+    "--samples",
+    "n_samples",
+    type=click.IntRange(2),
+    default=None,
+    metavar="N",
+    help="Also run a bundled sample on N samples and print what its output lost, rounded inputs included.",
+)
 @_json
 @_quiet
 @click.pass_context
-def validate(context: click.Context, original: str, quantized: str, as_json: bool, quiet: bool) -> None:
+def validate(
+    context: click.Context, original: str, quantized: str, n_samples: int | None, as_json: bool, quiet: bool
+) -> None:
     """Compare every tensor of QUANTIZED with ORIGINAL; exit code 1 when one is missing, extra or off."""
     with progress_bar(quiet=quiet or as_json) as progress:
-        report = aq.ArrowQuantV2().validate_quality(original, quantized, progress_callback=progress)
+        report = aq.ArrowQuantV2().validate_quality(original, quantized, progress, n_samples=n_samples or 0)
     _print(report, as_json)
     context.exit(0 if report.passed else 1)
 
@@ -231,6 +257,11 @@ def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
 )
 @click.option("--convolutions", is_flag=True, help="gguf: convolutions as blocks too, which few readers take.")
 @click.option(
+    "--pipeline",
+    metavar="FOLDER",
+    help="safetensors, diffusers: the pipeline that MODEL comes from; its other components are copied to OUTPUT.",
+)
+@click.option(
     "--min-sqnr-db",
     type=float,
     default=15.0,
@@ -248,6 +279,7 @@ def export(
     target: str,
     weight_type: str | None,
     convolutions: bool,
+    pipeline: str | None,
     min_sqnr_db: float,
     overwrite: bool,
     as_json: bool,
@@ -257,15 +289,14 @@ def export(
 
     What the format cannot hold, and what had to be rounded again, is said on stderr and stands in the report.
     """
-    if quiet or as_json:
-        logging.getLogger("arrowquant_nb").setLevel(logging.ERROR)
-    with progress_bar(quiet=quiet or as_json) as progress:
+    with warnings_to_stderr(quiet=quiet or as_json), progress_bar(quiet=quiet or as_json) as progress:
         report = aq.export_model(
             model,
             target,
             output,
             weight_type=weight_type,
             convolutions=convolutions,
+            pipeline=pipeline,
             min_sqnr_db=min_sqnr_db,
             overwrite=overwrite,
             progress_callback=progress,

@@ -3,6 +3,7 @@
 Adding a field to the configuration adds its option here without a line of code. Knows nothing of models.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from arrowquant_nb.config import DiffusionQuantConfig, available_fields, field_f
 from arrowquant_nb.config.profiles import PROFILES
 from arrowquant_nb.config.sources import from_text
 
-__all__ = ["config_options", "load_config", "progress_bar", "source_options"]
+__all__ = ["config_options", "load_config", "progress_bar", "source_options", "warnings_to_stderr"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -90,6 +91,21 @@ def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
             bar.update(100 * fraction - bar.n)
 
         yield move
+
+
+@contextmanager
+def warnings_to_stderr(*, quiet: bool) -> Iterator[None]:
+    """Print what the package logs as a warning, a line each; nothing when `quiet`."""
+    logger = logging.getLogger("arrowquant_nb")
+    handler = logging.NullHandler() if quiet else logging.StreamHandler(sys.stderr)
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _option(name: str) -> str:

@@ -29,13 +29,14 @@ Layout, format version 1.0. The folder has the source's files and names (`diffus
 
    - `quant_method` "arrowquant", `format_version` "1.0", `modality`;
    - `layers`: {NAME: {shape, dtype, bit_width, group_size, grid, method, and where they apply scale_dtype
-     (default "float16"), rotation_seed, low_rank, equalization (a dtype), activation_means (number of groups)}};
+     (default "float16"), rotation_seed, low_rank, equalization (a dtype), activation_means (number of groups),
+     activation_bit_width (4 or 8: the input is rounded, with a scale per token where `time_aware` has no grids)}};
    - `kept`: names of all other tensors (or null: not listed);
    - `time_aware`: null, or `TimeAwareQuantMetadata.to_dict()`: activation grids per timestep group, by NAME.
 
 Unknown major versions are refused; unknown keys too, unless the minor version is newer. `FolderSettings` reads and
 checks all this, `FolderLayer.parts` says which tensors there must be, `FolderLayer.tensor` joins arrays to a
-`QuantizedTensor`; `read_folder` reads a folder without torch.
+`QuantizedTensor`; `open_exported` reads a folder without torch.
 """
 
 from __future__ import annotations
@@ -48,14 +49,13 @@ import numpy as np
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
 from arrowquant_nb.export.parts import Parts
 from arrowquant_nb.export.report import ExportReport, TensorExport
-from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.runs.source_layout import write_source_layout
 from arrowquant_nb.storage.joined_tiles import equalization_dtype, join_tiles, scale_dtype
 from arrowquant_nb.storage.json_file import read_json_object
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -71,24 +71,17 @@ CONFIG_NAME = "config.json"
 
 def settings_of(model: QuantizedModel) -> FolderSettings:
     """Return what `quantization_config` says of an open model."""
-    layers: dict[str, FolderLayer] = {}
-    tables: list[dict[str, Any]] = []
-    for name in model:
-        if not model[name].kept:
-            metadata = model.layer_metadata(name)
-            layers[name] = _layer(model[name], len(_means(name, metadata)))
-            tables += [metadata["time_aware"]] if "time_aware" in metadata else []
-    joined = None
-    if tables:
-        parts = [TimeAwareQuantMetadata.from_dict(table) for table in tables]
-        first = parts[0]
-        every = tuple(table for part in parts for table in part.tables)
-        joined = TimeAwareQuantMetadata(first.bit_width, first.n_timesteps, first.range_rule, every)
+    means = _means(model)
+    layers = {
+        name: _layer(tensor, len(means.get(name, ())), model.rounded_inputs.get(name, 0))
+        for name, tensor in model.items()
+        if not tensor.kept
+    }
     kept = tuple(name for name in model if model[name].kept)
-    return FolderSettings(layers, model.modality, kept, joined)
+    return FolderSettings(layers, model.modality, kept, model.time_aware)
 
 
-def _layer(tensor: LazyTensor, n_means: int) -> FolderLayer:
+def _layer(tensor: LazyTensor, n_means: int, activation_bit_width: int) -> FolderLayer:
     equalization = equalization_dtype(tensor)
     return FolderLayer(
         shape=tensor.shape,
@@ -102,13 +95,14 @@ def _layer(tensor: LazyTensor, n_means: int) -> FolderLayer:
         low_rank=tensor.low_rank,
         equalization=None if equalization is None else equalization.name,
         activation_means=n_means,
+        activation_bit_width=activation_bit_width,
     )
 
 
-def _means(name: str, metadata: dict[str, Any]) -> NDArray[np.float32]:
-    """Channel means of a layer's inputs, float32 (time groups, columns); no rows where inputs are not centred."""
-    means = (metadata.get("spatial") or {}).get("activation_means", {}).get(name, ())
-    return np.array(means, np.float32)
+def _means(model: QuantizedModel) -> dict[str, NDArray[np.float32]]:
+    """Channel means of the layers' inputs, float32 (time groups, columns), of layers whose inputs are centred."""
+    means = {} if model.spatial is None else model.spatial.activation_means
+    return {name: np.array(values, np.float32) for name, values in means.items()}
 
 
 def write_folder(
@@ -128,7 +122,8 @@ def write_folder(
             return [TensorToWrite(name, tensor.shape, tensor.dtype)]
         return [TensorToWrite(f"{name}.{part}", *of) for part, of in settings.layers[name].parts().items()]
 
-    parts = Parts(plan, lambda name: _contents(model, settings, name), len(model), progress_callback)
+    means = _means(model)
+    parts = Parts(plan, lambda name: _contents(model[name], settings, means), len(model), progress_callback)
     replaced = {CONFIG_NAME: _config_bytes(model, settings)}
     write_source_layout(model, folder, parts.tensors, parts.content, replaced)
     exported = tuple(
@@ -138,14 +133,16 @@ def write_folder(
     return ExportReport("diffusers", folder.name, sum(parts.nbytes.values()), exported, (), _remarks(model))
 
 
-def _contents(model: QuantizedModel, settings: FolderSettings, name: str) -> dict[str, NDArray[Any] | memoryview]:
-    if model[name].kept:
-        return {name: model[name].bytes_view()}
-    whole = join_tiles(model[name])
-    names = settings.layers[name].parts().keys() - {"activation_means"}
-    found: dict[str, NDArray[Any] | memoryview] = {f"{name}.{part}": getattr(whole, part) for part in names}
-    if settings.layers[name].activation_means:
-        found[f"{name}.activation_means"] = _means(name, model.layer_metadata(name))
+def _contents(
+    tensor: LazyTensor, settings: FolderSettings, means: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[Any] | memoryview]:
+    name = tensor.name
+    if tensor.kept:
+        return {name: tensor.bytes_view()}
+    whole = join_tiles(tensor)
+    found: dict[str, NDArray[Any] | memoryview] = {}
+    for part in settings.layers[name].parts():
+        found[f"{name}.{part}"] = means[name] if part == "activation_means" else getattr(whole, part)
     return found
 
 

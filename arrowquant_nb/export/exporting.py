@@ -16,7 +16,9 @@ from arrowquant_nb.export.diffusers_folder import write_folder
 from arrowquant_nb.export.float_folder import write_floats
 from arrowquant_nb.export.gguf_file import write_gguf
 from arrowquant_nb.export.options import ExportOptions
+from arrowquant_nb.export.other_components import copy_components
 from arrowquant_nb.export.staging import RECORD_NAME, check_output, staged_file, staged_folder
+from arrowquant_nb.runs.source_layout import component_of
 from arrowquant_nb.storage.durable import write_file
 from arrowquant_nb.storage.quantized import open_quantized
 
@@ -39,6 +41,7 @@ _WRITERS: Final[dict[str, Writer]] = {
     "compressed-tensors": write_compressed_tensors,
 }
 _SUFFIXES: Final = {"gguf": ".gguf", "comfy": ".safetensors"}
+_WITH_PIPELINE: Final = ("safetensors", "diffusers")
 TARGETS: Final = tuple(_WRITERS)
 """What a model can be exported to."""
 _log = logging.getLogger("arrowquant_nb")
@@ -51,6 +54,7 @@ def export_model(
     *,
     weight_type: str | None = None,
     convolutions: bool = False,
+    pipeline: str | Path | None = None,
     min_sqnr_db: float | None = 15.0,
     overwrite: bool = False,
     progress_callback: Callable[[str, float], None] | None = None,
@@ -69,6 +73,8 @@ def export_model(
         "int8_tensorwise" (default) or "convrot_w4a4". compressed-tensors: "W4A16", "W8A16" or "W8A8"; by default codes
         are taken over, else W8A16.
     convolutions : gguf only: quantized convolutions as blocks too, as matrices with `comfy.gguf.orig_shape`.
+    pipeline : safetensors and diffusers: the pipeline's folder that the model was quantized from; its other components
+        are copied beside it, so that the output loads as a pipeline.
     min_sqnr_db : the least signal over error, against the dequantized values, that a tensor may keep where it has to be
         rounded again; None = whatever comes out.
     overwrite : replace an earlier export.
@@ -93,6 +99,10 @@ def export_model(
     """
     if target not in TARGETS:
         raise ConfigurationError(f"there is no export target {str(target)[:40]!r}; there are: {', '.join(TARGETS)}")
+    if pipeline is not None and target not in _WITH_PIPELINE:
+        raise ConfigurationError(
+            f"{target} holds no pipeline: leave pipeline out, or export to safetensors or diffusers"
+        )
     options = ExportOptions(weight_type, convolutions)
     place = Path(output)
     suffix = _SUFFIXES.get(target, "")
@@ -101,6 +111,10 @@ def export_model(
     with open_quantized(model) as opened, stage(place.resolve()) as temporary:
         report = replace(_WRITERS[target](opened, temporary, options, progress_callback), output=place.name)
         _refuse_ruined(report, min_sqnr_db)
+        if pipeline is not None:
+            left = copy_components(Path(pipeline), temporary, component_of(opened))
+            if left:
+                report = replace(report, remarks=(*report.remarks, f"not copied from the pipeline: {', '.join(left)}"))
         if not suffix:
             write_file(temporary / RECORD_NAME, (json.dumps(report.to_record(), indent=1) + "\n").encode())
     if progress_callback is not None:

@@ -23,7 +23,7 @@ from arrowquant_nb.storage.shard_index import read_shards
 from arrowquant_nb.storage.source_folder import SourceFolder, choose_component
 from arrowquant_nb.storage.weight_files import find_weights
 
-__all__ = ["ExportedFolder", "read_folder"]
+__all__ = ["ExportedFolder", "open_exported"]
 
 MAX_CONFIG_NBYTES = 64 << 20  # 10,000 layers with 100 time groups each take about 40 MB
 
@@ -79,7 +79,7 @@ class ExportedFolder(Mapping[str, QuantizedTensor | NDArray[Any]]):
         return f"ExportedFolder({str(self.path)!r}, {len(self.settings.layers)} of {len(self)} tensors quantized)"
 
 
-def read_folder(path: str | Path, variant: str | None = None) -> ExportedFolder:
+def open_exported(path: str | Path, variant: str | None = None) -> ExportedFolder:
     """Open a folder that the export to `diffusers` wrote; only config.json and headers are read.
 
     Parameters

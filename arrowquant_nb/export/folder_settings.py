@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arrowquant_nb.errors import ArrowQuantError, MetadataError, ShapeMismatchError
+from arrowquant_nb.quantizers.activation_grid import ACTIVATION_BIT_WIDTHS
 from arrowquant_nb.quantizers.layout import Layout
 from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
@@ -31,7 +32,7 @@ QUANT_METHOD = "arrowquant"
 FORMAT_VERSION = "1.0"
 """A new optional key is a minor version; what an older reader would misread is a major one."""
 SCALE_DTYPES = ("float16", "float32")
-MOST_WEIGHTS = 2**40
+MOST_WEIGHTS, MOST_DIMENSIONS = 2**40, 8
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,19 @@ class FolderLayer:
     """Dtype of the column scales that dequantized columns are divided by; None = none."""
     activation_means: int = 0
     """Time groups that have channel means to take off the input; 0 = none."""
+    activation_bit_width: int = 0
+    """Bits that the input is rounded to: on the grids of `time_aware` where it has the layer, else with a scale per
+    token; 0 = it stays float."""
 
     def __post_init__(self) -> None:
         """Refuse what no tensor can be."""
         numbers = (self.bit_width, self.group_size, self.low_rank, self.activation_means, *self.shape)
         if any(type(n) is not int for n in numbers) or min((*self.shape, self.low_rank, self.activation_means)) < 0:
-            raise MetadataError(f"shape {self.shape}, widths, ranks and groups must be integers, none negative")
-        if not 0 < math.prod(self.shape) <= MOST_WEIGHTS:
-            raise MetadataError(f"shape {self.shape} has {math.prod(self.shape)} weights")
+            raise MetadataError(f"shape {str(self.shape)[:80]}, widths, ranks and groups must be integers >= 0")
+        if type(self.activation_bit_width) is not int or self.activation_bit_width not in (0, *ACTIVATION_BIT_WIDTHS):
+            raise MetadataError(f"activation_bit_width {self.activation_bit_width!r} is not 4 or 8")
+        if len(self.shape) > MOST_DIMENSIONS or not 0 < math.prod(self.shape) <= MOST_WEIGHTS:
+            raise MetadataError(f"a shape of {len(self.shape)} numbers, {str(self.shape)[:80]}, cannot be")
         if self.dtype not in ("float32", "float16", "bfloat16") or not isinstance(self.method, str):
             raise MetadataError(f"dtype {self.dtype!r} or method {self.method!r} cannot be")
         if self.scale_dtype not in SCALE_DTYPES or self.equalization not in (None, *SCALE_DTYPES):

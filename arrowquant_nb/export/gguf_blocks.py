@@ -43,10 +43,14 @@ def row_nbytes(kind: str, columns: int) -> int:
 def code_parameters(tile: QuantizedTensor) -> tuple[Floats, Floats]:
     """Return scale and offset of every block of 32, float32 (rows, columns / 32): w = scale * code + offset.
 
-    For the grids minimum and zero_point, groups being whole numbers of blocks. Not rounded to float16 yet.
+    For the grids minimum, zero_point and k, groups being whole numbers of blocks. Not rounded to float16 yet.
     """
     scales = tile.scales.astype(np.float32)
-    if tile.grid == "minimum":
+    if tile.grid == "k":
+        sizes = (tile.columns, tile.bit_width, tile.group_size)
+        scales, minima = (k_format.expand(part.view(np.uint8), *sizes) for part in (tile.scales, tile.zero_points))
+        offsets = -minima
+    elif tile.grid == "minimum":
         offsets = tile.zero_points.astype(np.float32)
     else:
         zeros = unpack_codes(tile.zero_points.view(np.uint8), tile.bit_width, tile.layout.n_groups)
@@ -61,12 +65,12 @@ def blocks_of_codes(tile: QuantizedTensor, kind: str) -> Bytes:
 
     Parameters
     ----------
-    tile : grid k for Q4_K and Q2_K; zero_point for Q8_0 and Q4_0 with zero points in the centre; either it or minimum
+    tile : grid k for Q4_K and Q2_K; zero_point for Q8_0 and Q4_0 with zero points in the centre; any of them or minimum
         for Q4_1. No rotation, branch or equalization.
     kind : one of those types.
     """
     codes = unpack_codes(tile.packed, tile.bit_width, tile.columns)
-    if tile.grid == "k":
+    if kind in ("Q4_K", "Q2_K"):
         sizes = (tile.columns, tile.bit_width, tile.group_size)
         d, sc = k_format.split(tile.scales.view(np.uint8), *sizes)
         dmin, mn = k_format.split(tile.zero_points.view(np.uint8), *sizes)

@@ -1,8 +1,8 @@
 """Which GGUF type each tensor becomes, decided from what is stored, before a byte is written.
 
-Codes are taken over where a type decodes them alike: grid k as Q4_K and Q2_K, a scale and a minimum per group as Q4_1,
-centred zero points as Q4_0 and Q8_0. Everything else is rounded again, to a type of more bits unless the user asks for
-another. Reads scales, not codes.
+Codes are taken over where a type decodes them alike: grid k as Q4_K and Q2_K (as Q4_1 where rows are no whole blocks of
+256), a scale and a minimum per group as Q4_1, centred zero points as Q4_0 and Q8_0. Everything else is rounded again,
+to a type of more bits unless the user asks for another. Reads scales, not codes.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def _why_rounded(tensor: LazyTensor) -> str:
 def _codes_kind(tensor: LazyTensor) -> tuple[str, str] | None:
     """Type that decodes the stored codes alike, and what is not exact about it ("" when nothing); None without one."""
     tiles = [tile for _, tile in tensor.tiles()]
-    if tensor.grid == "k":
+    if tensor.grid == "k" and tensor.columns % BLOCK_WEIGHTS["Q4_K"] == 0:
         kind = "Q4_K" if tensor.bit_width == 4 else "Q2_K"
         parameters = [_k_floats(tile) for tile in tiles]
-    elif tensor.grid in ("minimum", "zero_point") and tensor.group_size % 32 == 0 and tensor.columns % 32 == 0:
+    elif tensor.grid != "levels" and tensor.group_size % 32 == 0 and tensor.columns % 32 == 0:
         centred = tensor.grid == "zero_point" and all(_centred(tile) for tile in tiles)
         if tensor.bit_width == 8 and not centred:
             return None
@@ -125,8 +125,6 @@ def _codes_kind(tensor: LazyTensor) -> tuple[str, str] | None:
         found = [code_parameters(tile) for tile in tiles]
         parameters = [np.stack(pair if kind == "Q4_1" else pair[:1]) for pair in found]
     else:
-        return None
-    if tensor.columns % BLOCK_WEIGHTS[kind]:
         return None
     with np.errstate(over="ignore"):
         halves = [p.astype(np.float16).astype(np.float32) for p in parameters]

@@ -1,4 +1,4 @@
-"""What belongs to a layer's inputs and stands in no weight format: activation grids per timestep, channel means."""
+"""What belongs to a layer's inputs and stands in no format of weights: how they are rounded, and channel means."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ __all__ = ["tables_not_held"]
 
 def tables_not_held(model: QuantizedModel) -> tuple[str, ...]:
     """Return a sentence for each kind of thing that a format of weights alone leaves out."""
-    tables, means = [], []
-    for name, tensor in model.items():
-        metadata = {} if tensor.kept else model.layer_metadata(name)
-        tables += [name] if metadata.get("time_aware") else []
-        means += [name] if (metadata.get("spatial") or {}).get("activation_means") else []
+    tables = [] if model.time_aware is None else list(model.time_aware.by_layer)
+    per_token = [name for name in model.rounded_inputs if name not in tables]
+    means = [] if model.spatial is None else list(model.spatial.activation_means)
     found = []
     if tables:
         found.append(
-            f"activation grids per timestep of {len(tables)} layers (such as {tables[0]}) are not held: "
-            "activations stay float there"
+            f"activation grids per timestep of {_layers(tables)} are not held: their inputs stay float, or are rounded "
+            "as the reader does it"
+        )
+    if per_token:
+        found.append(
+            f"that the inputs of {_layers(per_token)} are rounded per token is not held: they stay float, or are "
+            "rounded as the reader does it"
         )
     if means:
         found.append(
-            f"channel means of the inputs of {len(means)} layers (such as {means[0]}) are not held: "
-            "they matter only where activations are quantized"
+            f"channel means of the inputs of {_layers(means)} are not held: they matter only where inputs are rounded"
         )
     return tuple(found)
+
+
+def _layers(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} layers (such as {names[0]})"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arrowquant_nb import samples
-from arrowquant_nb.calibration.cache import cache_folder, cached_capture
+from arrowquant_nb.calibration.cache import cache_folder, cache_limit, cached_capture
 from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.core.time_groups import uniform_groups
@@ -81,9 +81,13 @@ def find_source(
         named = None if given is None else str(file.resolve())
         return CalibrationSource(f"calibration file {file.name}", sample, file, named)
     if sample is not None:
-        n, seed = config.calibration_samples, config.seed
-        return CalibrationSource(f"{n} trajectories of the model itself, seed {seed}", sample)
+        return CalibrationSource(own_trajectories(config.calibration_samples, config.seed), sample)
     return CalibrationSource("there is no calibration file beside the model, and the model cannot be run here")
+
+
+def own_trajectories(n: int, seed: int) -> str:
+    """Say that a model is followed along its own trajectories."""
+    return f"{n} trajectories of the model itself, seed {seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,5 +167,6 @@ def calibrate(
     layers = [name for name in model.layers() if name in wanted]
     if not layers:
         return RunCalibration(CalibrationSource("no layer that is quantized can be observed"))
-    done = cached_capture(model, settings, layers, progress, folder=cache_folder(os.environ))
+    folder, limit = cache_folder(os.environ), cache_limit(os.environ)
+    done = cached_capture(model, settings, layers, progress, folder=folder, limit=limit)
     return RunCalibration(source, done.calibration, done.reused, done.warnings)

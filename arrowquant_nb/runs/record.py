@@ -63,7 +63,9 @@ def changed_settings(config: DiffusionQuantConfig) -> dict[str, object]:
     """Return a config's profile and what differs from it, as JSON values: `from_dict` gives an equal config."""
     profile = type(config).from_profile(str(config.deployment_profile)).to_dict()
     values = {name: value for name, value in config.to_dict().items() if value != profile[name]}
-    return {"deployment_profile": profile["deployment_profile"], **values}
+    changed = {"deployment_profile": profile["deployment_profile"], **values}
+    # Scales and group size of a profile go together: where one is changed, the other may have to be said too.
+    return changed if type(config).from_dict(changed) == config else config.to_dict()
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arrowquant_nb.comparisons import TensorComparison, ValidationReport
-from arrowquant_nb.runs.locating import locate_model
+from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.runs.locating import SAMPLE_PREFIX, locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 
@@ -97,6 +98,22 @@ def validate_quality(
     n = sum(n_weights.values())
     cosine = sum(t.cosine * n_weights[t.name] for t in tensors if t.name in n_weights) / n if n else 1.0
     return ValidationReport(located.name, str(quantized), cosine, total.sqnr_db, tuple(tensors))
+
+
+def sample_name(original: str | Path) -> str:
+    """Return which bundled sample the original is.
+
+    Raises
+    ------
+    ModelNotFoundError
+        It is none.
+    """
+    argument = locate_model(original).argument
+    if not argument.startswith(SAMPLE_PREFIX):
+        raise ModelNotFoundError(
+            f"{original} is no bundled sample, so its network cannot be run here; leave samples out"
+        )
+    return argument.removeprefix(SAMPLE_PREFIX)
 
 
 def _absent(name: str, status: str) -> TensorComparison:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from arrowquant_nb.errors import CheckpointError, ShapeMismatchError, ValidationError
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel, Verify
 
-__all__ = ["load_quantized", "swapped_layer"]
+__all__ = ["empty_layer", "load_quantized", "swappable", "swapped_layer"]
 
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
@@ -153,7 +157,8 @@ def _swap(model: Any, folder: QuantizedModel, name: str, inputs: str | None) -> 
     if tensor.kept or leaf != "weight" or not path or not swappable(module):
         return False
     parent, _, child = path.rpartition(".")
-    layer = swapped_layer(module, tensor, _inputs_of(folder, tensor, inputs))
+    rounding = _inputs_of(folder, tensor, inputs)
+    layer = swapped_layer(module, tensor, rounding, None if rounding is None else _means_of(folder, name, rounding))
     setattr(model.get_submodule(parent), child, layer)
     folder.release(name)
     return True
@@ -194,19 +199,31 @@ def swappable(module: Any) -> bool:
     return isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS))
 
 
-def swapped_layer(module: Any, tensor: LazyTensor, inputs: InputFormat | None = None) -> QuantizedLayer:
+def swapped_layer(
+    module: Any, tensor: LazyTensor, inputs: InputFormat | None = None, means: NDArray[np.float32] | None = None
+) -> QuantizedLayer:
     """Return the quantized layer that takes the place of a linear layer or convolution, with its bias as it is now."""
-    whole = join_tiles(tensor)
-    settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": tensor.name, "inputs": inputs}
-    kind: type[QuantizedLayer] = QuantizedLinear
-    for plain, quantized in _CONVOLUTIONS.items():
-        if isinstance(module, plain):
-            kind = quantized
-            settings |= {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
-    layer = kind.from_arrays(whole, **settings)
+    kind, settings = _kind_of(module, tensor.name, inputs)
+    layer = kind.from_arrays(join_tiles(tensor), means=means, **settings)
     layer.bias = module.bias  # its values come, or came, with its own name
     device = module.weight.device
     return layer if device.type in ("cpu", "meta") else layer.to(device)
+
+
+def empty_layer(module: Any, name: str, form: FolderLayer, inputs: InputFormat | None = None) -> QuantizedLayer:
+    """Return the layer that takes a module's place and is still to be filled: on the meta device, but for its bias."""
+    kind, settings = _kind_of(module, name, inputs)
+    layer = kind.empty(form, **settings)
+    layer.bias = module.bias
+    return layer
+
+
+def _kind_of(module: Any, name: str, inputs: InputFormat | None) -> tuple[type[QuantizedLayer], dict[str, Any]]:
+    settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": name, "inputs": inputs}
+    for plain, quantized in _CONVOLUTIONS.items():
+        if isinstance(module, plain):
+            return quantized, settings | {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
+    return QuantizedLinear, settings
 
 
 def _inputs_of(folder: QuantizedModel, tensor: LazyTensor, rule: str | None) -> InputFormat | None:
@@ -227,6 +244,13 @@ def _inputs_of(folder: QuantizedModel, tensor: LazyTensor, rule: str | None) -> 
         )
     tables = TimeAwareQuantMetadata.from_dict(stored)
     return InputFormat("static", tables.bit_width, tables.by_layer[tensor.name])
+
+
+def _means_of(folder: QuantizedModel, name: str, inputs: InputFormat) -> NDArray[np.float32] | None:
+    """Channel means that are taken off a layer's inputs, (time groups, columns); those of groups need their table."""
+    spatial = folder.layer_metadata(name).get("spatial") or {}
+    means = spatial.get("activation_means", {}).get(name)
+    return np.array(means, np.float32) if means and (inputs.table is not None or len(means) == 1) else None
 
 
 def _check_filled(model: Any, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch.nn import functional
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.runtime.product import multiply, runs_kernels
+from arrowquant_nb.runtime.product import multiply
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class QuantizedLinear(QuantizedLayer):
             raise ShapeMismatchError(
                 f"{self.name}: inputs of shape {tuple(x.shape)} do not have {self.in_features} columns"
             )
-        y = multiply(self, x)
-        if self.bias is not None:
-            y = y.add_(self.bias) if runs_kernels(x) else y + self.bias
-        return y.to(x.dtype)
+        return multiply(self, x).to(x.dtype)
 
 
 class _QuantizedConvolution(QuantizedLayer):
@@ -133,8 +130,6 @@ class _QuantizedConvolution(QuantizedLayer):
         places = windows.shape[2 : 2 + self.n_axes]
         order = (0, *range(2, 2 + self.n_axes), 1, *range(2 + self.n_axes, windows.ndim))
         y = multiply(self, windows.permute(order).reshape(len(x), places.numel(), self.form.layout.columns))
-        if self.bias is not None:
-            y = y + self.bias
         return y.transpose(1, 2).reshape(len(x), self.out_channels, *places)
 
 

@@ -1,8 +1,8 @@
 """The product of inputs with a stored weight: on the processor without a float copy of it, elsewhere by torch.
 
-y = x W^T, where W = (Q R^T + A B) / e for codes Q, rotation R, branch A B and equalization e. So x is divided by e
+y = x W^T + b, where W = (Q R^T + A B) / e for codes Q, rotation R, branch A B and equalization e. So x is divided by e
 first, the branch sees that, and the codes see it rotated; rounding of inputs happens last, on what meets the codes.
-Knows tensors and a layer's arrays; nothing of modules' shapes.
+Where inputs are centred before rounding, the product with their means is added again. Knows a layer's arrays.
 """
 
 from __future__ import annotations
@@ -10,50 +10,85 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from arrowquant_nb import _kernels
 from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
 from arrowquant_nb.runtime.decoding import decode, rotate
-from arrowquant_nb.runtime.rounding import round_inputs
+from arrowquant_nb.runtime.input_format import GROUP_SIZE
+from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 
 if TYPE_CHECKING:
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
-__all__ = ["multiply", "runs_kernels"]
+__all__ = ["multiply"]
 
-PANEL_WEIGHTS = 1 << 18  # 1 MiB of float32: a panel of rows stays in the second-level cache
-
-
-def runs_kernels(x: torch.Tensor) -> bool:
-    """Tell whether the product of these inputs can take our kernels: plain processor tensors, nothing recorded."""
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    return x.device.type == "cpu" and type(x) is torch.Tensor and not recorded and not torch.compiler.is_compiling()
+PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
+MOST_KERNEL_TOKENS = 128
+"""With float inputs; above, decoding some rows at a time for torch's own product costs little and runs faster."""
 
 
 def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
-    """Return x W^T for x (..., columns), in float32 on the processor and else in the dtype of x; no bias added.
+    """Return x W^T + b for x (..., columns), in float32 on the processor and else in the dtype of x.
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
+    if not _runs_kernels(layer, x):
+        return _with_bias(layer, _multiply_by_torch(layer, x))
+    x = x.detach().float()
+    x, branch = _divided(layer, x)
+    means = _means(layer, x)
+    if means is not None:
+        x = x - means
     form = layer.form
-    kernels = runs_kernels(x)
-    if kernels:
-        x = x.float()
-    if form.equalization is not None:
-        x = x / layer.weight.equalization.to(x.dtype)
-    branch = None
-    if form.low_rank:
-        branch = (x @ layer.weight.low_rank_b.to(x.dtype).t()) @ layer.weight.low_rank_a.to(x.dtype).t()
-    if form.rotation_seed is not None:
-        x = _rotated(x, form.rotation_seed) if kernels else rotate(x, form.rotation_seed)
-    if not layer.inputs.is_float:
-        x = round_inputs(layer.inputs, x, layer.name)
-    y = (
-        _product(layer, x)
-        if kernels
-        else torch.nn.functional.linear(x, decode(form, layer.weight.arrays()).to(x.dtype))
-    )
+    trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
+    bias = None if trained or layer.bias is None else layer.bias.detach().float()
+    x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
+    y = _rounded_product(layer, x, bias) if not layer.inputs.is_float else _float_product(layer, x, bias)
+    if means is not None:
+        y += _float_product(layer, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
+    y = y if branch is None else y + branch
+    return _with_bias(layer, y) if trained else y
+
+
+def _runs_kernels(layer: QuantizedLayer, x: torch.Tensor) -> bool:
+    """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    return plain and not recorded and layer.weight.device.type == "cpu"
+
+
+def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+    """Do the same with the codes decoded for this call."""
+    form, weight = layer.form, decode(layer.form, layer.weight.arrays()).to(x.dtype)
+    x, branch = _divided(layer, x)
+    means = _means(layer, x)
+    if means is not None:
+        x = x - means
+    x = x if form.rotation_seed is None else rotate(x, form.rotation_seed)
+    y = functional.linear(round_inputs(layer.inputs, x, layer.name), weight)
+    if means is not None:
+        y = y + functional.linear(means if form.rotation_seed is None else rotate(means, form.rotation_seed), weight)
     return y if branch is None else y + branch
+
+
+def _with_bias(layer: QuantizedLayer, y: torch.Tensor) -> torch.Tensor:
+    return y if layer.bias is None else y + layer.bias.to(y.dtype)
+
+
+def _divided(layer: QuantizedLayer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Divide by the equalization, and return the low-rank branch's part of the product too."""
+    if layer.form.equalization is not None:
+        x = x / layer.weight.equalization.to(x.dtype)
+    if not layer.form.low_rank:
+        return x, None
+    a, b = layer.weight.low_rank_a.to(x.dtype), layer.weight.low_rank_b.to(x.dtype)
+    return x, functional.linear(functional.linear(x, b), a)
+
+
+def _means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor | None:
+    """Return what is taken off inputs before they are rounded; float inputs need no centring."""
+    return input_means(layer, x) if layer.form.activation_means and not layer.inputs.is_float else None
 
 
 def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
@@ -63,21 +98,60 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _product(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
-    """Decode some rows of the weight at a time and multiply with them."""
-    form = layer.form
-    rows = x.reshape(-1, x.shape[-1])
-    n_outputs, n_columns = form.layout.rows, form.layout.columns
-    out = torch.empty(len(rows), n_outputs)
-    packed, scales, zeros = (getattr(layer.weight, name).numpy() for name in ("packed", "scales", "zero_points"))
+def _matrix(layer: QuantizedLayer) -> _kernels.StoredMatrix:
+    form, weight = layer.form, layer.weight
+    layout = form.layout
+    return _kernels.StoredMatrix(
+        weight.packed.numpy(), weight.scales.numpy(), weight.zero_points.numpy(), form.grid, form.bit_width,
+        form.group_size, (layout.rows, layout.columns),
+    )  # fmt: skip
+
+
+def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Round inputs to codes and multiply as integers."""
+    inputs, columns = layer.inputs, x.shape[-1]
+    rows = x.reshape(-1, columns).contiguous()
+    out = torch.empty(len(rows), layer.form.layout.rows)
+    if out.numel():
+        grid = None
+        if inputs.table is not None:
+            per_token = (
+                g.broadcast_to((*x.shape[:-1], 1)).reshape(-1) for g in static_grids(inputs.table, x, layer.name)
+            )
+            scale, zero = (g.contiguous().numpy() for g in per_token)
+            grid = scale, zero
+        span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
+        given = None if bias is None else bias.numpy()
+        threads = torch.get_num_threads()
+        _kernels.multiply_codes(rows.numpy(), _matrix(layer), given, out.numpy(), inputs.bit_width, span, grid, threads)
+    return out.reshape(*x.shape[:-1], out.shape[1])
+
+
+def _float_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply by kernels, or decode some rows of the weight at a time for torch to multiply with."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    out = torch.empty(len(rows), layer.form.layout.rows)
+    if not out.numel():
+        pass
+    elif len(rows) <= MOST_KERNEL_TOKENS and len(_kernels.product_isas()) > 1 and _kernels.active_isa() != "numpy":
+        given = None if bias is None else bias.numpy()
+        _kernels.multiply_floats(rows.numpy(), _matrix(layer), given, out.numpy(), torch.get_num_threads())
+    else:
+        _multiply_panels(_matrix(layer), rows, out)
+        if bias is not None:
+            out += bias
+    return out.reshape(*x.shape[:-1], out.shape[1])
+
+
+def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
+    n_outputs, n_columns = weight.shape
     step = max(16, PANEL_WEIGHTS // n_columns)
     panel = torch.empty(min(step, n_outputs), n_columns)
     for start in range(0, n_outputs, step):
         part = slice(start, min(start + step, n_outputs))
-        weight = panel[: part.stop - start]
+        decoded = panel[: part.stop - start]
         _kernels.dequantize_rows(
-            packed[part], scales[part], zeros[part], form.grid, form.bit_width, form.group_size, weight.numpy(),
-            "float32", torch.get_num_threads(),
+            weight.packed[part], weight.scales[part], weight.zero_points[part], weight.grid, weight.bit_width,
+            weight.group_size, decoded.numpy(), "float32", torch.get_num_threads(),
         )  # fmt: skip
-        out[:, part] = rows @ weight.t()
-    return out.reshape(*x.shape[:-1], n_outputs)
+        out[:, part] = rows @ decoded.t()

@@ -17,12 +17,15 @@ from arrowquant_nb.runtime.time import current_time
 if TYPE_CHECKING:
     from arrowquant_nb.quantizers.time_tables import LayerTimeTable
     from arrowquant_nb.runtime.input_format import InputFormat
+    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
-__all__ = ["round_inputs", "static_grids"]
+__all__ = ["input_means", "round_inputs", "static_grids"]
 
 
 def round_inputs(inputs: InputFormat, x: torch.Tensor, name: str) -> torch.Tensor:
     """Return float x (batch, ..., columns) rounded by the layer's rule; `name` is for messages."""
+    if inputs.is_float:
+        return x
     n = 2**inputs.bit_width - 1
     if inputs.table is not None:
         scale, zero = (grid.to(x.device, x.dtype) for grid in static_grids(inputs.table, x, name))
@@ -60,9 +63,24 @@ def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[tor
     zeros = torch.tensor([float(table.groups[g].zero_point) for g in groups])
     if len(groups) == 1:
         return scales[0], zeros[0]
-    # Samples may be split further on their way to a layer, windows or frames by sample.
-    repeats, shape = len(x) // len(groups), (len(x), *[1] * (x.ndim - 1))
-    return scales.repeat_interleave(repeats).view(shape), zeros.repeat_interleave(repeats).view(shape)
+    return _per_sample(scales[:, None], x), _per_sample(zeros[:, None], x)
+
+
+def _per_sample(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Spread (samples, n) over the batch of x: (batch, 1, ..., n). Samples may come as several windows or frames."""
+    return values.repeat_interleave(len(x) // len(values), 0).view(len(x), *[1] * (x.ndim - 2), values.shape[-1])
+
+
+def input_means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+    """Return what is taken off the channels of x at the time of the model call, (1, ..., columns) or one per sample."""
+    means = layer.weight.activation_means.to(x.dtype)
+    table = layer.inputs.table
+    if len(means) != (1 if table is None else len(table.groups)):
+        raise ShapeMismatchError(
+            f"{layer.name}: means of {len(means)} time groups do not fit inputs {layer.inputs.rule!r}: quantize again"
+        )
+    groups = (0,) if table is None else _groups(table, x, layer.name)
+    return means[groups[0]].view(*[1] * (x.ndim - 1), -1) if len(groups) == 1 else _per_sample(means[list(groups)], x)
 
 
 def _groups(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arrowquant_nb.calibration.call_time import TIME_PARAMETERS, noisy_end
 from arrowquant_nb.errors import ConfigurationError, ValidationError
 
 if TYPE_CHECKING:
@@ -26,23 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FollowedForward", "ModelTime", "current_time", "follow_time", "time_argument", "time_context"]
 
-TIME_ARGUMENTS = ("timestep", "timesteps", "t")
-"""What the models of diffusers, and most others, call the timestep in `forward`."""
-FRACTIONS_OF_TIME = frozenset(
-    {
-        "AuraFlowTransformer2DModel",
-        "BriaTransformer2DModel",
-        "ChromaTransformer2DModel",
-        "Flux2Transformer2DModel",
-        "FluxTransformer2DModel",
-        "FluxControlNetModel",
-        "Lumina2Transformer2DModel",
-        "OmniGenTransformer2DModel",
-        "QwenImageTransformer2DModel",
-        "ZImageTransformer2DModel",
-    }
-)
-"""Classes of diffusers that are given t / 1000, or the noise level, instead of a training timestep."""
 N_TIMESTEPS = 1000
 
 
@@ -128,7 +112,7 @@ def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelT
 def time_argument(forward: Callable[..., Any]) -> str | None:
     """Return the name of the timestep among the parameters of a model's forward, None when it has none."""
     parameters = inspect.signature(forward).parameters
-    return next((name for name in TIME_ARGUMENTS if name in parameters), None)
+    return next((name for name in TIME_PARAMETERS if name in parameters), None)
 
 
 class FollowedForward:
@@ -137,8 +121,9 @@ class FollowedForward:
     An object and not a closure, so that a copied or unpickled model follows its own time.
     """
 
-    def __init__(self, model: Any, argument: str, n_timesteps: float, mask_token_id: int | None) -> None:
+    def __init__(self, model: Any, argument: str, n_timesteps: float | None, mask_token_id: int | None) -> None:
         functools.update_wrapper(self, model.forward)
+        self.class_name = type(model).__name__
         self.argument = argument
         self.n_timesteps = n_timesteps
         self.mask_token_id = mask_token_id
@@ -159,6 +144,8 @@ class FollowedForward:
 
     def _time_of(self, given: Any) -> ModelTime:
         if self.mask_token_id is None:
+            if self.n_timesteps is None:
+                self.n_timesteps = noisy_end(self.class_name, given, N_TIMESTEPS)
             return ModelTime.of(given, self.n_timesteps)
         masked = (given == self.mask_token_id).reshape(-1, given.shape[-1])
         # Calibration counts in thousandths too, and everything masked is the last of them.
@@ -176,8 +163,8 @@ def follow_time(
     model
         A torch module; its `forward` is wrapped in place. Doing so twice is doing it once.
     n_timesteps
-        Training timesteps that the argument counts; 1 for fractions. None: 1 for the classes known to be given
-        fractions (Flux and its kin), else 1000.
+        Training timesteps that the argument counts; 1 for fractions. None: as calibration finds out, 1 for the classes
+        known to be given fractions (Flux and its kin) and where the first time seen is a fraction, else 1000.
     argument
         Name of the timestep; None finds `timestep`, `timesteps` or `t`.
     mask_token_id
@@ -202,7 +189,5 @@ def follow_time(
             f"{type(model).__name__}.forward has no argument {name or 'timestep'!r}: name it with argument=, or call "
             "the model inside `with time_context(t):`"
         )
-    if n_timesteps is None:
-        n_timesteps = 1 if type(model).__name__ in FRACTIONS_OF_TIME else N_TIMESTEPS
     model.forward = FollowedForward(model, name, n_timesteps, mask_token_id)
     return model

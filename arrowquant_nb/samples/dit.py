@@ -121,13 +121,20 @@ class DiT:
         shift, scale = np.split(product("proj_out_1", conditions[0])[:, None], 2, axis=-1)
         return self._images(product("proj_out_2", layer_norm(hidden, ADA_NORM_EPS) * (1 + scale) + shift))
 
-    def trajectories(self, n: int, seed: int, split: Split = CALIBRATION) -> Iterator[Step]:  # noqa: ARG002
+    def trajectories(
+        self,
+        n: int,
+        seed: int,
+        split: Split = CALIBRATION,  # noqa: ARG002
+        linear: Linear | None = None,
+    ) -> Iterator[Step]:
         """Yield the 25 guided network calls of `n` samples of classes 0, 1, 2, ...: with their labels, then without.
 
-        The seed alone tells calibration from evaluation, so `split` changes nothing.
+        The seed alone tells calibration from evaluation, so `split` changes nothing. `linear` is the hook of these
+        calls, each made before its step is yielded, for whoever wants to watch them.
         """
         labels = self.classes(n)
-        for step, _ in self._denoise(labels, seed, STEPS, GUIDANCE, self.linear):
+        for step, _ in self._denoise(labels, seed, STEPS, GUIDANCE, linear or self.linear):
             yield step
 
     def classes(self, n: int) -> NDArray[np.int64]:

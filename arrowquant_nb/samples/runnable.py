@@ -76,7 +76,8 @@ class RunnableModel(Protocol):
     def trajectories(self, n: int, seed: int) -> Iterable[Step]:
         """Yield the network calls of `n` samples drawn from `seed`, most noisy first: what calibration runs through.
 
-        The bundled models also take ``split="evaluation"``: a masked language model then masks other text.
+        The bundled models also take ``split="evaluation"``: a masked language model then masks other text. A model that
+        runs itself to find its steps may take the hook of those calls as `linear`.
         """
         ...
 

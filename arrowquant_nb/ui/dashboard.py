@@ -91,8 +91,8 @@ class Dashboard:
         self.bar = widgets.HTML()
         self.facts = widgets.HTML()
         self.status = widgets.HTML()
-        self.status.add_class("aq-status")
         self._spoken: tuple[Any, ...] = ()
+        self.legend = widgets.HTML(_LEGEND)
         self.controls = ListControls(self._controls_changed)
         self.figure = FigureBox(self._clicked)
         self.table = widgets.HTML(layout={"display": "none"})
@@ -106,8 +106,8 @@ class Dashboard:
         for place, title in enumerate(folds):
             self.folds.set_title(place, title)
         self.widget = widgets.VBox([
-            self.bar, self.facts, self.controls.widget, widgets.HTML(_LEGEND), self.figure.widget, self.table,
-            self.card.widget, self.folds, self.status,
+            self.status, self.bar, self.facts, self.controls.widget, self.legend, self.figure.widget, self.table,
+            self.card.widget, self.folds,
         ])  # fmt: skip
 
     # -- what is shown -----------------------------------------------------------------------------------------------
@@ -129,9 +129,18 @@ class Dashboard:
             worst = self.state.worst()
             if worst is not None:
                 self._select(worst.name)
-        if self._dirty and self.state.layers and (now - self._painted_s >= FIGURE_S or self.state.status != RUNNING):
+        begun = bool(self.state.order)
+        self._reveal(begun)
+        if self._dirty and begun and (now - self._painted_s >= FIGURE_S or self.state.status != RUNNING):
             self._paint(now)
-        return self._dirty and bool(self.state.layers)
+        return self._dirty and begun
+
+    def _reveal(self, begun: bool) -> None:
+        """Show list and figure from the first layer on: before it there are words, not empty axes."""
+        display = "" if begun else "none"
+        if self.controls.widget.layout.display != display:
+            for part in (self.controls.widget, self.legend):
+                part.layout.display = display
 
     @property
     def selection(self) -> str:

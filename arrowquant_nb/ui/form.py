@@ -100,7 +100,7 @@ class Form:
         facts = self._facts[name]
         unit = str(facts["unit"]).partition(" (")[0]
         title = str(facts["title"])
-        label = f"{title} ({unit})" if unit and unit.lower() not in title.lower() else title
+        label = f"{title} ({unit})" if unit and unit.lower() not in title.lower() and "(" not in title else title
         caption = widgets.HTML(f"<label>{escape(label)}</label>", layout={"width": "190px"})
         caption.add_class("aq-caption")
         self._messages[name].add_class("aq-message")
@@ -130,7 +130,7 @@ class Form:
             return
         if name == _PROFILE:
             self._refill()
-        self._check()
+        self._check(adapt=True)
 
     def _refill(self) -> None:
         """Give what the old profile had filled in the new one's values; what the user changed stays."""
@@ -144,13 +144,14 @@ class Form:
                 control.value = getattr(new, name)
         self._quiet = False
 
-    def _check(self) -> None:
+    def _check(self, *, adapt: bool = False) -> None:
         """Build the config, or say beside each field what is refused; then tell whoever listens."""
         self._offer_group_sizes()
         values = self._values()
         changed = self.changed
         try:
-            self.config = DiffusionQuantConfig.from_profile(self._profile, **{n: values[n] for n in changed})
+            self.config = self._built(values, changed, adapt=adapt)
+            changed = self.changed
             self.complaints = {}
         except ConfigurationError as error:
             self.config = None
@@ -158,6 +159,25 @@ class Form:
         self._show(changed)
         for callback in self._callbacks:
             callback()
+
+    def _built(self, values: dict[str, Any], changed: tuple[str, ...], *, adapt: bool) -> DiffusionQuantConfig:
+        """Build the config from what was changed.
+
+        What a profile fills in may depend on that: with `adapt` the form then shows what it fills in, otherwise the
+        values stay as they are shown.
+        """
+        config = DiffusionQuantConfig.from_profile(self._profile, **{n: values[n] for n in changed})
+        found = config.to_dict()
+        other = {name for name, value in values.items() if found[name] != value}
+        if not other:
+            return config
+        if not adapt:
+            return DiffusionQuantConfig.from_profile(self._profile, **{**found, **values})
+        self._quiet = True
+        for name in other:
+            self.controls[name].value = found[name]
+        self._quiet = False
+        return config
 
     def _worded(self, message: str, values: Mapping[str, Any]) -> dict[str, str]:
         found: dict[str, str] = {}

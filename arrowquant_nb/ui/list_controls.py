@@ -23,13 +23,15 @@ class ListControls:
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._page = 0
-        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "210px"})
-        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "180px"})
-        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "220px"})
+        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "200px"})
+        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "160px"})
+        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "190px"})
         for box, width in ((self.sort, "34px"), (self.show, "40px"), (self.find, "34px")):
             box.style.description_width = width
-        self.previous = widgets.Button(description="<", tooltip="Previous page", layout={"width": "36px"})
-        self.next = widgets.Button(description=">", tooltip="Next page", layout={"width": "36px"})
+        self.previous = widgets.Button(description="<", tooltip="Previous page", layout={"width": "40px"})
+        self.next = widgets.Button(description=">", tooltip="Next page", layout={"width": "40px"})
+        self.previous.add_class("aq-narrow")
+        self.next.add_class("aq-narrow")
         self.place = widgets.HTML()
         self.hold = widgets.ToggleButton(
             description="Hold order", tooltip="Rows keep their places", layout={"width": "auto"}

@@ -36,7 +36,8 @@ class ModelPicker:
         self.open = widgets.Button(description="Open", tooltip="Read names and shapes", layout={"width": "auto"})
         self.sample.observe(self._sampled, names="value")
         self.open.on_click(lambda _: self._typed())
-        self.path.on_submit(lambda _: self._typed())
+        self.path.continuous_update = False  # Enter, or leaving the field
+        self.path.observe(lambda _: None if self._quiet else self._typed(), names="value")
         self.words = widgets.HTML()
         parts = [self.sample, self.path, self.open]
         if modality is not None:

@@ -15,7 +15,6 @@ from arrowquant_nb.ui.run_words import megabytes
 __all__ = ["NO_MODEL", "change_words", "detection_words", "plan_html", "width_nbytes"]
 
 NO_MODEL: Final = "Open a model to see what it would become. Nothing to hand? Pick a sample."
-_BAR: Final = 420
 
 
 def width_nbytes(plan: Plan) -> dict[int, tuple[int, int]]:
@@ -50,27 +49,19 @@ def plan_html(plan: Plan, change: str, forecast: str, theme: str) -> str:
         lines.append(f"<b>Forecast</b> {escape(forecast)}")
     if change:
         lines.append(f"<span class='aq-quiet'>last change: {escape(change)}</span>")
-    return "<div class='aq-plan'>" + "<br>".join(lines) + "</div>"
+    return "<div class='aq-plan'>" + "".join(f"<div>{line}</div>" for line in lines) + "</div>"
 
 
 def _bar(widths: Mapping[int, tuple[int, int]], theme: str) -> str:
-    """Return the shares of the stored bytes by width; every part carries its word where it fits, and its title."""
+    """Return the shares of the stored bytes by width; each part carries its word, and its size as a tooltip."""
     total = max(1, sum(nbytes for _, nbytes in widths.values()))
-    colours, x, parts = palette(theme).widths, 0.0, []
-    for bits, (_, nbytes) in widths.items():
-        width = _BAR * nbytes / total
-        word = WIDTH_NAMES[bits]
-        parts.append(
-            f'<rect x="{x:.1f}" y="0" width="{max(0.0, width - 1):.1f}" height="16" fill="{colours[bits]}">'
-            f"<title>{word}: {megabytes(nbytes)}</title></rect>"
-        )
-        if width > 40:
-            dark = theme == "dark"
-            parts.append(
-                f'<text x="{x + 5:.1f}" y="12" font-size="11" fill="{"#111" if dark else "#fff"}">{word}</text>'
-            )
-        x += width
-    return f'<svg viewBox="0 0 {_BAR} 16" height="16" role="img" aria-label="shares of the size">{"".join(parts)}</svg>'
+    colours = palette(theme).widths
+    parts = [
+        f"<span style='width:{100 * nbytes / total:.2f}%;background:{colours[bits]}' "
+        f"title='{WIDTH_NAMES[bits]}: {megabytes(nbytes)}'>{WIDTH_NAMES[bits]}</span>"
+        for bits, (_, nbytes) in widths.items()
+    ]
+    return f"<div class='aq-bar' role='img' aria-label='shares of the size'>{''.join(parts)}</div>"
 
 
 def change_words(what: str, before: Plan | None, after: Plan) -> str:

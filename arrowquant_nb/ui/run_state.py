@@ -269,9 +269,17 @@ def _decided(state: RunState, event: LayerFinished) -> RunState:
     layer = state.layers[event.name]
     gates = layer.gates or _table_gates(state, report)
     order = state.order if layer.report is not None or not layer.quantized else (*state.order, event.name)
-    current = "" if state.current == event.name else state.current
-    decided = replace(layer, report=report, reused=event.reused, gates=gates)
-    return replace(state.with_layer(decided), order=order, current=current, fraction=0.0)
+    after = state.with_layer(replace(layer, report=report, reused=event.reused, gates=gates))
+    return replace(after, order=order, phase="", current=_first_open(after), fraction=0.0)
+
+
+def _begun(state: RunState, _: LayerStarted) -> RunState:
+    """Small layers are begun together and decided one by one: the first that is open is the one to name."""
+    return replace(state, phase="", current=_first_open(state), fraction=0.0)
+
+
+def _first_open(state: RunState) -> str:
+    return next((layer.name for layer in state.layers.values() if layer.quantized and layer.report is None), "")
 
 
 def _table_gates(state: RunState, report: LayerReport) -> dict[str, float]:
@@ -284,7 +292,7 @@ def _table_gates(state: RunState, report: LayerReport) -> dict[str, float]:
 
 _CHANGES: Final[Mapping[type[Event], Callable[[RunState, Any], RunState]]] = {
     CalibrationProgress: _calibrated,
-    LayerStarted: lambda state, event: replace(state, phase="", current=event.name, fraction=0.0),
+    LayerStarted: _begun,
     LayerProgress: lambda state, event: replace(state, current=event.name, fraction=event.fraction),
     AttemptFinished: _judged,
     LayerFinished: _decided,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from arrowquant_nb import samples
+from arrowquant_nb.api import quantized_sample
 from arrowquant_nb.samples import spectrogram
 from arrowquant_nb.storage.quantized import QuantizedModel
 from arrowquant_nb.tables import html_table
@@ -64,12 +65,12 @@ def draw_pair(name: str, model: QuantizedModel, label: str, n: int = 8, seed: in
 
     Raises
     ------
-    LookupError, ValueError
+    LookupError, ShapeMismatchError
         No such sample, or `model` has other tensors.
     """
     with threadpool_limits(1, user_api="blas"):  # small matrices: several threads only wait for each other
         original = samples.runnable(name).sample(n, seed)
-        quantized = samples.runnable(name, model.weights()).sample(n, seed)
+        quantized = quantized_sample(name, model).sample(n, seed)
     return SamplePair(samples.modality(name), label, original, quantized)
 
 

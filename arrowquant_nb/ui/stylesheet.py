@@ -44,7 +44,10 @@ STYLE: Final = f"""<style>
 .aq-changed {{ color: var(--aq-quiet); font-size: 12px; padding-left: 6px; }}
 .aq-plan {{ background: var(--aq-raised); border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; }}
 .aq-plan .big {{ font-size: 17px; font-weight: 650; }}
-.aq-plan svg {{ display: block; margin: 6px 0; width: 100%; }}
+.aq-bar {{ display: flex; margin: 6px 0; height: 18px; border-radius: 3px; overflow: hidden; }}
+.aq-bar span {{ color: #FFFFFF; font-size: 11px; line-height: 18px; padding-left: 5px; overflow: hidden;
+  box-sizing: border-box; border-right: 1px solid var(--aq-raised); }}
+.aq.aq-dark .aq-bar span {{ color: #111111; }}
 .aq .widget-button, .aq .jupyter-button {{ background: var(--jp-layout-color2); color: var(--aq-ink);
   border-radius: 4px;
   border: 1px solid var(--jp-border-color2); height: 30px; line-height: 28px; font-size: 13px; width: auto;
@@ -53,6 +56,7 @@ STYLE: Final = f"""<style>
   outline: 2px solid #0072B2; outline-offset: 1px; }}
 .aq.aq-dark .jupyter-button:focus-visible, .aq.aq-dark input:focus-visible {{ outline-color: #56B4E9; }}
 .aq .jupyter-button:disabled {{ opacity: .55; }}
+.aq .jupyter-button.aq-narrow {{ padding: 0; }}
 .aq .aq-run {{ background: #0072B2; color: #FFFFFF; border-color: #0072B2; font-weight: 650; min-width: 84px; }}
 .aq .aq-choices .jupyter-button.mod-active {{ background: #0072B2; color: #FFFFFF; border-color: #0072B2;
   box-shadow: none; }}

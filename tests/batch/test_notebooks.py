@@ -306,3 +306,40 @@ def test_an_unwritable_output_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         batch.run_notebook(notebook, tmp_path / "file" / "out.ipynb")
+
+
+def test_the_time_aware_notebook_shows_the_drift_and_what_grouping_buys(tmp_path):
+    values = {"output": str(tmp_path / "model"), "n_samples": 2, "n_groups": 3}
+    batch.run_notebook(FOLDER / "04_time_aware.ipynb", tmp_path / "out.ipynb", values)
+    cells = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if c.cell_type == "code"]
+    shown = ["".join(str(o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", ())) for cell in cells]
+    assert any("8-bit inputs: " in text for text in shown)
+    assert any("Inputs of " in text and "over one" in text for text in shown)
+    (table,) = (text for text in shown if text.startswith("Network SQNR"))
+    measured = dict(part.split(": ") for part in table.removeprefix("Network SQNR: ").removesuffix(".").split("; "))
+    gain = {bits: [float(measured[f"{bits} bits, {way}"].split()[0]) for way in WAYS] for bits in (8, 4)}
+    assert gain[8][1] > gain[8][0] + 2.5  # the target for groups over one static grid
+    assert gain[4][3] > gain[4][2] > gain[4][1] > gain[4][0]
+
+
+WAYS = ("one static grid", "3 timestep groups", "3 groups, channels evened out", "a scale per token")
+
+
+QUALITY = FOLDER / "05_quality.ipynb"
+
+
+def test_the_quality_notebook_shows_the_results_that_come_with_it(tmp_path):
+    finished = batch.run_notebook(QUALITY, tmp_path / "05_quality.ipynb")
+    text = Path(finished.notebook).read_text(encoding="utf-8")
+    for part in json.loads(QUALITY.with_suffix(".json").read_text(encoding="utf-8")).values():
+        assert str(part["about"].get("date", "")) in text
+    assert "Q4_K" in text
+    assert "arrowquant_nb: gptq k g32" in text
+
+
+def test_the_quality_notebook_measures_a_part_live(tmp_path):
+    finished = batch.run_notebook(QUALITY, tmp_path / "05_quality.ipynb", {"results": "live", "size": 256})
+    document = nbformat.read(finished.notebook, as_version=4)
+    shown = " ".join(str(output) for cell in document.cells if cell.cell_type == "code" for output in cell.outputs)
+    assert "uls k g32 hadamard" in shown
+    assert "No targets without peers and models." in shown

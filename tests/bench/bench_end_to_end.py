@@ -1,10 +1,12 @@
 """From a safetensors file to committed Parquet: rate, memory and opening time, each beside what it is measured against.
 
-    python tests/bench/bench_end_to_end.py [--json] [--gib 2] [--rounds 3] [--bit-width 4] [--method rtn] [--folder DIR]
+    python tests/bench/bench_end_to_end.py [--json] [--gib 2] [--rounds 3] [--dtype bfloat16]
+        [--bit-width 4] [--method rtn] [--folder DIR]
 
 The reference writes the very output files of the run from ready buffers: temporary file, write, fsync, rename,
 fsync of the folder. Run and reference alternate, so that a busy machine or disk slows both; the table gives medians.
-Memory is the growth of private memory (USS) of a fresh process over its imported, warmed-up baseline.
+Memory is the growth of private memory (USS) of a fresh process over its imported, warmed-up baseline, polled in a run
+of its own: reading it walks the page tables, which takes a good part of a core from whatever is timed.
 Nothing here asserts a time.
 """
 
@@ -24,6 +26,7 @@ import numpy as np
 
 CHUNK = 1 << 22
 TARGETS = {"rate_ratio": 0.8, "uss_growth_mb": 300.0, "open_ms": 50.0}
+DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
 SHAPES = ((3072, 12288), (12288, 3072), (3072, 3072))  # a feed-forward pair and a projection, as in large transformers
 
 RUN = """
@@ -31,7 +34,7 @@ import json, sys, threading, time
 import psutil
 import arrowquant_nb.api, arrowquant_nb.storage.parquet_v2
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig, build_info
-tiny, source, output, settings = sys.argv[1:]
+tiny, source, output, settings, watched = sys.argv[1:]
 quantizer = ArrowQuantV2(DiffusionQuantConfig(**json.loads(settings)))
 quantizer.quantize_diffusion_model(tiny, output + "-tiny")
 me = psutil.Process()
@@ -42,14 +45,17 @@ def watch():
     while not done.wait(0.02):
         peak = max(peak, me.memory_full_info().uss)
 thread = threading.Thread(target=watch)
-thread.start()
-began = time.perf_counter()
+if watched == "watched":
+    thread.start()
+began, worked = time.perf_counter(), time.process_time()
 result = quantizer.quantize_diffusion_model(source, output)
-seconds = time.perf_counter() - began
+seconds, processor = time.perf_counter() - began, time.process_time() - worked
 done.set()
-thread.join()
-print(json.dumps({"seconds": seconds, "uss_baseline": baseline, "uss_peak": peak, "isa": build_info()["isa"],
-                  "sqnr_db": result.sqnr_db, "container": result.container_nbytes, "payload": result.payload_nbytes}))
+if watched == "watched":
+    thread.join()
+print(json.dumps({"seconds": seconds, "processor_s": processor, "uss_baseline": baseline, "uss_peak": peak,
+                  "isa": build_info()["isa"], "sqnr_db": result.sqnr_db,
+                  "container": result.container_nbytes, "payload": result.payload_nbytes}))
 """
 OPEN = """
 import sys, time
@@ -67,10 +73,11 @@ print(times[0], sorted(times)[2])
 """
 
 
-def write_source(folder: Path, nbytes: int) -> int:
-    """Write a bfloat16 component folder of about `nbytes`; return the bytes of its tensors."""
+def write_source(folder: Path, nbytes: int, dtype: str) -> int:
+    """Write a component folder of about `nbytes`; return the bytes of its tensors."""
     folder.mkdir()
-    block = sum(2 * r * c for r, c in SHAPES)
+    tag, item = DTYPES[dtype]
+    block = sum(item * r * c for r, c in SHAPES)
     names = {
         f"transformer_blocks.{k}.ff.net.{i}.weight": shape
         for k in range(max(1, round(nbytes / block)))
@@ -78,13 +85,13 @@ def write_source(folder: Path, nbytes: int) -> int:
     }
     header, offset = {}, 0
     for name, shape in names.items():
-        end = offset + 2 * shape[0] * shape[1]
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        end = offset + item * shape[0] * shape[1]
+        header[name] = {"dtype": tag, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    values = (np.random.default_rng(0).standard_t(5, CHUNK // 2) * 0.02).astype(np.float32)
-    noise = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    values = (np.random.default_rng(0).standard_t(5, CHUNK // item) * 0.02).astype(np.float32)
+    noise = (values if item == 4 else (values.view(np.uint32) >> 16).astype(np.uint16)).tobytes()
     with (folder / "diffusion_pytorch_model.safetensors").open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for start in range(0, offset, len(noise)):
@@ -120,20 +127,25 @@ def write_ready(model: Path, target: Path) -> float:
     return seconds
 
 
-def measure(gib: float, rounds: int, settings: dict[str, object], parent: Path | None) -> dict[str, object]:
+def measure(gib: float, rounds: int, dtype: str, settings: dict[str, object], parent: Path | None) -> dict[str, object]:
     """Alternate runs and references."""
     with tempfile.TemporaryDirectory(prefix="arrowquant-bench-", dir=parent) as scratch:
         root = Path(scratch)
-        nbytes = write_source(root / "large", int(gib * 2**30))
-        write_source(root / "tiny", 1)
+        nbytes = write_source(root / "large", int(gib * 2**30), dtype)
+        write_source(root / "tiny", 1, dtype)
+
+        def run(watched: str) -> dict[str, float]:
+            warm(root / "large" / "diffusion_pytorch_model.safetensors")
+            for earlier in ("model", "model-tiny"):
+                shutil.rmtree(root / earlier, ignore_errors=True)
+            arguments = [str(root / n) for n in ("tiny", "large", "model")] + [json.dumps(settings), watched]
+            done = subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, capture_output=True, text=True)
+            return json.loads(done.stdout)
+
+        memory = run("watched")
         runs, references = [], []
         for _ in range(rounds):
-            warm(root / "large" / "diffusion_pytorch_model.safetensors")
-            shutil.rmtree(root / "model", ignore_errors=True)
-            shutil.rmtree(root / "model-tiny", ignore_errors=True)
-            arguments = [str(root / "tiny"), str(root / "large"), str(root / "model"), json.dumps(settings)]
-            done = subprocess.run([sys.executable, "-c", RUN, *arguments], check=True, capture_output=True, text=True)
-            runs.append(json.loads(done.stdout))
+            runs.append(run("unwatched"))
             references.append(write_ready(root / "model", root / "copy"))
             shutil.rmtree(root / "copy")
         opened = subprocess.run(
@@ -146,16 +158,18 @@ def measure(gib: float, rounds: int, settings: dict[str, object], parent: Path |
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": f"Python {platform.python_version()}, NumPy {np.__version__}",
         "isa": runs[0]["isa"],
+        "dtype": dtype,
         "settings": settings,
         "source_gb": nbytes / 1e9,
         "stored_gb": stored / 1e9,
         "run_s": statistics.median(r["seconds"] for r in runs),
+        "processor_s": statistics.median(r["processor_s"] for r in runs),
         "reference_s": statistics.median(references),
         "source_gb_per_s": nbytes / 1e9 / statistics.median(r["seconds"] for r in runs),
         "rate_ratio": statistics.median(ratios),
         "rate_ratio_best": max(ratios),
-        "uss_baseline_mb": statistics.median(r["uss_baseline"] for r in runs) / 1e6,
-        "uss_growth_mb": max(r["uss_peak"] - r["uss_baseline"] for r in runs) / 1e6,
+        "uss_baseline_mb": memory["uss_baseline"] / 1e6,
+        "uss_growth_mb": (memory["uss_peak"] - memory["uss_baseline"]) / 1e6,
         "open_first_ms": first,
         "open_ms": again,
         "container_percent": 100 * runs[0]["container"] / runs[0]["payload"],
@@ -169,6 +183,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--gib", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="of the source")
     parser.add_argument("--bit-width", type=int, default=4)
     parser.add_argument("--method", default="rtn")
     parser.add_argument("--threads", type=int, default=0)
@@ -180,17 +195,19 @@ def main() -> None:
         "num_threads": options.threads,
         "min_accuracy": 0.5,
     }
-    result = measure(options.gib, options.rounds, settings, options.folder)
+    result = measure(options.gib, options.rounds, options.dtype, settings, options.folder)
     if options.json:
         json.dump(result, sys.stdout, indent=2)
         print()
         return
-    print(f"{result['machine']}; {result['versions']}; ISA {result['isa']}; {options.method} INT{options.bit_width}")
+    what = f"{options.method} INT{options.bit_width} from {options.dtype}"
+    print(f"{result['machine']}; {result['versions']}; ISA {result['isa']}; {what}")
     print(f"{'':46}{'measured':>12}{'target':>10}")
     for label, key, unit in (
         ("source tensors", "source_gb", "GB"),
         ("stored, all files", "stored_gb", "GB"),
         ("run", "run_s", "s"),
+        ("  processor time of all threads", "processor_s", "s"),
         ("source per second", "source_gb_per_s", "GB/s"),
         ("same files written and fsynced from memory", "reference_s", "s"),
         ("rate of the run over that", "rate_ratio", ""),

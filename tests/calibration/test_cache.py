@@ -1,11 +1,13 @@
 """The cache runs a model once, believes no damaged entry, and says so."""
 
 import dataclasses
+import os
 
 import pytest
 from tiny_model import SETTINGS, Tiny
 
-from arrowquant_nb.calibration.cache import cache_folder, cached_capture
+from arrowquant_nb import ConfigurationError
+from arrowquant_nb.calibration.cache import cache_folder, cache_limit, cached_capture
 from arrowquant_nb.calibration.synthetic import calibrate_on_noise
 
 
@@ -74,3 +76,34 @@ def test_the_default_folder_follows_the_xdg_specification():
     assert str(cache_folder({"XDG_CACHE_HOME": "/x", "HOME": "/h"})) == "/x/arrowquant_nb/calibration"
     assert str(cache_folder({"XDG_CACHE_HOME": "relative", "HOME": "/h"})) == "/h/.cache/arrowquant_nb/calibration"
     assert str(cache_folder({"HOME": "/h"})) == "/h/.cache/arrowquant_nb/calibration"
+
+
+def test_what_was_not_used_for_longest_goes_when_the_cache_is_full(tmp_path):
+    def keep(seed, limit):
+        known = set(tmp_path.iterdir())
+        done = cached_capture(Tiny(seed=seed), SETTINGS, folder=tmp_path, limit=limit)
+        new = set(tmp_path.iterdir()) - known
+        for number, path in enumerate(sorted(tmp_path.iterdir(), key=os.path.getmtime)):
+            os.utime(path, ns=(number, number))  # clocks may be coarse
+        return done, new.pop() if new else None
+
+    _, first = keep(0, 1 << 30)
+    room = int(first.stat().st_size * 2.5)
+    keep(1, room)
+    assert keep(0, room)[0].reused  # the first one is the younger now
+    (tmp_path / "notes.parquet").write_bytes(b"mine")
+    _, third = keep(2, room)
+    assert set(tmp_path.iterdir()) == {first, third, tmp_path / "notes.parquet"}
+    assert not keep(1, room)[0].reused
+    # An entry larger than the cache is kept: the run that made it may be repeated at once.
+    done, last = keep(3, 0)
+    assert not done.warnings
+    assert set(tmp_path.iterdir()) == {last, tmp_path / "notes.parquet"}
+
+
+def test_the_size_of_the_cache_is_a_setting_of_the_environment():
+    assert cache_limit({}) == 2_000_000_000
+    assert cache_limit({"ARROWQUANT_NB_CACHE_MB": "1.5"}) == 1_500_000
+    for text in ("much", "-1", "inf", "nan"):
+        with pytest.raises(ConfigurationError, match="ARROWQUANT_NB_CACHE_MB"):
+            cache_limit({"ARROWQUANT_NB_CACHE_MB": text})

@@ -102,6 +102,46 @@ def test_a_model_that_divides_its_data_gives_held_out_rows_from_the_other_part()
     assert model.splits == ["calibration", "calibration", "evaluation"]
 
 
+class Watched(Tiny):
+    """Runs itself to find its steps, and lets these calls be watched."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.forwards = 0
+
+    def trajectories(self, n, seed, linear=None):
+        for step in super().trajectories(n, seed):
+            self.forward(step, linear)
+            yield step
+
+    def forward(self, step, linear=None):
+        self.forwards += 1
+        return super().forward(step, linear)
+
+
+def test_a_model_that_can_be_watched_runs_every_call_once_and_gives_the_same_statistics(captured):
+    model = Watched()
+    watched, (twice, _, _) = capture(model, SETTINGS), captured
+    assert model.forwards == 3 * len(TIMES)
+    assert watched.inputs == twice.inputs
+    for name, layer in watched.items():
+        for field in ("times", "hessian", "channel_min", "channel_max", "second_moment", "rows", "held_out"):
+            assert np.array_equal(getattr(layer, field), getattr(twice[name], field)), field
+        low, high = layer.histogram_range
+        assert low <= layer.channel_min.min() <= layer.channel_max.max() <= high
+        assert (layer.histogram.sum(1) == twice[name].histogram.sum(1)).all()
+    assert list(capture(Watched(), SETTINGS, ["out.weight"])) == ["out.weight"]
+
+
+def test_a_watched_model_that_never_uses_a_layer_is_an_error():
+    class Idle(Watched):
+        def layers(self):
+            return {**super().layers(), "idle.weight": (2, 2)}
+
+    with pytest.raises(MetadataError, match=r"never used its layer 'idle.weight'"):
+        capture(Idle(), SETTINGS)
+
+
 def test_equal_seeds_give_equal_bytes_and_others_do_not(calibration):
     assert capture(Tiny(), SETTINGS).data_hash == calibration.data_hash
     other = CalibrationSettings(**{**SETTINGS.to_dict(), "seed": 1})
@@ -238,6 +278,7 @@ def test_widening_the_range_keeps_every_count_and_each_value_in_its_bin(blocks, 
         assert (below <= np.searchsorted(np.sort(values), edges + 1e-6 * width)).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 99))
 def test_which_rows_are_kept_does_not_depend_on_how_they_come_in(sizes, n_rows, seed):
     rows = np.arange(2 * sum(sizes), dtype=np.float32).reshape(-1, 2)

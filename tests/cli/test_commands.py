@@ -48,8 +48,24 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
     for name in available_fields():
         assert f"--{name.replace('_', '-')}" in text
     assert "(bits; 2, 4 or 8). [edge 2, local 4, cloud 8]" in text
-    for unbuilt in ("--activation-bit-width", "--target-model-size-mb"):
+    for unbuilt in ("--target-model-size-mb",):
         assert unbuilt not in text
+
+
+def test_export_prints_a_table_and_says_on_stderr_what_was_rounded(model, tmp_path):
+    done = run("export", model, tmp_path / "floats", "--to", "safetensors")
+    assert done.stdout.startswith(f"safetensors: {tmp_path / 'floats'}, ")
+    assert "rounded to float16" in done.stderr
+    assert run("export", model, tmp_path / "quiet", "--to", "safetensors", "--quiet").stderr == ""
+    again = run("export", model, tmp_path / "floats", "--to", "safetensors", code=1)
+    assert "--overwrite" in again.stderr
+    done = run("export", model, tmp_path / "floats", "--to", "diffusers", "--overwrite", "--json")
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert (report["target"], report["warnings"]) == ("diffusers", [])
+    assert (
+        "there are: safetensors, diffusers, gguf" in run("export", model, tmp_path / "x", "--to", "onnx", code=1).stderr
+    )
 
 
 def config_of(*options, env=None):
@@ -123,7 +139,9 @@ def test_a_missing_model_is_named(tmp_path):
 
 
 def test_json_is_all_that_stands_on_stdout(model, tmp_path):
-    assert json.loads(run("plan", "digits-dit", "--json").stdout)["model"] == "digits-dit"
+    plan = json.loads(run("plan", "digits-dit", "--json", "--no-forecast").stdout)
+    assert plan["model"] == "digits-dit"
+    assert "forecast" not in plan
     assert json.loads(run("inspect", "digits-dit", "--json").stdout)["kind"] == "diffusers_component"
     assert json.loads(run("inspect", model, "--json").stdout)["kind"] == "quantized"
     assert json.loads(run("dequantize", model, tmp_path / "back", "--json").stdout)["path"] == str(tmp_path / "back")
@@ -188,6 +206,14 @@ def pipeline_of(folder, component, variant):
     save_file(arrays, place / f"diffusion_pytorch_model.{variant}.safetensors")
     (place / "config.json").write_bytes((samples.load("digits-dit") / "config.json").read_bytes())
     return folder
+
+
+def test_a_plan_says_what_the_run_will_lose():
+    plan = json.loads(run("plan", "docs-mlm", *QUICK, "--json").stdout)
+    network = plan["forecast"]["network_sqnr_db"]
+    assert network["low"] < network["value"] < network["high"]
+    text = run("plan", "docs-mlm", *QUICK).stdout
+    assert f"{network['value']:.1f} ({network['low']:.1f} to {network['high']:.1f}) dB" in text
 
 
 def test_component_and_variant_choose_what_is_read(tmp_path):

@@ -1,9 +1,12 @@
 """The folder for diffusers: what stands in it, that it reads back to the same values; a wrong one is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from arrowquant_nb import (
@@ -14,7 +17,7 @@ from arrowquant_nb import (
     export_model,
     open_quantized,
 )
-from arrowquant_nb.export.folder_reader import read_folder
+from arrowquant_nb.export.folder_reader import open_exported
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeAwareQuantMetadata, TimeGroupParams
@@ -45,7 +48,7 @@ def values(item):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
+    ("name", "given_settings"),
     [
         ("dit", {}),
         ("sharded", {"bit_width": 2, "method": "r2q", "min_accuracy": 0.0}),
@@ -54,10 +57,10 @@ def values(item):
         ("dit", {"rotation": "hadamard", "low_rank": 4, "seed": 11, "layer_bit_widths": {"*attn2.to_k.weight": 16}}),
     ],
 )  # fmt: skip
-def test_every_grid_reads_back_to_the_same_values(models, tmp_path, name, settings):
-    source = models.quantized(name, **settings)
+def test_every_grid_reads_back_to_the_same_values(models, tmp_path, name, given_settings):
+    source = models.quantized(name, **given_settings)
     export_model(source, "diffusers", tmp_path / "out")
-    found = read_folder(tmp_path / "out")
+    found = open_exported(tmp_path / "out")
     with open_quantized(source) as model:
         assert set(found) == set(model)
         assert found.settings.modality == model.modality
@@ -71,9 +74,9 @@ def test_the_files_hold_what_the_layout_says(models, folder):
     tensors = load_file(folder / WEIGHTS)
     config = json.loads((folder / "config.json").read_text())
     assert config["_class_name"] == "DiTTransformer2DModel"
-    settings = config["quantization_config"]
-    assert (settings["quant_method"], settings["format_version"]) == ("arrowquant", "1.0")
-    entry = settings["layers"][Q]
+    stored = config["quantization_config"]
+    assert (stored["quant_method"], stored["format_version"]) == ("arrowquant", "1.0")
+    entry = stored["layers"][Q]
     assert entry == {
         "shape": [128, 128], "dtype": "float16", "bit_width": 4, "group_size": 64, "grid": "minimum", "method": "uls",
     }  # fmt: skip
@@ -83,7 +86,7 @@ def test_the_files_hold_what_the_layout_says(models, folder):
         for part in ("packed", "scales", "zero_points"):
             np.testing.assert_array_equal(tensors[f"{Q}.{part}"], getattr(tile, part))
         kept = {n for n in model if model[n].kept}
-        assert kept == set(settings["kept"])
+        assert kept == set(stored["kept"])
         for name in kept:
             assert tensors[name].tobytes() == bytes(model[name].bytes_view())
 
@@ -92,8 +95,8 @@ def test_settings_read_back_equal_with_time_tables():
     group = TimeGroupParams((0, 1000), 0.5, 7, 64)
     table = TimeAwareQuantMetadata(8, 1000, "mse", (LayerTimeTable.of_groups("a.weight", (group,)),))
     layer = FolderLayer((4, 32), "bfloat16", 2, 16, "k", "gptq", "float32", 5, 2, "float16", 3)
-    settings = FolderSettings({"a.weight": layer}, "audio", ("a.bias",), table)
-    assert FolderSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    whole = FolderSettings({"a.weight": layer}, "audio", ("a.bias",), table)
+    assert FolderSettings.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     parts = layer.parts()
     assert parts["packed"] == ((4, 8), "uint8")
     assert parts["scales"] == ((4, 4 + 1), "uint8")  # one float32 and two integers of 4 bits
@@ -124,7 +127,7 @@ def change_tensors(path, change):
 def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
     change_tensors(copy, change)
     with pytest.raises(ShapeMismatchError, match=message):
-        read_folder(copy)
+        open_exported(copy)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(copy, change, message):
         (lambda c: c["quantization_config"].update(time_aware={"bit_width": 8}), "time_aware is damaged"),
         (lambda c: c["quantization_config"]["layers"][Q].update(bit_width=3), "to_q.weight.*bit_width 3"),
         (lambda c: c["quantization_config"]["layers"][Q].update(bit_width="4"), "to_q.weight.*integers"),
-        (lambda c: c["quantization_config"]["layers"][Q].update(shape=[1 << 40, 1 << 40]), "weights"),
+        (lambda c: c["quantization_config"]["layers"][Q].update(shape=[1 << 40, 1 << 40]), "cannot be"),
+        (lambda c: c["quantization_config"]["layers"][Q].update(shape=[2] * 100_000), "100000 numbers"),
         (lambda c: c["quantization_config"]["layers"][Q].update(shape=[True, 128]), "integers"),
         (lambda c: c["quantization_config"]["layers"][Q].update(shape=7), "damaged"),
         (lambda c: c["quantization_config"]["layers"][Q].update(rotation_seed=-1), "seed -1"),
@@ -154,7 +158,31 @@ def test_a_damaged_config_is_refused(copy, change, message):
     change(config)
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(MetadataError, match=message):
-        read_folder(copy)
+        open_exported(copy)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+LAYER_KEYS = sorted(item.name for item in dataclasses.fields(FolderLayer))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["modality", "kept", "time_aware", "format_version", "layers", *LAYER_KEYS]), JSON)
+def test_any_json_is_read_or_refused(key, value):
+    layer = FolderLayer((4, 32), "float32", 4, 32, "minimum", "uls").to_dict()
+    config = FolderSettings({"a": FolderLayer.from_dict("a", layer)}, "image", ("b",)).to_dict()
+    if key in LAYER_KEYS:
+        config["layers"]["a"] = layer | {key: value}
+    else:
+        config[key] = value
+    try:
+        found = FolderSettings.from_dict(config)
+    except MetadataError:
+        return
+    assert FolderSettings.from_dict(found.to_dict()) == found
 
 
 def test_a_later_minor_version_may_add_keys(copy):
@@ -162,18 +190,18 @@ def test_a_later_minor_version_may_add_keys(copy):
     config["quantization_config"]["format_version"] = "1.7"
     config["quantization_config"]["layers"][Q]["shift"] = 1
     (copy / "config.json").write_text(json.dumps(config))
-    assert read_folder(copy).settings.format_version == "1.7"
+    assert open_exported(copy).settings.format_version == "1.7"
 
 
 def test_no_folder_and_no_config_are_named(tmp_path):
     with pytest.raises(ModelNotFoundError):
-        read_folder(tmp_path / "none")
+        open_exported(tmp_path / "none")
     with pytest.raises(MetadataError, match=r"has no config\.json"):
-        read_folder(tmp_path)
+        open_exported(tmp_path)
 
 
 def test_a_truncated_file_is_an_error_of_ours(copy):
     data = (copy / WEIGHTS).read_bytes()
     (copy / WEIGHTS).write_bytes(data[:-10])
     with pytest.raises(ArrowQuantError, match="safetensors"):
-        read_folder(copy)
+        open_exported(copy)

@@ -1,6 +1,8 @@
 """What holds for every export: an output appears whole or not at all, and nothing is overwritten unasked."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from safetensors.numpy import load_file
@@ -68,6 +70,28 @@ def test_an_export_that_fails_leaves_nothing(models, tmp_path):
                 models.quantized("dit", scale_format="float16"), target, tmp_path / "out", progress_callback=stop
             )
         assert not list(tmp_path.iterdir())
+
+
+SMALL_DISK = """
+import resource, signal, sys
+import arrowquant_nb as aq
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for target, output in (("safetensors", "a"), ("diffusers", "b"), ("gguf", "c.gguf"), ("comfy", "d.safetensors")):
+    try:
+        aq.export_model(sys.argv[1], target, f"{sys.argv[2]}/{output}")
+    except aq.OutputError as error:
+        print(target, "cannot write" in str(error))
+    except aq.ConfigurationError as error:
+        print(target, "gguf package" in str(error))
+"""
+
+
+def test_a_disk_that_fills_up_leaves_nothing(models, tmp_path):
+    arguments = [sys.executable, "-c", SMALL_DISK, str(models.quantized("dit")), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["safetensors", "True", "diffusers", "True", "gguf", "True", "comfy", "True"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("target", ["safetensors", "diffusers"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from arrowquant_nb import ConfigurationError, OutputError, QuantizationError, export_model, open_quantized
 from arrowquant_nb._kernels import k_format
-from arrowquant_nb._kernels.numpy_rows import pack_codes
+from arrowquant_nb._kernels.numpy_rows import pack_codes, unpack_codes
 from arrowquant_nb.api import ArrowQuantV2, quantize_tensor
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.export.gguf_blocks import BLOCK_WEIGHTS, blocks_of_codes, blocks_of_values, row_nbytes
@@ -178,6 +178,21 @@ def test_a_k_model_is_written_without_rounding(wide, tmp_path, bit_width, group_
                 n_exact += 1
     assert n_exact >= 6
     assert written["transformer_blocks.0.norm1.linear.weight"].written_as == "Q8_0"
+
+
+def test_short_rows_of_a_k_model_keep_their_codes_in_q4_1(models, tmp_path):
+    """Blocks of 256 do not fill rows of 128: d sc and dmin mn are rounded to float16, codes are not."""
+    given = {"bit_width": 4, "group_size": 32, "scale_format": "k", "method": "uls"}
+    report = export_model(models.quantized("dit", **given), "gguf", tmp_path / "m.gguf")
+    entry = next(t for t in report.tensors if t.name == Q)
+    assert (entry.written_as, entry.exact) == ("Q4_1", False)
+    assert entry.sqnr_db > 60
+    assert "codes taken over" in entry.reason
+    with open_quantized(models.quantized("dit", **given)) as model:
+        ((_, tile),) = model[Q].tiles()
+        codes = unpack_codes(tile.packed, 4, 128).reshape(-1, 2, 16)
+        blocks = read(tmp_path / "m.gguf")[Q].data.reshape(-1, 20)
+        np.testing.assert_array_equal(blocks[:, 4:], codes[:, 0] | codes[:, 1] << 4)
 
 
 @pytest.fixture(scope="module")

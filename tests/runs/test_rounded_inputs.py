@@ -13,12 +13,14 @@ from arrowquant_nb import (
     DiffusionQuantConfig,
     LayerReport,
     MetadataError,
+    ModelNotFoundError,
     ParquetV2Extended,
     QuantizationResult,
     ShapeMismatchError,
     SpatialQuantMetadata,
     TimeAwareQuantMetadata,
     ValidationError,
+    ValidationReport,
     evaluate_sample,
     open_quantized,
     quantized_sample,
@@ -242,6 +244,15 @@ def test_rotated_weights_have_their_inputs_rounded_in_the_same_basis(tmp_path):
     )
     assert all(r.rotation_seed == 0 for r in rotated.layers if r.inputs)
     assert network_db(rotated) > network_db(plain) + 1
+
+
+def test_validating_a_sample_runs_it_with_its_rounded_inputs(four, models):
+    report = ArrowQuantV2().validate_quality("digits-dit", four.quantized_path, n_samples=2)
+    assert report.network == evaluate_sample("digits-dit", four.quantized_path, n=2)
+    assert ValidationReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert f"SQNR {report.network['network_sqnr_db']:.1f} dB over 2 samples, rounded inputs included" in str(report)
+    with pytest.raises(ModelNotFoundError, match="is no bundled sample"):
+        ArrowQuantV2().validate_quality(models.dit, models.quantized("dit"), n_samples=2)
 
 
 def test_unknown_modes_and_other_models_are_refused(four):

@@ -110,6 +110,13 @@ def test_the_gradient_of_the_inputs_passes_through():
     torch.testing.assert_close(x.grad, 2 * (x.detach() @ weight.t()) @ weight, rtol=1e-3, atol=1e-2)
 
 
+def test_a_bias_can_be_trained():
+    layer = QuantizedLinear.from_arrays(everything(), torch.ones(48))
+    layer.bias.requires_grad_()
+    layer(torch.from_numpy(random(5, 96))).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full((48,), 5.0))
+
+
 def test_no_inputs_give_no_outputs():
     layer = QuantizedLinear.from_arrays(everything())
     assert layer(torch.zeros(0, 96)).shape == (0, 48)

@@ -10,12 +10,14 @@ from arrowquant_nb.ui.form import ADVANCED_GROUPS, Form
 
 # One valid value per field that differs from every profile.
 OTHER = {
-    "deployment_profile": "edge", "bit_width": 2, "group_size": 256, "method": "mse", "min_accuracy": 0.123456789,
+    "deployment_profile": "edge", "bit_width": 2, "group_size": 256, "method": "mse",
+    "min_accuracy": 0.123456789,
     "gain_correction": False, "fail_fast": True, "skip_sensitive_layers": True,
     "sensitive_layer_names": ["a.b.weight"], "sensitive_layer_patterns": [r"attn\d+\.to_q"],
     "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "modality": "image", "enable_time_aware": False,
     "enable_spatial": False, "num_time_groups": 7, "calibration_samples": 33, "activation_bit_width": 8,
-    "min_output_sqnr_db": 12.5, "scale_format": "k", "rotation": "auto", "low_rank": 3, "target_model_size_mb": 1.5,
+    "min_output_sqnr_db": 12.5, "scale_format": "float16", "rotation": "auto", "low_rank": 3,
+    "target_model_size_mb": 1.5,
     "num_threads": 3, "seed": 2**63 - 1,
 }  # fmt: skip
 # A value that is refused, as typed.
@@ -45,13 +47,11 @@ def test_every_advanced_field_has_a_place_in_a_named_group():
 @pytest.mark.parametrize("name", available_fields())
 def test_each_field_can_be_set_from_the_form_and_shows_that_it_changed(form, name):
     form.set_config(DiffusionQuantConfig())
-    if name == "scale_format":  # format k has no such group size as local sets for other widths
-        form.controls["group_size"].value = 64
     form.controls[name].value = OTHER[name]
     assert form.complaints == {}
     assert form.config.to_dict()[name] == OTHER[name]
     if name != "deployment_profile":
-        assert form.changed == (name,)
+        assert name in form.changed
         assert "changed" in form._marks[name].value
     assert str(field_facts()[name]["range"]) in form.controls[name].main.tooltip
 
@@ -91,14 +91,24 @@ def test_another_profile_refills_what_the_old_one_had_filled_in_and_keeps_change
     assert form.changes.value == "changed: 1 change"
 
 
-def test_a_group_of_sixteen_is_offered_only_where_the_scales_have_it(form):
+def test_what_a_profile_fills_in_follows_a_change_and_is_shown(form):
     form.set_config(DiffusionQuantConfig())
-    assert 16 not in [n for _, n in form.controls["group_size"].main.options]
-    form.controls["bit_width"].value = 2
-    form.controls["scale_format"].value = "k"
-    form.controls["group_size"].value = 16
+    form.controls["group_size"].value = 256
+    assert form.config == DiffusionQuantConfig(group_size=256)
+    assert form.controls["scale_format"].value == str(form.config.scale_format) == "float16"
+
+
+def test_a_group_of_sixteen_is_offered_only_where_the_scales_have_it(form):
+    def offered():
+        return [n for _, n in form.controls["group_size"].main.options]
+
+    form.set_config(DiffusionQuantConfig.from_profile("edge"))
     assert form.config.group_size == 16
     form.controls["scale_format"].value = "float16"
+    assert form.config.group_size == form.controls["group_size"].value == 32
+    form.controls["deployment_profile"].value = "cloud"
+    assert 16 not in offered()
+    form.controls["group_size"].value = 16
     assert set(form.complaints) == {"group_size"}
 
 

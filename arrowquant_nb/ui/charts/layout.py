@@ -21,7 +21,7 @@ GAP: Final = 18
 PANEL: Final = 190
 MAP_ROW: Final = 18
 LEAST_LIST: Final = 15
-WIDE: Final = 1000
+WIDE: Final = 900
 """From this width of the cell on there are two columns."""
 
 

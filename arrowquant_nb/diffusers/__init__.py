@@ -1,0 +1,23 @@
+"""Quantized models in diffusers and transformers: importing this registers the method `arrowquant` with both.
+
+import arrowquant_nb.diffusers
+
+model = FluxTransformer2DModel.from_pretrained("folder-of-arrowquant-export-to-diffusers")
+
+skeleton.py              a float model made ready for packed codes, and finished
+folder_config.py         `quantization_config` as the two libraries want it
+diffusers_backend.py     the method of diffusers
+transformers_backend.py  the method of transformers, for text encoders and language models
+pipelines.py             `quantize_pipeline`: a pipeline quantized in place
+pixel_pipeline.py        a pipeline for transformers on pixels, such as the bundled ones
+"""
+
+from arrowquant_nb.diffusers import diffusers_backend, transformers_backend
+from arrowquant_nb.diffusers.diffusers_backend import ArrowQuantConfig
+from arrowquant_nb.diffusers.pipelines import PipelineQuantization, quantize_pipeline
+from arrowquant_nb.diffusers.pixel_pipeline import PixelDiTPipeline
+
+__all__ = ["ArrowQuantConfig", "PipelineQuantization", "PixelDiTPipeline", "quantize_pipeline"]
+
+diffusers_backend.register()
+transformers_backend.register()

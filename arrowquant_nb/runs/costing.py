@@ -1,0 +1,144 @@
+"""A model's costs: which layers are open, a sample of their rows, and the figures, measured now or earlier.
+
+Joins a checkpoint and its calibration for `measuring.py`; who asks is a forecast, a size budget or a run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import xxhash
+
+from arrowquant_nb import samples
+from arrowquant_nb.calibration.cache import cache_folder
+from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
+from arrowquant_nb.runs.cost_cache import FOLDER, content_key, read_costs, write_costs
+from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
+from arrowquant_nb.runs.measuring import SampledLayer, kept_nbytes, measure_layers, pieces_of
+from arrowquant_nb.runs.sink import ALGORITHM_VERSION
+from arrowquant_nb.samples.probe import Probe
+from arrowquant_nb.samples.runnable import CALIBRATION
+from arrowquant_nb.storage.policy_table import ROLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.costs import LayerCosts
+    from arrowquant_nb.runs.calibrating import RunCalibration
+    from arrowquant_nb.samples import Sample
+    from arrowquant_nb.storage.checkpoint_reader import Checkpoint
+
+# Raised whenever the same rows would give other figures.
+COSTS_VERSION: Final = 1
+# The network calls that a layer alone is judged on; of other trajectories than the run's calibration.
+PROBE_TRAJECTORIES: Final = 4
+PROBE_STEPS: Final = 4
+PROBE_SEED: Final = 1_000_003
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCosts:
+    """What every way of storing every quantized layer costs."""
+
+    layers: tuple[LayerCosts, ...]
+    """In checkpoint order; kept tensors have none."""
+    reused: bool
+    """Measured by an earlier call."""
+    warnings: tuple[str, ...]
+    """What was wrong with the cache."""
+
+    def __getitem__(self, name: str) -> LayerCosts:
+        return self.by_name[name]
+
+    @property
+    def by_name(self) -> dict[str, LayerCosts]:
+        """By weight name."""
+        return {layer.name: layer for layer in self.layers}
+
+
+def is_open(task: LayerTask) -> bool:
+    """Tell whether no rule decides a layer's width: not the user's, not its class's."""
+    return task.rule == "bit_width" and task.bit_width != KEPT_BIT_WIDTH and not ROLES[task.role].least_bit_width
+
+
+def runnable_of(located: LocatedModel) -> Sample | None:
+    """Return the model where it can be run here: a bundled one."""
+    argument = located.argument
+    return samples.runnable(argument.removeprefix(SAMPLE_PREFIX)) if argument.startswith(SAMPLE_PREFIX) else None
+
+
+def measure_model(
+    checkpoint: Checkpoint,
+    tasks: Sequence[LayerTask],
+    calibration: RunCalibration,
+    n_time_groups: int,
+    model: Sample | None,
+    n_threads: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> ModelCosts:
+    """Measure what the ways of storing each quantized layer cost, or take it from the cache.
+
+    Parameters
+    ----------
+    checkpoint, tasks : the model and what a run would do to it.
+    calibration, n_time_groups : what is known of the layers' inputs.
+    model : the float model where it can be run; else its network's output is not measured.
+    """
+    layers = [_sampled(checkpoint, task) for task in tasks if not task.kept]
+    groups = n_time_groups if calibration.hash else 0
+    key = content_key([_facts(layers), calibration.hash, groups, _network_facts(model)])
+    folder = cache_folder(os.environ).with_name(FOLDER)
+    found, warning = read_costs(folder, key)
+    if found is not None:
+        progress(1.0)
+        return ModelCosts(found, reused=True, warnings=())
+    probe = None
+    if model is not None and layers:
+        probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
+    measured = measure_layers(
+        layers,
+        lambda task: calibration.inputs(task.name, task.columns, n_time_groups),
+        probe,
+        n_threads,
+        progress,
+        cancelled,
+    )
+    said = [warning, write_costs(folder, key, measured)]
+    return ModelCosts(measured, reused=False, warnings=tuple(text for text in said if text))
+
+
+def _sampled(checkpoint: Checkpoint, task: LayerTask) -> SampledLayer:
+    pieces = pieces_of(task)
+    read = [checkpoint.read_rows(task.name, first, count) for first, count in pieces]
+    rows = np.ascontiguousarray(np.concatenate(read)) if len(read) > 1 else np.ascontiguousarray(read[0])
+    kept = kept_nbytes(task, checkpoint.entries[task.name].kept_dtype)
+    return SampledLayer(task, is_open(task), tuple(first for first, _ in pieces), rows, kept)
+
+
+def _facts(layers: Sequence[SampledLayer]) -> list[Any]:
+    """Everything about the layers that decides a figure."""
+    facts: list[Any] = [COSTS_VERSION, ALGORITHM_VERSION]
+    for layer in layers:
+        task, rows = layer.task, layer.rows
+        digest = xxhash.xxh3_128_hexdigest(rows.view(np.uint8).data)
+        facts.append([
+            task.name, list(task.shape), str(rows.dtype), digest, layer.first_rows, layer.open, layer.forms,
+            task.methods, task.compensated, task.gain_correction, task.rotation,
+            task.seed if task.rotation != "none" else 0, task.low_rank, layer.kept_nbytes,
+        ])  # fmt: skip
+    return facts
+
+
+def _network_facts(model: Sample | None) -> list[Any]:
+    if model is None:
+        return []
+    digest = xxhash.xxh3_128()
+    for name, weight in model.weights.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight).data)
+    return [digest.hexdigest(), PROBE_TRAJECTORIES, PROBE_STEPS, PROBE_SEED]

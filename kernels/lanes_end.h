@@ -1,0 +1,19 @@
+/* The end of a template that began with lanes.h. */
+#undef FOLD
+#undef FOLD_TREE
+#undef ADD
+#undef STEP8
+#undef STEP4
+#undef STEP2
+#undef STEP1
+#undef SHUFFLE
+#undef INLINE
+#undef EACH_PIECE
+#undef EACH_TILE
+#undef PIECES
+#undef v_max_abs
+#undef v_max
+#undef v_min
+#undef vh
+#undef vi
+#undef vf

@@ -1,0 +1,218 @@
+"""Compiled products with stored weights: checks every buffer, runs panels of rows on OpenMP threads.
+
+Panels never share an output, and each is summed in an order of its own, so the bytes do not depend on the number of
+threads. The arithmetic lives in product_floats.h and product_codes.h.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+cdef extern from "product.h" nogil:
+    enum: PANEL_ROWS, SLOTS
+    ctypedef struct dequantize_job:
+        const uint8_t *packed
+        const uint8_t *scales
+        const uint8_t *zeros
+        uint8_t *out
+        int64_t rows, columns, n_groups, packed_stride, zeros_stride, k_stride, n_blocks
+        int kind, bits, group_size, minimum, wide, k_bits, levels
+    ctypedef struct float_product:
+        dequantize_job weight
+        const float *x
+        const float *bias
+        float *out
+        float *ordered
+        int64_t tokens
+    ctypedef struct input_codes:
+        const float *x
+        const float *scale
+        const float *zero
+        int32_t *codes
+        float *scales
+        float *sums
+        int32_t *offsets
+        int64_t tokens, columns, words, n_segments
+        int bits, span, segment, weight_bits
+    ctypedef struct code_product:
+        dequantize_job weight
+        const input_codes *inputs
+        const float *bias
+        float *out
+    ctypedef struct product_set:
+        const char *name
+        int64_t (*few_width)(const float_product *job) noexcept
+        void (*order_inputs)(const float_product *job) noexcept
+        int64_t (*float_scratch)(const float_product *job) noexcept
+        int64_t (*code_scratch)(const code_product *job) noexcept
+    int product_sets(product_set *out)
+    void run_float_panel(const product_set *isa, const float_product *job, int64_t panel, uint8_t *scratch)
+    void run_code_panel(const product_set *isa, const code_product *job, int64_t panel, uint8_t *scratch)
+    void run_encode_inputs(const product_set *isa, const input_codes *inputs, int64_t group, uint8_t *scratch)
+
+cdef product_set _sets[5]
+cdef int _n_sets = product_sets(_sets)
+
+
+def supported_isas():
+    """Return the names of the instruction sets this machine runs, fastest last."""
+    return tuple(_sets[i].name.decode() for i in range(_n_sets))
+
+
+cdef int _find(str isa) except -1:
+    for i in range(_n_sets):
+        if _sets[i].name.decode() == isa:
+            return i
+    raise ValueError(f"instruction set {isa!r} is not one of {supported_isas()}")
+
+
+cdef int64_t _bytes(object array, list held, str name, int64_t nbytes) except -1:
+    """Return the address of a C-contiguous buffer of exactly `nbytes`; `held` keeps it from moving."""
+    cdef const uint8_t[::1] view
+    if not array.flags.c_contiguous or array.nbytes != nbytes or nbytes < 1:
+        raise ValueError(f"{name}: expected a contiguous buffer of {nbytes} bytes, got {array.nbytes}")
+    view = array.reshape(-1).view("u1")
+    held.append(view)
+    return <int64_t><size_t>&view[0]
+
+
+cdef int _fill_weight(dequantize_job *job, object weight, list held) except -1:
+    """Take over a `StoredMatrix` after checking that its buffers fit its sizes."""
+    cdef int64_t item, scales_nbytes
+    packed, scales, zero_points, grid, bits, group_size, (rows, columns) = weight
+    if rows < 1 or columns < 1 or bits not in (2, 4, 8) or group_size not in range(16, 257, 16):
+        raise ValueError(f"sizes out of range: {rows} x {columns}, {bits} bits, group_size {group_size}")
+    memset(job, 0, sizeof(dequantize_job))
+    job.rows, job.columns, job.bits, job.group_size = rows, columns, bits, group_size
+    job.minimum = {"zero_point": 0, "minimum": 1, "levels": 1, "k": 1}[grid]
+    job.levels = grid == "levels"
+    if job.levels and bits != 2:
+        raise ValueError(f"grid levels has two bits a code, not {bits}")
+    job.n_groups = (job.columns + job.group_size - 1) // job.group_size
+    item = scales.dtype.itemsize
+    if grid == "k":
+        job.k_bits = 6 if bits == 4 else 4
+        job.n_blocks = (job.columns + 255) // 256
+        job.k_stride = scales.shape[1]
+        item = (job.k_stride - (job.n_groups * job.k_bits + 7) // 8) // job.n_blocks
+        if (bits, group_size) not in ((2, 16), (2, 32), (4, 32), (4, 64)) or (
+            job.k_stride != job.n_blocks * item + (job.n_groups * job.k_bits + 7) // 8
+        ):
+            raise ValueError(f"no k format with {bits} bits, group_size {group_size}, {job.k_stride} bytes a row")
+    if item not in (2, 4):
+        raise ValueError(f"scales must be float16 or float32, got {scales.dtype}")
+    job.wide = item == 4
+    job.packed_stride = (job.columns * job.bits + 7) // 8
+    job.zeros_stride = (job.n_groups * job.bits + 7) // 8
+    scales_nbytes = job.rows * (job.k_stride if job.k_bits else job.n_groups * item)
+    job.packed = <const uint8_t *><size_t>_bytes(packed, held, "packed", job.rows * job.packed_stride)
+    job.scales = <const uint8_t *><size_t>_bytes(scales, held, "scales", scales_nbytes * (1 + job.levels))
+    job.zeros = <const uint8_t *><size_t>_bytes(
+        zero_points, held, "zero_points", scales_nbytes if job.minimum else job.rows * job.zeros_stride)
+    return 0
+
+
+cdef int _check(int64_t tokens, int64_t rows, dequantize_job *weight, const float[::1] bias, int64_t columns) except -1:
+    if columns != weight.columns or rows != weight.rows or tokens < 1 or (bias is not None and len(bias) != rows):
+        raise ValueError(f"{tokens} x {columns} inputs do not go with {weight.rows} x {weight.columns} weights")
+    return 0
+
+
+def multiply_floats(
+    const float[:, ::1] x, object weight, const float[::1] bias, float[:, ::1] out, int n_threads, str isa,
+):
+    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None."""
+    cdef float_product job
+    cdef const product_set *chosen = &_sets[_find(isa)]
+    cdef list held = []
+    cdef int64_t n_panels, scratch_nbytes, width, i
+    cdef uint8_t *scratch
+    _fill_weight(&job.weight, weight, held)
+    _check(x.shape[0], out.shape[1], &job.weight, bias, x.shape[1])
+    if out.shape[0] != x.shape[0] or n_threads < 1:
+        raise ValueError(f"{out.shape[0]} rows of outputs for {x.shape[0]} of inputs, {n_threads} threads")
+    job.x, job.out, job.tokens = &x[0, 0], &out[0, 0], x.shape[0]
+    job.bias = NULL
+    if bias is not None:
+        job.bias = &bias[0]
+    n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
+    scratch_nbytes = chosen.float_scratch(&job)
+    width = chosen.few_width(&job)
+    scratch = <uint8_t *>malloc(n_threads * scratch_nbytes + job.tokens * width * 4 + 64)
+    if scratch == NULL:
+        raise MemoryError
+    job.ordered = NULL
+    if width:
+        job.ordered = <float *>scratch
+        chosen.order_inputs(&job)
+    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
+        run_float_panel(chosen, &job, i, scratch + threadid() * scratch_nbytes)
+    free(scratch)
+
+
+def multiply_codes(
+    const float[:, ::1] x, object weight, const float[::1] bias, float[:, ::1] out, int bits, int64_t span,
+    const float[::1] scale, const float[::1] zero, int n_threads, str isa,
+):
+    """Do as `multiply_floats` with x rounded to codes of `bits`.
+
+    The grid is that of the range of each token and `span` columns, or given: `scale` and `zero` per token.
+    """
+    cdef code_product job
+    cdef input_codes inputs
+    cdef const product_set *chosen = &_sets[_find(isa)]
+    cdef list held = []
+    cdef int64_t n_panels, n_slots, nbytes, a, b
+    cdef uint8_t *scratch
+    cdef uint8_t *of_threads
+    _fill_weight(&job.weight, weight, held)
+    _check(x.shape[0], out.shape[1], &job.weight, bias, x.shape[1])
+    if out.shape[0] != x.shape[0] or n_threads < 1 or bits not in (4, 8) or span < 16:
+        raise ValueError(f"{bits} bits, {span} columns, {n_threads} threads, or {out.shape[0]} outputs cannot be")
+    if (scale is None) != (zero is None) or (scale is not None and (len(scale) != len(x) or len(zero) != len(x))):
+        raise ValueError("scale and zero must be given together, one per token")
+    # Every parameter is the same within a segment.
+    a, b = job.weight.group_size, 0 if span >= x.shape[1] else span
+    while b:
+        a, b = b, a % b
+    inputs.segment, inputs.span = a, min(span, x.shape[1])
+    if span < x.shape[1] and span % 16:
+        raise ValueError(f"a span of {span} columns is not a multiple of 16")
+    inputs.bits, inputs.weight_bits = bits, job.weight.bits
+    inputs.tokens, inputs.columns = x.shape[0], x.shape[1]
+    inputs.n_segments = (inputs.columns + inputs.segment - 1) // inputs.segment
+    inputs.words = inputs.n_segments * inputs.segment // 4
+    inputs.x = &x[0, 0]
+    inputs.scale = inputs.zero = NULL
+    if scale is not None:
+        inputs.scale, inputs.zero = &scale[0], &zero[0]
+    job.inputs, job.out = &inputs, &out[0, 0]
+    job.bias = NULL
+    if bias is not None:
+        job.bias = &bias[0]
+    n_slots = (inputs.tokens + SLOTS - 1) // SLOTS
+    nbytes = max(chosen.code_scratch(&job), inputs.words * 4)
+    scratch = <uint8_t *>malloc(n_slots * SLOTS * 4 * (inputs.words + 3 * inputs.n_segments) + n_threads * nbytes)
+    if scratch == NULL:
+        raise MemoryError
+    inputs.codes = <int32_t *>scratch
+    inputs.scales = <float *>(inputs.codes + n_slots * SLOTS * inputs.words)
+    inputs.sums = inputs.scales + n_slots * SLOTS * inputs.n_segments
+    inputs.offsets = <int32_t *>(inputs.sums + n_slots * SLOTS * inputs.n_segments)
+    n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
+    of_threads = <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments)
+    _run_codes(chosen, &job, n_slots, n_panels, of_threads, nbytes, n_threads)
+    free(scratch)
+
+
+cdef int _run_codes(
+    const product_set *chosen, code_product *job, int64_t n_slots, int64_t n_panels, uint8_t *scratch, int64_t nbytes,
+    int n_threads,
+) except -1:
+    cdef int64_t i
+    for i in prange(n_slots, nogil=True, schedule="static", num_threads=n_threads if n_slots > 1 else 1):
+        run_encode_inputs(chosen, job.inputs, i, scratch + threadid() * nbytes)
+    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
+        run_code_panel(chosen, job, i, scratch + threadid() * nbytes)
+    return 0

@@ -1,0 +1,14 @@
+/* The product kernels, written once for every instruction set; see rows.h for how such a template is included. */
+
+#include "lanes.h"
+#include "codes.h"
+#include "grid_values.h"
+#ifndef WITH_VNNI
+#include "decode.h"
+#if LANES == 16
+#include "product_few.h"
+#endif
+#include "product_floats.h"
+#endif
+#include "product_codes.h"
+#include "lanes_end.h"

@@ -1,0 +1,162 @@
+"""Products with stored weights: floats to rounding, codes byte for byte on every instruction set and thread count."""
+
+import numpy as np
+import pytest
+
+from arrowquant_nb import _kernels
+from arrowquant_nb._kernels import StoredMatrix
+from arrowquant_nb.quantizers import quantize_array
+from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
+
+GRIDS = [
+    (8, 64, "rtn", "float16"),
+    (4, 32, "rtn", "float16"),
+    (2, 64, "rtn", "float16"),
+    (8, 128, "uls", "float16"),
+    (4, 64, "uls", "float16"),
+    (4, 48, "uls", "float16"),
+    (4, 256, "uls", "float16"),
+    (2, 16, "uls", "float16"),
+    (2, 32, "r2q", "float16"),
+    (2, 128, "r2q", "float16"),
+    (4, 32, "uls", "k"),
+    (2, 16, "uls", "k"),
+]
+SIZES = [(1, 16), (40, 256), (37, 200), (19, 1100), (33, 2064)]
+TOKENS = (1, 2, 3, 5, 8, 17)
+every_grid = pytest.mark.parametrize("grid", GRIDS, ids=lambda g: "-".join(map(str, g)))
+
+
+def random(*shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def stored(rows, columns, grid, wide=False):
+    """A quantized matrix, its order form, and its values in float64."""
+    bits, group, method, scale_format = grid
+    scale = 1e9 if wide else 1.0  # beyond float16, so that scales are float32
+    tensor = quantize_array(random(rows, columns, scale=scale), bits, group, method, scale_format=scale_format)
+    form = StoredMatrix(tensor.packed, tensor.scales, tensor.zero_points, tensor.grid, bits, group, (rows, columns))
+    return form, tensor.dequantize().astype(np.float64)
+
+
+def floats(x, form, bias, isa, threads=1):
+    out = np.full((len(x), form.shape[0]), np.nan, np.float32)
+    _kernels.multiply_floats(x, form, bias, out, threads, isa)
+    return out
+
+
+def codes(x, form, bias, isa, span=None, grid=None, bits=8, threads=1):
+    out = np.full((len(x), form.shape[0]), np.nan, np.float32)
+    _kernels.multiply_codes(x, form, bias, out, bits, max(span or x.shape[1], 16), grid, threads, isa)
+    return out
+
+
+@every_grid
+def test_float_products_equal_the_dequantized_weight_in_float64(grid):
+    for rows, columns in SIZES:
+        form, weight = stored(rows, columns, grid)
+        bias = random(rows, seed=2)
+        for tokens in TOKENS:
+            x = random(tokens, columns, seed=tokens)
+            expected = x.astype(np.float64) @ weight.T + bias
+            size = np.abs(x).astype(np.float64) @ np.abs(weight.T) + 1
+            for isa in _kernels.product_isas():
+                assert (np.abs(floats(x, form, bias, isa) - expected) < 3e-6 * size).all(), (rows, columns, tokens, isa)
+
+
+@every_grid
+def test_products_of_codes_are_the_same_bytes_everywhere(grid):
+    for rows, columns in SIZES:
+        form, _ = stored(rows, columns, grid)
+        bias = random(rows, seed=2)
+        for tokens in TOKENS:
+            x = random(tokens, columns, seed=tokens, scale=2.0)
+            static = random(tokens, seed=3) ** 2 + np.float32(0.01), np.arange(tokens, dtype=np.float32) * 15
+            for case in ({}, {"span": 64}, {"span": 16, "bits": 4}, {"grid": static}):
+                first, *others = (codes(x, form, bias, isa, **case) for isa in _kernels.product_isas())
+                assert np.isfinite(first).all()
+                assert all(np.array_equal(first, other) for other in others), (rows, columns, tokens, case)
+
+
+@every_grid
+def test_products_of_codes_are_those_of_the_rounded_inputs(grid):
+    form, weight = stored(37, 200, grid)
+    x = random(6, 200, seed=1, scale=2.0)
+    static = np.full(6, 0.03, np.float32), np.full(6, 100, np.float32)
+    in_groups = np.concatenate([round_rows(x[:, k : k + 64], 8) for k in range(0, 200, 64)], 1)
+    cases = [
+        ({}, round_rows(x, 8)),
+        ({"bits": 4}, round_rows(x, 4)),
+        ({"span": 64}, in_groups),
+        ({"grid": static}, round_to_grid(x, 0.03, 100, 8)),
+    ]
+    for case, rounded in cases:
+        expected = rounded.astype(np.float64) @ weight.T
+        tolerance = 2e-5 * (np.abs(rounded).astype(np.float64) @ np.abs(weight.T) + 1)
+        assert (np.abs(codes(x, form, None, None, **case) - expected) < tolerance).all(), case
+
+
+def test_wide_scales_and_two_threads_change_nothing():
+    x = random(9, 1100, seed=1)
+    for grid in GRIDS[:5] + GRIDS[-2:]:
+        form, weight = stored(67, 1100, grid, wide=grid[3] != "k")
+        for isa in _kernels.product_isas():
+            one = floats(x, form, None, isa)
+            np.testing.assert_allclose(one, x @ weight.T, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+            assert np.array_equal(one, floats(x, form, None, isa, threads=2))
+            assert np.array_equal(codes(x, form, None, isa), codes(x, form, None, isa, threads=2))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_no_number_spoils_its_own_token_only(bad):
+    form, _ = stored(40, 256, GRIDS[0])
+    x = random(3, 256)
+    good = codes(x, form, None, None)
+    x[1, 77] = bad
+    for isa in _kernels.product_isas():
+        got = codes(x, form, None, isa)
+        assert np.isnan(got[1]).all()
+        assert np.array_equal(got[[0, 2]], good[[0, 2]])
+        if np.isnan(bad):
+            given = np.ones(3, np.float32), np.full(3, 9, np.float32)
+            assert np.isnan(codes(x, form, None, isa, grid=given)[1]).all()
+
+
+def test_a_token_of_zeros_gives_the_bias():
+    for grid in GRIDS:
+        form, _ = stored(37, 200, grid)
+        bias, x = random(37, seed=2), np.zeros((2, 200), np.float32)
+        for isa in _kernels.product_isas():
+            assert np.array_equal(codes(x, form, bias, isa), np.tile(bias, (2, 1)))
+            assert np.array_equal(codes(x, form, bias, isa, span=64), np.tile(bias, (2, 1)))
+
+
+@pytest.mark.skipif(_kernels.compiled_product is None, reason="the NumPy path checks nothing: its callers do")
+def test_buffers_that_do_not_fit_are_refused():
+    form, _ = stored(40, 256, GRIDS[4])
+    x = random(3, 256)
+    for wrong in (
+        form._replace(packed=form.packed[:-1]),
+        form._replace(scales=form.scales[:, :-1].copy()),
+        form._replace(shape=(40, 128)),
+        form._replace(bit_width=3),
+        form._replace(group_size=24),
+        form._replace(grid="k"),
+        form._replace(grid="levels"),
+    ):
+        for isa in _kernels.product_isas()[1:]:
+            with pytest.raises(ValueError, match=r"."):
+                floats(x, wrong, None, isa)
+            with pytest.raises(ValueError, match=r"."):
+                codes(x, wrong, None, isa)
+    with pytest.raises(ValueError, match="256"):
+        floats(random(3, 240), form, None, None)
+    with pytest.raises(ValueError, match="go with"):
+        floats(x, form, random(39), None)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        codes(x, form, None, None, span=40)
+    with pytest.raises(ValueError, match="one per token"):
+        codes(x, form, None, None, grid=(np.ones(2, np.float32), np.ones(2, np.float32)))
+    with pytest.raises(ValueError, match="instruction set"):
+        floats(x, form, None, "sse9")

@@ -1,0 +1,276 @@
+"""The backend of diffusers and transformers: folders load, compute what their floats compute, and are saved again."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+import tiny_torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+import arrowquant_nb as aq  # noqa: E402
+from arrowquant_nb import (  # noqa: E402
+    CheckpointError,
+    ConfigurationError,
+    DiffusionQuantConfig,
+    MetadataError,
+    ModelNotFoundError,
+    ShapeMismatchError,
+)
+from arrowquant_nb.diffusers import PixelDiTPipeline, quantize_pipeline  # noqa: E402
+from arrowquant_nb.runtime import QuantizedConv2d, QuantizedLinear  # noqa: E402
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+RTN = DiffusionQuantConfig(bit_width=4, method="rtn")
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def language_model():
+    """A masked language model whose vocabulary is large enough to be quantized, tied to the output layer."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=400, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config).eval()
+
+
+class Folders:
+    """Models saved, quantized and exported, each made once."""
+
+    def __init__(self, root):
+        self._root = root
+
+    def of(self, name):
+        """Return the folders of the float model, of the master copy and of the export."""
+        paths = [self._root / f"{name}-{kind}" for kind in ("float", "master", "exported")]
+        if not paths[2].exists():
+            model = language_model() if name == "BERT" else tiny_torch.seeded(name)[0]
+            model.save_pretrained(paths[0])
+            aq.ArrowQuantV2(RTN).quantize_diffusion_model(paths[0], paths[1], calibration="none")
+            aq.export_model(paths[1], "diffusers", paths[2])
+        return paths
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return Folders(tmp_path_factory.mktemp("folders"))
+
+
+@pytest.fixture
+def exported(folders, tmp_path):
+    """A copy of the exported DiT that a test may damage."""
+    return shutil.copytree(folders.of("DiT")[2], tmp_path / "damaged")
+
+
+def output_of(model, call, seed=5):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        found = model(**call)
+    return found.logits if hasattr(found, "logits") else found.sample
+
+
+@pytest.mark.parametrize("name", ["DiT", "UNet", "Flux", "Wan", "StableAudio"])
+def test_a_folder_loads_with_its_class_computes_its_floats_and_round_trips(name, folders, tmp_path):
+    source, master, exported = folders.of(name)
+    float_model, call = tiny_torch.seeded(name)
+    kind = type(float_model)
+    loaded, info = kind.from_pretrained(exported, output_loading_info=True)
+    assert not any(info.values())
+    swapped = [m for m in loaded.modules() if isinstance(m, (QuantizedLinear, QuantizedConv2d))]
+    assert len(swapped) == sum(not aq.open_quantized(master)[n].kept for n in aq.open_quantized(master))
+    float_model.load_state_dict(aq.dequantize_state_dict(master))
+    torch.manual_seed(3)
+    inputs = call(500)
+    expected = output_of(float_model, inputs)
+    torch.testing.assert_close(output_of(loaded, inputs), expected, rtol=1e-4, atol=1e-5)
+    loaded.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"] == json.loads((exported / "config.json").read_text())["quantization_config"]
+    again = kind.from_pretrained(tmp_path)
+    assert torch.equal(output_of(again, inputs), output_of(loaded, inputs))
+    assert source.is_dir()
+
+
+def test_a_language_model_loads_with_its_class_and_stays_tied(folders, tmp_path):
+    _, master, exported = folders.of("BERT")
+    loaded = transformers.BertForMaskedLM.from_pretrained(exported)
+    assert isinstance(loaded.bert.encoder.layer[0].intermediate.dense, QuantizedLinear)
+    assert loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight
+    float_model = language_model()
+    float_model.load_state_dict(aq.dequantize_state_dict(master), strict=False)
+    call = {"input_ids": torch.arange(5, 25)[None]}
+    torch.testing.assert_close(output_of(loaded, call), output_of(float_model, call), rtol=1e-4, atol=1e-5)
+    loaded.save_pretrained(tmp_path)
+    again = transformers.BertForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert again.bert.encoder.layer[0].intermediate.dense.weight.scales.dtype == torch.float16
+    assert (output_of(again, call).float() - output_of(loaded, call)).abs().max() < 0.05
+
+
+def test_a_cast_changes_the_model_and_nothing_that_is_stored(folders):
+    exported = folders.of("DiT")[2]
+    loaded = diffusers.DiTTransformer2DModel.from_pretrained(exported, torch_dtype=torch.bfloat16)
+    stored = load_file(exported / WEIGHTS)
+    layer = loaded.transformer_blocks[0].attn1.to_q
+    assert (loaded.dtype, layer.weight.dtype) == (torch.bfloat16, torch.bfloat16)
+    for part, buffer in layer.weight.arrays().items():
+        assert torch.equal(buffer, stored[f"transformer_blocks.0.attn1.to_q.weight.{part}"])
+
+
+def test_a_pipeline_is_quantized_in_place_saved_and_loaded_by_a_fresh_process(tmp_path):
+    """What the reloaded pipeline draws is what the quantized one draws, so at the reported distance from the floats."""
+    pipeline = quiet(PixelDiTPipeline.from_sample("digits-dit"))
+    classes = {"class_labels": [3, 5]}
+
+    def draw():
+        return pipeline(**classes, num_inference_steps=4, generator=torch.Generator().manual_seed(3)).images
+
+    before = draw()
+    config = DiffusionQuantConfig(bit_width=4, layer_bit_widths={"*": 16, "*.attn1.*": 4, "*.ff.net.2": 4})
+    report = quantize_pipeline(pipeline, config, [classes] * 4, 4, output=tmp_path / "master")
+    assert report.component == "transformer"
+    assert report.n_compared == 4
+    assert 25 < report.sample_psnr_db < 60
+    assert all(row.method.startswith("gptq") for row in report.result.layers if row.bit_width < 16)
+    after = draw()
+    assert 20 < 10 * np.log10(1 / np.mean((after - before) ** 2)) < 70
+    pipeline.save_pretrained(tmp_path / "saved")
+    np.save(tmp_path / "after.npy", after)
+    code = (
+        "import sys, numpy as np, torch, diffusers; import arrowquant_nb; torch.set_num_threads(1)\n"
+        "from arrowquant_nb.diffusers import PixelDiTPipeline\n"
+        "pipe = PixelDiTPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True)\n"
+        "seed = torch.Generator().manual_seed(3)\n"
+        "images = pipe(class_labels=[3, 5], num_inference_steps=4, generator=seed).images\n"
+        "assert 'QuantizedLinear' in repr(pipe.transformer)\n"
+        "print(float(np.abs(images - np.load(sys.argv[2])).max()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "saved"), str(tmp_path / "after.npy")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 1e-5
+
+
+def test_a_pipeline_of_diffusers_loads_whole_and_its_text_encoder_too(tmp_path):
+    pipeline = quiet(tiny_torch.dit_pipeline())
+    report = quantize_pipeline(pipeline, RTN, [1, 2], 2)
+    assert report.n_compared == 2
+    pipeline.save_pretrained(tmp_path / "dit")
+    again = quiet(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "dit"))
+    assert isinstance(again.transformer.transformer_blocks[0].attn1.to_q, QuantizedLinear)
+    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+    settings = {"num_inference_steps": 2, "output_type": "np"}
+    images = [p([1], generator=g, **settings).images for p, g in zip((pipeline, again), seeds, strict=True)]
+    assert np.array_equal(*images)
+
+    text = quiet(tiny_torch.sd_pipeline(vocab_size=700))
+    report = quantize_pipeline(text, RTN.model_copy(update={"modality": "text"}), component="text_encoder")
+    assert (report.component, report.sample_psnr_db) == ("text_encoder", None)
+    text.text_encoder.save_pretrained(tmp_path / "text")
+    loaded = transformers.CLIPTextModel.from_pretrained(tmp_path / "text")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected, found = (m(ids).last_hidden_state for m in (text.text_encoder, loaded))
+    torch.testing.assert_close(found, expected)
+
+
+def test_registering_needs_no_second_import():
+    assert diffusers.quantizers.auto.AUTO_QUANTIZER_MAPPING["arrowquant"].__module__.startswith("arrowquant_nb.")
+    assert transformers.quantizers.auto.AUTO_QUANTIZER_MAPPING["arrowquant"].__module__.startswith("arrowquant_nb.")
+
+
+def test_loading_does_not_quantize(folders):
+    from arrowquant_nb.diffusers import ArrowQuantConfig
+    from arrowquant_nb.export.folder_settings import FolderSettings
+
+    config = ArrowQuantConfig(FolderSettings({}))
+    with pytest.raises(ConfigurationError, match="to quantize a float model, load it and call"):
+        diffusers.DiTTransformer2DModel.from_pretrained(folders.of("DiT")[0], quantization_config=config)
+
+
+def loading(folder, kind=None):
+    return (kind or diffusers.DiTTransformer2DModel).from_pretrained(folder)
+
+
+def changed_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config["quantization_config"], config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+Q = "transformer_blocks.0.attn1.to_q.weight"
+
+
+def test_a_folder_of_another_model_names_what_differs(folders, exported):
+    with pytest.raises(ShapeMismatchError, match=r"not a folder of this SD3Transformer2DModel: the folder lacks"):
+        loading(exported, diffusers.SD3Transformer2DModel)
+    changed_config(exported, lambda _, config: config.update(num_layers=2))
+    with pytest.raises(ShapeMismatchError, match=r"the folder lacks \['transformer_blocks.1.attn1.to_k.bias'"):
+        loading(exported)
+    changed_config(exported, lambda _, config: config.update(num_layers=1, attention_head_dim=64))
+    with pytest.raises(ShapeMismatchError, match=r"is \(128,\) in the folder, \(256,\) in the model"):
+        loading(exported)
+
+
+def test_newer_versions_and_damaged_settings_are_refused(exported):
+    changed_config(exported, lambda settings, _: settings.update(format_version="2.0"))
+    with pytest.raises(MetadataError, match="update arrowquant_nb"):
+        loading(exported)
+    changed_config(exported, lambda settings, _: settings.update(format_version="1.0", layers=[1]))
+    with pytest.raises(MetadataError, match="layers must be an object"):
+        loading(exported)
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(exported):
+    tensors = load_file(exported / WEIGHTS)
+    for match, change in {
+        rf"missing \['{Q}.scales'\]": {f"{Q}.scales": None},
+        "not expected": {f"{Q}.low_rank_a": torch.zeros(128, 1, dtype=torch.float16)},
+        rf"'{Q}.packed' must be uint8 \[128, 64\]": {f"{Q}.packed": torch.zeros(128, 63, dtype=torch.uint8)},
+        "must be float16": {f"{Q}.scales": tensors[f"{Q}.scales"].float()},
+        r"not expected \['nothing'\]": {"nothing": torch.zeros(1)},
+        r"missing \['proj_out_2.bias'\]": {"proj_out_2.bias": None},
+    }.items():
+        damaged = {name: value for name, value in (tensors | change).items() if value is not None}
+        save_file(damaged, exported / WEIGHTS, metadata={"format": "pt"})
+        with pytest.raises(ShapeMismatchError, match=match):
+            loading(exported)
+
+
+def test_a_pickle_and_a_value_beyond_float16_are_refused(exported):
+    tensors = load_file(exported / WEIGHTS)
+    save_file(tensors | {"proj_out_2.bias": torch.full((16,), 1e6)}, exported / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'proj_out_2\.bias' overflows float16"):
+        diffusers.DiTTransformer2DModel.from_pretrained(exported, torch_dtype=torch.float16)
+    (exported / WEIGHTS).unlink()
+    torch.save(tensors, exported / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="a PyTorch pickle; nothing in it is executed here"):
+        loading(exported)
+
+
+def test_refusals_of_the_pipeline_functions():
+    with pytest.raises(ConfigurationError, match="is no pipeline and no model of diffusers or transformers"):
+        quantize_pipeline(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelNotFoundError, match="no bundled transformer 'docs-mlm'"):
+        PixelDiTPipeline.from_sample("docs-mlm")
+    pipeline = quiet(PixelDiTPipeline.from_sample("digits-dit"))
+    with pytest.raises(ConfigurationError, match=r"classes in 0..9, got \[10\]"):
+        pipeline([10])

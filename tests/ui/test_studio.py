@@ -1,0 +1,335 @@
+"""The app by its widgets' values, without a browser: form and plan, run, cancel, resume, error, one layer again."""
+
+import threading
+import time
+
+import pytest
+from conftest import dit_tensors, tree, write_checkpoint
+
+import arrowquant_nb as aq
+from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.ui import app as app_module
+from arrowquant_nb.ui.app import Studio
+
+QUICK = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
+
+
+def drained(app, seconds=120.0):
+    end = time.monotonic() + seconds
+    while app.drain():
+        assert time.monotonic() < end, "the app never came to rest"
+        time.sleep(0.01)
+    return app
+
+
+def until(app, condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        app.drain()
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.005)
+
+
+def words_of(app):
+    return app.run_view.dashboard.status.value
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An app whose run of the sample has finished."""
+    app = drained(Studio("digits-dit", QUICK))
+    app.output.value = str(tmp_path_factory.mktemp("studio") / "out")
+    app.run.click()
+    assert app.running
+    drained(app)
+    yield app
+    app.close(30)
+
+
+@pytest.fixture
+def still(models):
+    """An app over a small checkpoint that nothing has been run in."""
+    app = drained(Studio(models.mixed, DiffusionQuantConfig(method="rtn")))
+    yield app
+    app.close(30)
+
+
+def test_without_a_word_the_first_sample_is_open_and_can_be_run():
+    app = Studio()
+    assert app.plan is not None
+    assert not app.run.disabled
+    assert "Image model: 28 layers" in app.picker.words.value
+    assert "metadata.json" in app.picker.words.value
+    assert "Nothing has been written" in app.status.value
+    drained(app)
+
+
+def test_every_width_button_carries_the_size_of_its_plan(still):
+    labels = {bits: label for label, bits in still.form.controls["bit_width"].main.options}
+    for bits in (2, 4, 8):
+        plan = aq.ArrowQuantV2(still.config.replace(bit_width=bits)).plan(still.model)
+        assert labels[bits].startswith(f"INT{bits}  ")
+        assert float(labels[bits].split()[1]) == pytest.approx(plan.size_mb, abs=6e-3)
+
+
+def test_a_change_of_the_form_changes_the_plan_and_says_by_how_much(still):
+    before = still.plan.size_mb
+    still.form.controls["bit_width"].value = 8
+    drained(still)
+    assert still.plan.size_mb > before
+    assert f"+{still.plan.size_mb - before:.3f} MB" in still._plan_box.value
+    assert still.output.value.endswith("-int8"), "the suggested name follows"
+
+
+def test_a_refused_value_turns_run_off_and_names_the_field(still):
+    still.form.controls["min_accuracy"].main.value = "1.2"
+    drained(still)
+    assert still.run.disabled
+    assert "Run is off: 1 setting needs attention (Quality floor)" in still.why_off.value
+    still.form.controls["min_accuracy"].main.value = "0.9"
+    drained(still)
+    assert not still.run.disabled
+
+
+def test_a_rule_that_matches_no_layer_is_said_where_the_model_is(still):
+    still.form.controls["layer_bit_widths"].main.value = "no.such.layer: 8"
+    drained(still)
+    assert "matches no weight" in still.picker.words.value
+    assert still.run.disabled
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "missing", "there is no model at"),
+        (lambda p: (p / "weights.bin").write_bytes(b"\x80\x02") and p / "weights.bin", "weights.bin"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "empty"),
+    ],
+)
+def test_a_path_that_is_no_model_is_said_under_it(still, tmp_path, make, words):
+    still.picker.path.value = str(make(tmp_path))
+    still.picker.open.click()
+    drained(still)
+    assert "role='alert'" in still.picker.words.value
+    assert words in still.picker.words.value
+    assert still.run.disabled
+    assert "no model is open" in still.why_off.value
+
+
+def test_a_misspelled_path_is_answered_with_the_near_one(still, tmp_path):
+    (tmp_path / "flux-fp16").mkdir()
+    still.picker.path.value = str(tmp_path / "flux-fp61")
+    still.picker.open.click()
+    drained(still)
+    assert "Did you mean" in still.picker.words.value
+    assert "flux-fp16" in still.picker.words.value
+
+
+def test_settings_go_to_yaml_and_come_back_unchanged(still, tmp_path):
+    still.form.set_config(DiffusionQuantConfig.from_profile("edge", seed=7, layer_bit_widths={"layers.1": 8}))
+    written = still.config
+    still.settings.file.value = str(tmp_path / "s.yaml")
+    still.settings.save.click()
+    still.form.set_config(DiffusionQuantConfig())
+    still.settings.load.click()
+    assert still.config == written
+    assert "Loaded" in still.settings.words.value
+
+
+def test_unreadable_yaml_is_said_with_its_line_and_changes_nothing(still, tmp_path):
+    before = still.config
+    (tmp_path / "bad.yaml").write_text("bit_width: 4\nbitwidth: 2\n")
+    for name in ("bad.yaml", "missing.yaml"):
+        still.settings.file.value = str(tmp_path / name)
+        still.settings.load.click()
+        assert "role='alert'" in still.settings.words.value
+        assert "Nothing was changed." in still.settings.words.value
+    still.settings.file.value = str(tmp_path / "bad.yaml")
+    still.settings.load.click()
+    assert "line 2" in still.settings.words.value
+    assert "bit_width" in still.settings.words.value
+    assert still.config == before
+
+
+def test_copied_python_gives_an_equal_config_and_the_command_names_its_file(still, tmp_path):
+    still.form.set_config(DiffusionQuantConfig.from_profile("edge", seed=7, sensitive_layer_names=("layers.1",)))
+    still.settings.file.value = str(tmp_path / "s.yaml")
+    still.settings.python.click()
+    code = still.settings.code.value
+    names = {}
+    exec(code.rpartition("result = ")[0], names)
+    assert names["config"] == still.config
+    assert still.settings.code.layout.display == ""
+    still.settings.papermill.click()
+    assert still.settings.code.value.startswith("arrowquant run ")
+    assert f"-p config_yaml {tmp_path / 's.yaml'}" in still.settings.code.value
+    assert DiffusionQuantConfig.from_yaml(tmp_path / "s.yaml") == still.config
+
+
+def test_outputs_that_cannot_be_used_turn_run_off_and_another_name_is_offered(still, models, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "holiday.jpg").touch()
+    for path, words in (
+        (tmp_path / "taken", "holds no run of ours"),
+        (models.quantized("dit"), "finished model of"),
+        (tmp_path / "taken" / "holiday.jpg", "This is a file"),
+        ("", "Type a folder"),
+    ):
+        still.output.value = str(path)
+        assert words in still.output_words.value
+        assert still.run.disabled
+    still.output.value = str(tmp_path / "taken")
+    still.another.click()
+    assert still.output.value == str(tmp_path / "taken-2")
+    assert not still.run.disabled
+
+
+def test_a_finished_run_is_the_run_of_the_settings(finished):
+    assert finished.run_view.session.error == ""
+    assert finished.result.config == QUICK.to_dict()
+    assert "Finished:" in words_of(finished)
+    assert len(aq.open_quantized(finished.output.value)) == len(finished.result.layers)
+    assert finished.selection == finished.run_view.session.state.worst().name
+    assert finished.run_view.cancel.disabled
+    assert finished._form_place.layout.display == "none"
+
+
+def test_samples_of_original_and_quantized_appear_by_themselves(finished):
+    assert "<svg" in finished.run_view.samples.view.value
+    assert not finished.run_view.samples.draw.disabled
+
+
+def test_one_figure_and_no_thread_is_left(finished):
+    boxes = finished.run_view.dashboard.figure.widget.children
+    assert len(boxes) == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("arrowquant-run")]
+
+
+def test_one_layer_again_changes_that_layer_alone_and_undo_takes_it_back(finished):
+    folder = finished.run_view.session.output
+    before = tree(folder)
+    layers = {r.name: r for r in finished.result.layers}
+    name = finished.run_view.session.state.worst().name
+    finished.selection = name
+    card = finished.run_view.dashboard.card
+    card.bits.value = 8
+    card.apply.click()
+    assert card.apply.description == "Working..."
+    drained(finished)
+    assert finished.run_view.session.error == ""
+    assert {r.name for r in finished.result.layers if r != layers[r.name]} == {name}
+    changed = {file for file, digest in tree(folder).items() if digest != before[file]}
+    data = {file for file in changed if file.endswith(".parquet") and file != "stats.parquet"}
+    assert len(data) == 1
+    assert name.split(".")[-2] in next(iter(data))
+    assert finished.config.layer_bit_widths == {name: 8}, "YAML and copies carry the change"
+    assert "override" in finished.run_view.session.state.layers[name].words
+    assert "INT8" in card.title.value
+    finished.selection = name
+    card.undo.click()
+    drained(finished)
+    assert finished.config.layer_bit_widths == {}
+    assert tree(folder) == before
+
+
+def test_keeping_a_layer_redoes_no_other(finished):
+    name = finished.run_view.session.state.worst().name
+    finished.selection = name
+    card = finished.run_view.dashboard.card
+    card.keep.value = True
+    card.apply.click()
+    drained(finished)
+    n_quantized = sum(r.action == "quantized" for r in finished.result.layers)
+    assert finished.result.reused == n_quantized, "kept ones stand together in one file, which has one more now"
+    assert {r.name: r.action for r in finished.result.layers}[name] == "kept"
+    finished.run_view.session.override(name, None)
+    drained(finished)
+
+
+def test_the_report_is_one_file_beside_the_model(finished):
+    finished.run_view.save.click()
+    drained(finished)
+    output = finished.run_view.session.output
+    assert output.with_name(f"{output.name}-report.html").stat().st_size > 10_000
+    assert "Report saved" in words_of(finished)
+
+
+def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
+    model = write_checkpoint(tmp_path / "model", dit_tensors(n_blocks=12, width=256))
+    app = drained(Studio(model, DiffusionQuantConfig(method="mse")))
+    app.output.value = str(tmp_path / "out")
+    app.run.click()
+    app.run_view.cancel.click()
+    assert app.run_view.cancel.description == "Cancelling..."
+    assert "Stopping" in words_of(app)
+    drained(app)
+    assert not app.running
+    assert "Cancelled after" in words_of(app)
+    assert app.run_view.session.error == ""
+    assert app.run_view.resume.layout.display == ""
+    app.run_view.resume.click()
+    drained(app)
+    assert "Finished:" in words_of(app)
+    aq.ArrowQuantV2(app.config).quantize_diffusion_model(model, tmp_path / "straight")
+    assert tree(tmp_path / "out") == tree(tmp_path / "straight")
+    app.close(30)
+
+
+def test_a_failed_run_says_why_with_the_traceback_folded_and_can_keep_what_failed(models, tmp_path):
+    app = drained(Studio(models.mixed, DiffusionQuantConfig(method="rtn", min_accuracy=0.9999999)))
+    app.output.value = str(tmp_path / "out")
+    app.run.click()
+    drained(app)
+    assert "Failed" in app.run_view.error.value
+    assert "<details><summary>Show traceback" in app.run_view.error.value
+    assert "QuantizationError" in app.run_view.error.value
+    assert app.run_view.keep.layout.display == ""
+    app.run_view.keep.click()
+    drained(app)
+    assert "Finished:" in words_of(app)
+    assert set(app.result.config["layer_bit_widths"].values()) == {16}
+    app.close(30)
+
+
+def test_an_error_before_the_first_layer_is_shown_too(models, tmp_path):
+    app = drained(Studio(models.mixed, DiffusionQuantConfig(method="rtn")))
+    app.output.value = str(tmp_path / "out")
+    (tmp_path / "out").write_text("in the way")
+    app._folder = type(app._folder)()
+    app.run_view = None
+    app._check_output = lambda: None
+    app.run.disabled = False
+    app.run.click()
+    drained(app)
+    assert "is a file" in app.run_view.error.value
+    assert not app.running
+    app.close(30)
+
+
+def test_running_the_cell_again_replaces_the_app_and_leaves_no_thread(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(app_module, "_LIVE", {})
+    first = drained(aq.studio(models.dit))
+    first.output.value = str(tmp_path / "out")
+    first.run.click()
+    second = aq.studio(models.dit)
+    assert "Replaced by a newer view" in first._frame.content.children[0].value
+    assert first.close(60), "the old run ends"
+    drained(first)
+    second.output.value = str(tmp_path / "out")
+    assert second.run.description in ("Run", "Resume")
+    drained(second)
+    second.close(30)
+
+
+def test_the_theme_can_be_forced_and_follows_the_page_otherwise(still):
+    still._frame.bridge.theme = "dark"
+    assert "aq-dark" in still.widget._dom_classes
+    still._frame.theme_choice.value = "Light"
+    assert "aq-dark" not in still.widget._dom_classes
+    still._frame.theme_choice.value = "Dark"
+    still._frame.bridge.theme = "light"
+    assert "aq-dark" in still.widget._dom_classes
+
+
+def test_the_app_is_shown_by_being_what_a_cell_returns(still):
+    assert "application/vnd.jupyter.widget-view+json" in still._repr_mimebundle_()
