@@ -100,6 +100,7 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_end_to_end.py
 	$(BIN)/python tests/bench/bench_end_to_end.py --dtype float32
 	$(BIN)/python tests/bench/bench_export.py
+	$(BIN)/python tests/bench/bench_studio.py
 
 # Peers get an environment each under the cache folder, kept for the next time; half an hour on two idle cores.
 bench-quality: $(VENV)/.test

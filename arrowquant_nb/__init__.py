@@ -25,6 +25,7 @@ The house, top to bottom; a room imports only what stands below it:
                    plain values that every room may use, and their words
 """
 
+from contextlib import suppress as _suppress
 from importlib import import_module
 from sys import modules as _modules
 from typing import TYPE_CHECKING, Any
@@ -216,4 +217,5 @@ def __dir__() -> list[str]:
 
 # Whoever works with diffusers already can load our folders at once; importing it for everybody would take seconds.
 if "diffusers" in _modules:
-    import_module("arrowquant_nb.diffusers")
+    with _suppress(ImportError):  # `import arrowquant_nb.diffusers` says what is missing
+        import_module("arrowquant_nb.diffusers")

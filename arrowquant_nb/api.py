@@ -145,7 +145,10 @@ class ArrowQuantV2:
         variant: str | None = None,
         calibration: str | Path | None = None,
     ) -> Plan:
-        """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size."""
+        """Say what a run would do, from headers alone: per tensor its width, reason and exact payload size.
+
+        Under a size limit the widths are provisional: the run measures the layers first, as `forecast` does.
+        """
         return DiffusionOrchestrator(config or self.config).plan(
             model_path, requantize=requantize, component=component, variant=variant, calibration=calibration
         )

@@ -13,7 +13,7 @@ from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.errors import ConfigurationError, QuantizationError
 from arrowquant_nb.quantizers.layout import matrix_shape
-from arrowquant_nb.runs import planning, quantization
+from arrowquant_nb.runs import header_plan, planning, quantization
 from arrowquant_nb.runs.control import Progress
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class DiffusionOrchestrator:
 
     def plan(self, model_path: str | Path, **options: Any) -> Plan:
         """Say what a run would do; see `ArrowQuantV2.plan`."""
-        return planning.plan_model(model_path, self.config, **options)
+        return header_plan.plan_model(model_path, self.config, **options)
 
     def select_strategy(self, modality: Modality | str, has_calibration: bool = False) -> Strategy:
         """Return preferred and used method for a modality under this config, with the reason."""

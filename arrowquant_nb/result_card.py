@@ -94,7 +94,9 @@ def gate_words(report: LayerReport, min_output_sqnr_db: object = None) -> tuple[
     accepted = report.attempts[-1]
     gate, spare = _gate(accepted, min_output_sqnr_db)
     verb = f"fell back from INT{report.requested_bit_width}" if report.fell_back else "passed"
-    return gate, f"{verb}, {spare}" if accepted.passed else f"FAILED, {spare}"
+    if accepted.passed:
+        return gate, f"{verb}, {spare}"
+    return gate, f"held by the size limit, {spare}" if report.held else f"FAILED, {spare}"
 
 
 def settings(result: QuantizationResult) -> DiffusionQuantConfig | None:

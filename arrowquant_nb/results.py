@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arrowquant_nb import result_card, tables
+from arrowquant_nb.costs import LayerCosts
 from arrowquant_nb.json_form import JsonForm
+from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,6 +114,8 @@ class LayerReport(JsonForm):
     low_rank : rank of the float16 branch that is stored; 0 = none.
     scale_format : float16 or k ("" when kept).
     inputs : what is done to the layer's input; None = nothing, and nothing was tried.
+    held : a size limit decided the width, so a missed gate is recorded and no wider one was tried.
+    costs : what each way of storing it costs, where that was measured; None elsewhere.
     """
 
     name: str
@@ -139,10 +143,12 @@ class LayerReport(JsonForm):
     low_rank: int = 0
     scale_format: str = ""
     inputs: InputReport | None = None
+    held: bool = False
+    costs: LayerCosts | None = None
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
-        return {"attempts": AttemptReport, "inputs": InputReport}
+        return {"attempts": AttemptReport, "costs": LayerCosts, "inputs": InputReport}
 
     @property
     def output_sqnr(self) -> float | str:
@@ -171,8 +177,13 @@ class LayerReport(JsonForm):
 
     @property
     def passed(self) -> bool:
-        """False when every attempt failed its gate."""
-        return not self.attempts or self.attempts[-1].passed
+        """False when every attempt failed its gate and no size limit goes before it."""
+        return not self.attempts or self.attempts[-1].passed or self.held
+
+    @property
+    def missed_gate(self) -> str:
+        """Why the layer misses its gate, where a size limit leaves no more bytes for it; else empty."""
+        return self.attempts[-1].sentence if self.held and self.attempts and not self.attempts[-1].passed else ""
 
 
 @dataclass(frozen=True)
@@ -276,6 +287,8 @@ class QuantizationResult(JsonForm):
     layers : one report per tensor, in model order.
     calibration : where the inputs of the layers came from, with settings and hash; or why there were none.
     warnings : what went wrong without stopping the run, one sentence each.
+    network : the network's output with all stored weights; None where the model cannot be run here.
+    size : how the size limit was kept; None without one.
     """
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
@@ -301,10 +314,12 @@ class QuantizationResult(JsonForm):
     config: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    network: NetworkQuality | None = None
+    size: SizeOutcome | None = None
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
-        return {"layers": LayerReport, "strategy": Strategy}
+        return {"layers": LayerReport, "network": NetworkQuality, "size": SizeOutcome, "strategy": Strategy}
 
     @property
     def bits_per_weight(self) -> float:
@@ -319,11 +334,12 @@ class QuantizationResult(JsonForm):
         return tuple((r.name, a) for r in self.layers for a in r.attempts if not a.passed)
 
     def to_arrow(self) -> pa.Table:
-        """Return the layer reports as an Arrow table, one row per tensor (attempts left out)."""
+        """Return the layer reports as an Arrow table, one row per tensor (attempts and costs left out)."""
         import pyarrow as pa  # noqa: PLC0415 - loads on first use
 
         rows = [
-            {k: v for k, v in asdict(r).items() if k != "attempts"} | {"bits_per_weight": r.bits_per_weight}
+            {k: v for k, v in asdict(r).items() if k not in ("attempts", "costs")}
+            | {"bits_per_weight": r.bits_per_weight}
             for r in self.layers
         ]
         return pa.Table.from_pylist(rows)

@@ -211,6 +211,17 @@ def _outputs(result: QuantizationResult) -> str:
     return f"worst layer {decibels(worst)} ({name}), worst timestep group {decibels(min(groups))}; {source}"
 
 
+def _whole(result: QuantizationResult) -> list[tuple[str, str]]:
+    """Say what was measured of the network's output, a size limit and sensitive layers, if anything was."""
+    rows = []
+    if result.network is not None:
+        rows.append(("network output", result.network.words()))
+    if result.size is not None:
+        rows.append(("size limit", result.size.words()))
+    sensitive = [r.name for r in result.layers if r.costs is not None and r.costs.sensitive]
+    return [*rows, ("sensitive layers", ", ".join(sensitive))] if sensitive else rows
+
+
 def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
     """Label and value of each headline figure."""
     overhead = result.container_nbytes / max(1, result.payload_nbytes)
@@ -247,6 +258,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
             ),
         ),
         ("layer outputs", _outputs(result)),
+        *_whole(result),
         *(("warning", warning) for warning in result.warnings),
         (
             "time",

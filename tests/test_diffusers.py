@@ -13,6 +13,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 import tiny_torch  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import arrowquant_nb as aq  # noqa: E402
@@ -23,8 +24,10 @@ from arrowquant_nb import (  # noqa: E402
     MetadataError,
     ModelNotFoundError,
     ShapeMismatchError,
+    samples,
 )
-from arrowquant_nb.diffusers import PixelDiTPipeline, quantize_pipeline  # noqa: E402
+from arrowquant_nb.cli import main  # noqa: E402
+from arrowquant_nb.diffusers import PixelDiTPipeline, load_sample, quantize_pipeline, through_torch  # noqa: E402
 from arrowquant_nb.runtime import QuantizedConv2d, QuantizedLinear  # noqa: E402
 
 pytestmark = [
@@ -106,6 +109,19 @@ def test_a_folder_loads_with_its_class_computes_its_floats_and_round_trips(name,
     again = kind.from_pretrained(tmp_path)
     assert torch.equal(output_of(again, inputs), output_of(loaded, inputs))
     assert source.is_dir()
+
+
+def test_a_language_model_is_quantized_in_place_and_saved(tmp_path):
+    model = language_model()
+    texts = np.random.default_rng(0).integers(5, 400, (4, 16))
+    config = DiffusionQuantConfig(bit_width=4, modality="text")
+    report = quantize_pipeline(model, config, texts, 4, mask_token_id=4)
+    assert str(report).startswith("model: 3 of ")
+    model.save_pretrained(tmp_path)
+    again = transformers.BertForMaskedLM.from_pretrained(tmp_path)
+    call = {"input_ids": torch.arange(5, 25)[None]}
+    assert torch.equal(output_of(again, call), output_of(model, call))
+    assert isinstance(again.bert.encoder.layer[0].output.dense, QuantizedLinear)
 
 
 def test_a_language_model_loads_with_its_class_and_stays_tied(folders, tmp_path):
@@ -190,6 +206,58 @@ def test_a_pipeline_of_diffusers_loads_whole_and_its_text_encoder_too(tmp_path):
     with torch.no_grad():
         expected, found = (m(ids).last_hidden_state for m in (text.text_encoder, loaded))
     torch.testing.assert_close(found, expected)
+
+
+def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
+    pipeline = quiet(tiny_torch.dit_pipeline())
+    config = DiffusionQuantConfig(bit_width=8, method="rtn", activation_bit_width=8, num_time_groups=3)
+    report = quantize_pipeline(pipeline, config, [1, 2], 4)
+    assert 10 < report.sample_psnr_db < 90
+    pipeline.transformer.save_pretrained(tmp_path)
+    loaded = loading(tmp_path)
+    rules = {n: m.inputs.rule for n, m in loaded.named_modules() if isinstance(m, QuantizedLinear)}
+    assert rules["transformer_blocks.0.attn1.to_q"] == "static"
+    assert rules["transformer_blocks.0.norm1.linear"] == "float"
+    torch.manual_seed(0)
+    call = tiny_torch.seeded("DiT")[1](500)
+    assert torch.equal(output_of(loaded, call), output_of(pipeline.transformer, call))
+    with pytest.raises(aq.ValidationError, match=r"not in 0\.\.1"):
+        loaded(**(call | {"timestep": torch.tensor([1001, 1001])}))
+
+
+def test_the_bundled_models_through_torch_are_what_numpy_computes():
+    for name in ("digits-dit", "docs-mlm"):
+        found = samples.evaluate(name, n=2, model=through_torch(name, load_sample(name)))
+        assert found["network_sqnr_db"] > 100
+    with pytest.raises(ModelNotFoundError, match="no bundled sample 'nothing'"):
+        load_sample("nothing")
+
+
+def test_the_command_calibrates_samples_and_pipeline_folders(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(main, ["calibrate", *map(str, arguments), "--json"])
+
+    done = run("docs-mlm", tmp_path / "text.parquet", "--samples", 2)
+    assert json.loads(done.stdout)["layers"] == 20
+    quiet(tiny_torch.dit_pipeline()).save_pretrained(tmp_path / "dit")
+    (tmp_path / "classes.txt").write_text("1\n2\n\n")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
+    done = run(tmp_path / "dit", tmp_path / "dit.parquet", "--prompts", tmp_path / "classes.txt", "--steps", 2)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {
+        "path": str(tmp_path / "dit.parquet"), "layers": 7, "inputs": 5, "timesteps": 2, "trajectories": 1,
+        "unobserved": [],
+    }  # fmt: skip
+    for message, arguments in {
+        "neither a bundled sample nor the folder of a diffusers pipeline": [tmp_path, tmp_path / "x.parquet"],
+        "there is no file of prompts": [tmp_path / "dit", tmp_path / "x.parquet", "--prompts", tmp_path / "none.txt"],
+        "names code of its own ('pipeline')": [tmp_path / "own", tmp_path / "x.parquet"],
+        "without prompts": ["docs-mlm", tmp_path / "x.parquet", "--prompts", tmp_path / "classes.txt"],
+    }.items():
+        done = run(*arguments)
+        assert done.exit_code == 1
+        assert message in done.output
 
 
 def test_registering_needs_no_second_import():

@@ -394,6 +394,41 @@ def reproduce(context: click.Context, folder: str, output: str | None, as_json: 
     context.exit(0 if report.passed else 1)
 
 
+@main.command(short_help="Record what the layers of a model are given while it samples.")
+@click.argument("model")
+@click.argument("output", metavar="OUTPUT.parquet")
+@click.option("--prompts", metavar="FILE", help="One prompt, or one class number, a line; for pipelines.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True, help="Sampling steps.")
+@click.option("--samples", "n_samples", type=click.IntRange(1, 4096), help="Trajectories; default one for each prompt.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@click.option("--component", help="Which model of a pipeline; default the one that denoises.")
+@_json
+@_quiet
+def calibrate(
+    *,
+    model: str,
+    output: str,
+    prompts: str | None,
+    steps: int,
+    n_samples: int | None,
+    seed: int,
+    component: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run MODEL, a bundled sample or the folder of a diffusers pipeline, and record what its layers are given.
+
+    The file is what `arrowquant quantize --calibration` takes.
+    """
+    from arrowquant_nb.cli.calibrate_command import calibrate_model, facts  # noqa: PLC0415 - see `_Commands`
+
+    with progress_bar(quiet=quiet or as_json) as progress:
+        found = calibrate_model(model, output, prompts, steps, n_samples, seed, component, progress)
+    told = facts(found, output)
+    text = f"{output}: {told['layers']} layers, {told['timesteps']} timesteps, {told['trajectories']} trajectories"
+    _print(told if as_json else text, as_json)
+
+
 @main.command(short_help="Say what is installed and loaded.")
 @_json
 def info(as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 settings.py  DiffusionQuantConfig
 fields.py    every field with title, unit, range and description
-profiles.py  edge, local, cloud, base_mode; what is not available yet
+profiles.py  edge, local, cloud, base_mode
 sources.py   YAML, environment, and the words for what is wrong with them
 fitting_scales.py
              what a profile fills in for scales where its own format does not go with the rest

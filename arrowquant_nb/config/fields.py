@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictStr
 
 from arrowquant_nb.config.profiles import (
-    AVAILABLE_VALUES,
     PROFILES,
     DeploymentProfile,
     Modality,
@@ -134,7 +133,8 @@ class ConfigFields(BaseModel):
         "more bits.", kind="flag", valid="true or false",
     )  # fmt: skip
     skip_sensitive_layers: FlagField = _setting(
-        "skip_sensitive_layers", "Keep sensitive layers", "Leave the sensitive layers in float instead of at INT8.",
+        "skip_sensitive_layers", "Keep sensitive layers", "Leave layers that are named sensitive in float instead of "
+        "at INT8, and those too that measure as outliers (above median + 3 MAD).",
         kind="flag", valid="true or false",
     )  # fmt: skip
     sensitive_layer_names: NamesField = _setting(
@@ -180,6 +180,11 @@ class ConfigFields(BaseModel):
         "min_output_sqnr_db", "Output quality floor", "Least SQNR of a layer's output; none uses the gate table.",
         kind="number", valid="a number or none", unit="dB", allow_inf_nan=False,
     )  # fmt: skip
+    min_network_sqnr_db: NumberField | None = _setting(
+        "min_network_sqnr_db", "Network quality floor", "Least SQNR of the network's output where the model can be "
+        "run: up to three layers get more bits until it is reached. None reports it only.",
+        kind="number", valid="a number or none", unit="dB", allow_inf_nan=False,
+    )  # fmt: skip
     scale_format: ScaleFormat = _setting(
         "scale_format", "Scale format", "How scales are stored: one float16 per group, or small integers under a "
         "float16 per 256 weights (INT2 with group size 16 or 32, INT4 with 32 or 64). Where a profile's format does "
@@ -197,7 +202,8 @@ class ConfigFields(BaseModel):
         kind="integer", valid="0 to 128", unit="rank", ge=0, le=128,
     )  # fmt: skip
     target_model_size_mb: NumberField | None = _setting(
-        "target_model_size_mb", "Size limit", "Bits per layer are chosen to fit.",
+        "target_model_size_mb", "Size limit", "Payload of all tensors (container and texts come on top): bits and "
+        "group size of each layer are chosen to fit it with the least error.",
         kind="number", valid="above 0, or none", unit="MB (10^6 bytes)", group="basic", gt=0.0, allow_inf_nan=False,
     )  # fmt: skip
     num_threads: IntegerField = _setting(
@@ -211,18 +217,17 @@ class ConfigFields(BaseModel):
 
 
 def field_facts() -> dict[str, dict[str, object]]:
-    """Return for every field its title, description, kind, unit, range, group and the values that work today.
+    """Return for every field its title, description, kind, unit, range and group.
 
     `choices` are the values of a field that has few, in order, None among them where it may be left open; `least` and
-    `most` are the ends of a number's range. Each is None where there is no such thing; `values` is None where the
-    range alone decides.
+    `most` are the ends of a number's range. Each is None where there is no such thing.
     """
     return {name: dict(facts) for name, facts in _FACTS.items()}
 
 
 def available_fields() -> tuple[str, ...]:
-    """Return the fields that a form or command line offers; the others belong to features not built yet."""
-    return tuple(name for name in _FACTS if len(AVAILABLE_VALUES.get(name, (None, None))) > 1)
+    """Return the fields that a form or command line offers."""
+    return tuple(_FACTS)
 
 
 def _facts_of(name: str) -> dict[str, object]:
@@ -240,7 +245,6 @@ def _facts_of(name: str) -> dict[str, object]:
         **limits,
         "choices": _choices(field.annotation),
         "optional": type(None) in get_args(field.annotation),
-        "values": AVAILABLE_VALUES.get(name),
     }
 
 

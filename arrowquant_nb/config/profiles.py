@@ -1,4 +1,4 @@
-"""What the settings can be: fixed words, the value of every field in each profile, and what works today.
+"""What the settings can be: fixed words, and the value of every field in each profile.
 
 Tables only. Knows nothing of fields, sources, files or models.
 """
@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Final
 
 __all__ = [
-    "AVAILABLE_VALUES",
     "BASE_MODE",
     "FLOAT16_GROUP_SIZES",
     "K_GROUP_SIZES",
@@ -79,7 +78,8 @@ FLOAT16_GROUP_SIZES: Final[Mapping[str, int]] = MappingProxyType({"edge": 32, "l
 _LOCAL: Final[dict[str, object]] = {
     "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 32, "enable_time_aware": True,
     "enable_spatial": True, "min_accuracy": 0.98, "calibration_samples": 128, "deployment_profile": "local",
-    "fail_fast": False, "num_threads": 0, "activation_bit_width": None, "min_output_sqnr_db": None, "method": "auto",
+    "fail_fast": False, "num_threads": 0, "activation_bit_width": None, "min_output_sqnr_db": None,
+    "min_network_sqnr_db": None, "method": "auto",
     "scale_format": "k", "rotation": "none", "low_rank": 0, "gain_correction": True,
     "skip_sensitive_layers": False, "sensitive_layer_names": (), "sensitive_layer_patterns": (),
     "layer_bit_widths": {}, "target_model_size_mb": None, "seed": 0,
@@ -100,9 +100,4 @@ PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({
         "num_time_groups": 1, "group_size": 128, "enable_time_aware": False, "enable_spatial": False,
         "min_accuracy": 0.90, "method": "rtn", "scale_format": "float16", "gain_correction": False,
     },
-})  # fmt: skip
-
-# What works today, where that is less than the field's range. A feature that is built removes its line here.
-AVAILABLE_VALUES: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType({
-    "target_model_size_mb": (None,),
 })  # fmt: skip

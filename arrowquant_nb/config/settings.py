@@ -22,7 +22,6 @@ from arrowquant_nb import tables
 from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
 from arrowquant_nb.config.fitting_scales import fitting_scales
 from arrowquant_nb.config.profiles import (
-    AVAILABLE_VALUES,
     K_GROUP_SIZES,
     K_METHODS,
     PROFILES,
@@ -89,21 +88,9 @@ class DiffusionQuantConfig(ConfigFields):
             super().__init__(**filled)
         except PydanticError as error:
             raise ConfigurationError("; ".join(_complaints(error, origin))) from None
-        self._refuse_unavailable(origin)
         self._refuse_conflicts(origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
-
-    def _refuse_unavailable(self, origin: Mapping[str, str]) -> None:
-        """Raise for a setting that names a feature which is not built yet."""
-        for name in _FIELDS:
-            value = getattr(self, name)
-            works = AVAILABLE_VALUES.get(name)
-            if works is not None and value not in works:
-                choices = ", ".join("none" if choice is None else str(choice) for choice in works)
-                raise ConfigurationError(
-                    f"{origin[name]}: {name} = {_spelled(value)} is not available yet; available: {choices}"
-                )
 
     def _refuse_conflicts(self, origin: Mapping[str, str]) -> None:
         """Raise for settings that are fine one by one and do not go together."""

@@ -19,6 +19,8 @@ WAIVED: Final = "waived"
 REPORTED: Final = "reported"
 # With `min_output_sqnr_db` the worst timestep group may lie this far below the mean.
 WORST_GROUP_MARGIN_DB: Final = 3.0
+# In place of the next width: a size limit decided this one, and a missed gate is recorded.
+HELD: Final = -1
 
 
 class OutputFigures:
@@ -158,7 +160,7 @@ def judge(
     cosine : weight cosine of the attempt.
     output : figures of the layer's output on held-out rows; None without calibration.
     min_accuracy, min_output_sqnr_db : the user's thresholds; None takes the table's.
-    next_bit_width : width that is tried after a failure, 0 where none is left.
+    next_bit_width : width that is tried after a failure, 0 where none is left, `HELD` where a size limit decided.
     """
     mean_db, worst_db = required_output_sqnr_db(bit_width, compensated, min_output_sqnr_db)
     gates = _output_gates(output, mean_db, worst_db)
@@ -173,10 +175,12 @@ def judge(
 
 
 def explain(bit_width: int, decisive: GateRecord, gates: list[GateRecord], next_bit_width: int) -> str:
-    """One plain sentence on the gate that decided; `next_bit_width` is 0 where nothing is left to try."""
+    """One plain sentence on the gate that decided; `next_bit_width` as in `judge`."""
     said = _measured(bit_width, decisive)
     asked = f"the {decisive.threshold:g}{_unit(decisive.gate)} asked for"
     if decisive.verdict == FAILED:
+        if next_bit_width == HELD:
+            return f"{said}, below {asked}; the size limit leaves no more bytes for it."
         if next_bit_width:
             return f"{said}, below {asked}, so INT{next_bit_width} is tried next."
         return f"{said}, below {asked}, and no wider format is left."

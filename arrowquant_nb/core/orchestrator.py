@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from arrowquant_nb.core.gates import OutputFigures, fallback_chain, judge
+from arrowquant_nb.core.gates import HELD, OutputFigures, fallback_chain, judge
 from arrowquant_nb.core.recipes import Recipe, recipes
 from arrowquant_nb.core.reports import attempt_report, layer_report
 from arrowquant_nb.core.trial_choice import Choice, matrix_job
@@ -43,7 +43,7 @@ class Pending:
     def __init__(self, task: LayerTask, inputs: LayerInputs | None) -> None:
         self.task = task
         self.inputs = inputs
-        self.chain = fallback_chain(task.bit_width)
+        self.chain = [task.bit_width] if task.held else fallback_chain(task.bit_width)
         self.attempts: list[AttemptReport] = []
         self.report: LayerReport | None = None
 
@@ -54,7 +54,9 @@ class Pending:
 
     @property
     def next_bit_width(self) -> int:
-        """Width to try after this one; 0 where nothing is left."""
+        """Width to try after this one; 0 where nothing is left, `HELD` where a size limit allows no other."""
+        if self.task.held:
+            return HELD
         n = len(self.attempts) + 1
         return self.chain[n] if n < len(self.chain) else 0
 
@@ -272,10 +274,11 @@ class LayerLoop:
                 gates=[gate.to_dict() for gate in judgement.gates],
             )
         )
-        if attempt.passed or not wider:
+        accepted = attempt.passed or (task.held and not self.control.fail_fast)
+        if accepted or wider <= 0:
             inputs = choice.input_report(item.inputs)
             item.report = layer_report(task, statistics, nbytes, tensor, item.attempts, inputs)
-        if attempt.passed and item.report is not None:
+        if accepted and item.report is not None:
             writer.commit(item.report, choice.facts(task, item.inputs))
             return
         writer.discard()

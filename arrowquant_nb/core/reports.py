@@ -89,4 +89,5 @@ def layer_report(
         low_rank=0 if branch is None else branch.shape[1],
         inputs=inputs,
         scale_format=scale_format_of(tensor),
+        held=task.held,
     )

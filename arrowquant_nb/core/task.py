@@ -46,6 +46,7 @@ class LayerTask:
         min_output_sqnr_db: float | None = None,
         scale_format: str = "float16",
         activation_bit_width: int = 16,
+        held: bool = False,
     ) -> None:
         self.index = index
         self.file = file
@@ -70,6 +71,49 @@ class LayerTask:
         self.min_output_sqnr_db = min_output_sqnr_db
         self.scale_format = scale_format
         self.activation_bit_width = activation_bit_width  # 16: the layer's input stays float
+        # A size limit decided the width: a missed gate is recorded, and no wider one is tried.
+        self.held = held
+
+    def stored_as(
+        self,
+        bit_width: int,
+        group_size: int,
+        scale_format: str,
+        methods: list[str],
+        dtype: str,
+        rule: str,
+        reason: str,
+        min_accuracy: float,
+        held: bool,
+    ) -> LayerTask:
+        """Return the same tensor with another width, or kept in `dtype` with 16 bits, and what decided so."""
+        kept = bit_width == 16
+        return LayerTask(
+            self.index,
+            self.name,
+            self.shape,
+            dtype,
+            self.rows,
+            self.columns,
+            self.source_nbytes,
+            bit_width,
+            0 if kept else group_size,
+            [] if kept else methods,
+            self.gain_correction,
+            min_accuracy,
+            self.role,
+            reason,
+            rule,
+            self.file,
+            "none" if kept else self.rotation,
+            self.seed,
+            0 if kept else self.low_rank,
+            self.compensated and not kept,
+            self.min_output_sqnr_db,
+            "" if kept else scale_format,
+            16 if kept else self.activation_bit_width,
+            held,
+        )
 
     @property
     def method(self) -> str:

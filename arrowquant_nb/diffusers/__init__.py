@@ -12,12 +12,30 @@ pipelines.py             `quantize_pipeline`: a pipeline quantized in place
 pixel_pipeline.py        a pipeline for transformers on pixels, such as the bundled ones
 """
 
+from importlib.util import find_spec as _find_spec
+
+_MISSING = [name for name in ("torch", "diffusers", "transformers", "accelerate") if _find_spec(name) is None]
+if _MISSING:
+    raise ImportError(
+        f"arrowquant_nb.diffusers needs {', '.join(_MISSING)}, not installed here: "
+        "pip install 'arrowquant_nb[diffusers]'"
+    )
+
+# ruff: noqa: E402 - the check comes first, so that what is missing is said in one sentence
 from arrowquant_nb.diffusers import diffusers_backend, transformers_backend
 from arrowquant_nb.diffusers.diffusers_backend import ArrowQuantConfig
 from arrowquant_nb.diffusers.pipelines import PipelineQuantization, quantize_pipeline
 from arrowquant_nb.diffusers.pixel_pipeline import PixelDiTPipeline
+from arrowquant_nb.diffusers.sample_models import load_sample, through_torch
 
-__all__ = ["ArrowQuantConfig", "PipelineQuantization", "PixelDiTPipeline", "quantize_pipeline"]
+__all__ = [
+    "ArrowQuantConfig",
+    "PipelineQuantization",
+    "PixelDiTPipeline",
+    "load_sample",
+    "quantize_pipeline",
+    "through_torch",
+]
 
 diffusers_backend.register()
 transformers_backend.register()

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,9 +64,23 @@ class FolderConfig:
         return type(self)(replace(self.settings, layers=layers, kept=kept))
 
     def held_by(self, model: Any) -> Self:
-        """Return the same for a model whose other weights were decoded when it was quantized in place."""
-        held = model.state_dict()
-        return self.without([name for name in self.settings.layers if f"{name}.packed" not in held])
+        """Return what a model that was quantized in place holds: its layers as they are, the other weights kept.
+
+        Inputs rounded per group of channels are written down as rounded per token; the format knows no groups.
+        """
+        layers = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+        forms = {
+            name: replace(layer.form, activation_bit_width=0 if layer.inputs.is_float else layer.inputs.bit_width)
+            for name, layer in layers.items()
+        }
+        tables = self.settings.time_aware
+        if tables is not None:
+            static = {name for name, layer in layers.items() if layer.inputs.table is not None}
+            kept_tables = tuple(table for table in tables.tables if table.layer in static)
+            tables = replace(tables, tables=kept_tables) if kept_tables else None
+        rest = [name for name in self.settings.layers if name not in forms]
+        kept = None if self.settings.kept is None else (*self.settings.kept, *rest)
+        return type(self)(replace(self.settings, layers=forms, kept=kept, time_aware=tables))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.settings.layers)} quantized tensors)"

@@ -52,8 +52,14 @@ class PipelineQuantization:
     """Samples drawn."""
 
     def __str__(self) -> str:
-        drawn = "" if self.sample_psnr_db is None else f"; {self.n_compared} samples: PSNR {self.sample_psnr_db:.1f} dB"
-        return f"{self.component or 'model'}: {self.result}{drawn}"
+        layers = [report for report in self.result.layers if report.action == "quantized"]
+        drawn = "no samples drawn"
+        if self.sample_psnr_db is not None:
+            drawn = f"PSNR {self.sample_psnr_db:.1f} dB over {self.n_compared} samples from the same noise"
+        return (
+            f"{self.component or 'model'}: {len(layers)} of {len(self.result.layers)} tensors quantized to "
+            f"{self.result.bits_per_weight:.2f} bits per weight; {drawn}"
+        )
 
 
 def quantize_pipeline(

@@ -15,7 +15,7 @@ from arrowquant_nb.calibration.cache import cache_folder, cache_limit, cached_ca
 from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.core.time_groups import uniform_groups
-from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.errors import MetadataError, ModelNotFoundError, ShapeMismatchError
 from arrowquant_nb.quantizers.trials import LayerInputs
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 USER_RULES = ("layer_bit_widths", "sensitive")
 """Rules of the plan by which the user, not the model's class, decides."""
+_NAMED = 3
 NONE = "none"
 """Given as `calibration`, switches it off."""
 
@@ -140,6 +141,27 @@ class RunCalibration:
         return {**self.facts(), "given": self.source.given, "reused": self.reused, "warnings": list(self.warnings)}
 
 
+def _checked(file: Path, found: Calibration, tasks: Sequence[LayerTask]) -> tuple[str, ...]:
+    """Refuse a file of another model before anything is quantized; say which layers it does not know."""
+    wanted = [t for t in tasks if not t.kept]
+    known = [t for t in wanted if t.name in found]
+    if wanted and not known:
+        raise MetadataError(
+            f"{file} knows none of the {len(wanted)} layers that are quantized, such as {wanted[0].name!r}; its first "
+            f"is {next(iter(found))!r}: it is of another model, calibrate this one"
+        )
+    for task in known:
+        try:
+            found.check_layer(task.name, task.columns)
+        except ShapeMismatchError as error:
+            raise ShapeMismatchError(f"{file}: {error}") from error
+    missed = [t.name for t in wanted if t.name not in found]
+    if not missed:
+        return ()
+    more = ", ..." if len(missed) > _NAMED else ""
+    return (f"{file.name} has no inputs of {len(missed)} layers: {', '.join(missed[:_NAMED])}{more}; not calibrated.",)
+
+
 def calibrate(
     source: CalibrationSource,
     tasks: Sequence[LayerTask],
@@ -159,7 +181,8 @@ def calibrate(
     settings = CalibrationSettings(n_samples=config.calibration_samples, seed=config.seed)
     model: RunnableModel | None = None if source.sample is None else samples.runnable(source.sample)
     if source.file is not None:
-        return RunCalibration(source, load_calibration(source.file, model, settings, progress=progress))
+        found = load_calibration(source.file, model, settings, progress=progress)
+        return RunCalibration(source, found, warnings=_checked(source.file, found, tasks))
     if model is None:
         raise AssertionError(source)
     # A layer that the user keeps is observed all the same, so that keeping it redoes no other.

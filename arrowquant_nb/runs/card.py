@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
     from arrowquant_nb.results import LayerReport
     from arrowquant_nb.runs.planning import Decisions
 
@@ -89,8 +90,33 @@ def _input_section(layers: Sequence[LayerReport]) -> list[str]:
     ]
 
 
+def _whole_section(network: NetworkQuality | None, size: SizeOutcome | None) -> list[str]:
+    """Say what was measured of the network's output and how a size limit was kept."""
+    said = []
+    if network is not None:
+        said.append(f"Network output: {_cell(network.words())}.")
+    if size is not None:
+        said.append(f"Size: {_cell(size.words())}.")
+    return ["## Measured on the whole\n", " ".join(said) + "\n"] if said else []
+
+
+def _sensitivity_section(layers: Sequence[LayerReport]) -> list[str]:
+    """Say which layers are sensitive, where that was measured; the whole table stands in stats.parquet."""
+    measured = [r.costs for r in layers if r.costs is not None]
+    if not measured:
+        return []
+    rows = [[costs.name, costs.sentence] for costs in measured if costs.sensitive]
+    found = markdown_table(("layer", "measured"), rows) if rows else "None stands out."
+    return ["## Sensitive layers\n", f"{found}\n"]
+
+
 def model_card(
-    decisions: Decisions, config: DiffusionQuantConfig, layers: Sequence[LayerReport], hashes: Mapping[str, str]
+    decisions: Decisions,
+    config: DiffusionQuantConfig,
+    layers: Sequence[LayerReport],
+    hashes: Mapping[str, str],
+    network: NetworkQuality | None = None,
+    size: SizeOutcome | None = None,
 ) -> bytes:
     """Return the card as Markdown bytes."""
     kept = [
@@ -117,6 +143,8 @@ def model_card(
             "Bits per weight count codes, scales and zero points. Errors are of the stored values. "
             f"{_outputs(layers, decisions)}\n"
         ),
+        *_whole_section(network, size),
+        *_sensitivity_section(layers),
         "## Layers that fell back to a wider format\n",
         (markdown_table(("layer", "asked", "stored", "why"), fell) if fell else "None.") + "\n",
         *_input_section(layers),

@@ -17,7 +17,7 @@ from arrowquant_nb.calibration.cache import cache_folder
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.runs.cost_cache import FOLDER, content_key, read_costs, write_costs
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
-from arrowquant_nb.runs.measuring import SampledLayer, kept_nbytes, measure_layers, pieces_of
+from arrowquant_nb.runs.measuring import SampledLayer, judged, kept_nbytes, measure_layers, pieces_of
 from arrowquant_nb.runs.sink import ALGORITHM_VERSION
 from arrowquant_nb.samples.probe import Probe
 from arrowquant_nb.samples.runnable import CALIBRATION
@@ -91,25 +91,30 @@ def measure_model(
     """
     layers = [_sampled(checkpoint, task) for task in tasks if not task.kept]
     groups = n_time_groups if calibration.hash else 0
-    key = content_key([_facts(layers), calibration.hash, groups, _network_facts(model)])
+    entry = content_key([COSTS_VERSION, ALGORITHM_VERSION, calibration.hash, groups, _network_facts(model)])
+    keys = [content_key(_facts(layer)) for layer in layers]
     folder = cache_folder(os.environ).with_name(FOLDER)
-    found, warning = read_costs(folder, key)
-    if found is not None:
-        progress(1.0)
-        return ModelCosts(found, reused=True, warnings=())
-    probe = None
-    if model is not None and layers:
-        probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
-    measured = measure_layers(
-        layers,
-        lambda task: calibration.inputs(task.name, task.columns, n_time_groups),
-        probe,
-        n_threads,
-        progress,
-        cancelled,
-    )
-    said = [warning, write_costs(folder, key, measured)]
-    return ModelCosts(measured, reused=False, warnings=tuple(text for text in said if text))
+    found, warning = read_costs(folder, entry)
+    missing = [layer for layer, key in zip(layers, keys, strict=True) if key not in found]
+    said = [warning]
+    if missing:
+        probe = None
+        if model is not None:
+            probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
+        measured = measure_layers(
+            missing,
+            lambda task: calibration.inputs(task.name, task.columns, n_time_groups),
+            probe,
+            n_threads,
+            progress,
+            cancelled,
+        )
+        by_name = {costs.name: costs for costs in measured}
+        found |= {key: by_name[layer.task.name] for layer, key in zip(layers, keys, strict=True) if layer in missing}
+        said.append(write_costs(folder, entry, found))
+    progress(1.0)
+    costs = judged([found[key] for key in keys])
+    return ModelCosts(costs, reused=not missing, warnings=tuple(text for text in said if text))
 
 
 def _sampled(checkpoint: Checkpoint, task: LayerTask) -> SampledLayer:
@@ -120,18 +125,14 @@ def _sampled(checkpoint: Checkpoint, task: LayerTask) -> SampledLayer:
     return SampledLayer(task, is_open(task), tuple(first for first, _ in pieces), rows, kept)
 
 
-def _facts(layers: Sequence[SampledLayer]) -> list[Any]:
-    """Everything about the layers that decides a figure."""
-    facts: list[Any] = [COSTS_VERSION, ALGORITHM_VERSION]
-    for layer in layers:
-        task, rows = layer.task, layer.rows
-        digest = xxhash.xxh3_128_hexdigest(rows.view(np.uint8).data)
-        facts.append([
-            task.name, list(task.shape), str(rows.dtype), digest, layer.first_rows, layer.open, layer.forms,
-            task.methods, task.compensated, task.gain_correction, task.rotation,
-            task.seed if task.rotation != "none" else 0, task.low_rank, layer.kept_nbytes,
-        ])  # fmt: skip
-    return facts
+def _facts(layer: SampledLayer) -> list[Any]:
+    """Everything about a layer that decides a figure."""
+    task, rows = layer.task, layer.rows
+    return [
+        task.name, list(task.shape), str(rows.dtype), xxhash.xxh3_128_hexdigest(rows.view(np.uint8).data),
+        layer.first_rows, layer.open, layer.forms, task.methods, task.compensated, task.gain_correction, task.rotation,
+        task.seed if task.rotation != "none" else 0, task.low_rank, layer.kept_nbytes,
+    ]  # fmt: skip
 
 
 def _network_facts(model: Sample | None) -> list[Any]:

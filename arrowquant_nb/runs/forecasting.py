@@ -20,9 +20,11 @@ from arrowquant_nb.costs import sqnr_db
 from arrowquant_nb.forecasts import Forecast, Interval
 from arrowquant_nb.runs.calibrating import calibrate, find_source, own_trajectories
 from arrowquant_nb.runs.costing import measure_model, runnable_of
+from arrowquant_nb.runs.input_strategy import ROUNDED_ROLES
 from arrowquant_nb.runs.locating import locate_model
 from arrowquant_nb.runs.planning import decide, make_tasks, payload_nbytes
-from arrowquant_nb.runs.size_budget import MEGABYTE, SizeBudget, judged, way_forecast
+from arrowquant_nb.runs.size_budget import MEGABYTE, SizeBudget, judged, kept_forecast, way_forecast
+from arrowquant_nb.runs.widths import keep_sensitive
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class _Measured:
     costs: ModelCosts
     budget: SizeBudget
     warnings: tuple[str, ...]
+    spatial: bool
+    """Whether a layer's channels may be equalized, which stores a float16 for each."""
 
 
 def _measured(
@@ -121,8 +125,11 @@ def _measured(
             checkpoint, tasks, inputs, groups, runnable_of(located), config.num_threads,
             lambda part: progress((1 + part) / 2),
         )  # fmt: skip
+        if config.skip_sensitive_layers:
+            tasks = keep_sensitive(tasks, found.by_name, checkpoint)
     budget = SizeBudget(decisions.model, tasks, found.by_name, config, inputs.source.description)
-    return _Measured(tasks, found, budget, (*inputs.warnings, *found.warnings))
+    warnings = (*inputs.warnings, *found.warnings)
+    return _Measured(tasks, found, budget, warnings, spatial=decisions.strategy.spatial)
 
 
 def quick_calibration(
@@ -145,17 +152,21 @@ def quick_calibration(
 
 
 def _expected(found: _Measured, config: DiffusionQuantConfig) -> tuple[list[LayerForecast], int]:
-    """Return every layer as it would be stored, and the payload bytes that near fallbacks would add."""
+    """Return every layer as it would be stored, and what near fallbacks and equalization would add to the payload."""
     if config.target_model_size_mb is not None:
         return list(found.budget.solve(config.target_model_size_mb).layers), 0
     layers, more = [], 0
     for task in found.tasks:
-        if task.kept:
+        if task.name not in found.costs.by_name:
             continue
         costs = found.costs.by_name[task.name]
+        if task.kept:
+            layers.append(kept_forecast(costs))
+            continue
         way, said = _stored_as(costs, task, config, 0.0)
         wider, _ = _stored_as(costs, task, config, NEAR_DB)
-        more += max(0, wider.nbytes - way.nbytes)
+        scales = 2 * task.columns if found.spatial and task.role in ROUNDED_ROLES else 0
+        more += max(0, wider.nbytes - way.nbytes) + scales
         layers.append(way_forecast(costs, way, task.bit_width, f"{said}{costs.sentence}"))
     return layers, more
 

@@ -98,8 +98,8 @@ def measure_layers(
     n_threads: int,
     progress: Callable[[float], None],
     cancelled: Callable[[], bool],
-) -> tuple[LayerCosts, ...]:
-    """Measure every layer.
+) -> list[LayerCosts]:
+    """Measure every layer; whether one is sensitive is for `judged` to say.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def measure_layers(
             costs = _with_network(layer, ways, probe)
         found.append(_unjudged(layer, costs))
         progress((number + 1) / len(layers))
-    return _judged(found)
+    return found
 
 
 def _measure_way(
@@ -255,16 +255,16 @@ _WHERE: Final = {
 }
 
 
-def _judged(found: list[LayerCosts]) -> tuple[LayerCosts, ...]:
+def judged(found: Sequence[LayerCosts]) -> tuple[LayerCosts, ...]:
     """Flag the sensitive ones among the open layers, each compared with those that were measured in the same place."""
-    judged = []
+    compared = []
     for layer in found:
         peers = [c.ways[0].noise for c in found if c.open and c.measured == layer.measured]
         mine, bits = layer.ways[0].noise, layer.ways[0].bit_width
         sentence = sensitivity.explain(mine, peers if layer.open else [], _WHERE[layer.measured], bits)
         flagged = layer.open and mine > sensitivity.threshold(peers)
-        judged.append(replace(layer, sensitive=flagged, sentence=sentence))
-    return tuple(judged)
+        compared.append(replace(layer, sensitive=flagged, sentence=sentence))
+    return tuple(compared)
 
 
 def kept_nbytes(task: LayerTask, kept_dtype: str) -> int:

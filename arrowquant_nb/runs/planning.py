@@ -16,18 +16,15 @@ from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.results import Plan, PlanRow, Strategy
-from arrowquant_nb.runs.calibrating import CalibrationSource, find_source
 from arrowquant_nb.runs.input_strategy import PLANNED_EQUALIZATION, input_bit_width, planned_tables
-from arrowquant_nb.runs.locating import LocatedModel, locate_model
-from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.policy import assign_bit_widths
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.strategy import StrategyChoice
+    from arrowquant_nb.runs.calibrating import CalibrationSource
+    from arrowquant_nb.runs.locating import LocatedModel
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
     from arrowquant_nb.storage.policy import Assignment
     from arrowquant_nb.storage.safetensors_file import TensorEntry
@@ -188,19 +185,3 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
     return Plan(
         decisions.model, decisions.modality, decisions.modality_reason, decisions.strategy, config.bit_width, rows
     )
-
-
-def plan_model(
-    model: str | Path,
-    config: DiffusionQuantConfig,
-    *,
-    requantize: bool = False,
-    component: str | None = None,
-    variant: str | None = None,
-    calibration: str | Path | None = None,
-) -> Plan:
-    """Open a model's headers and plan it; see `ArrowQuantV2.plan`."""
-    located = locate_model(model)
-    with open_checkpoint(located.path, component, variant, requantize=requantize) as checkpoint:
-        decisions = decide(checkpoint, located, config, find_source(located, config, calibration))
-        return make_plan(decisions, make_tasks(checkpoint, decisions, config), config)

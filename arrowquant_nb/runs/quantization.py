@@ -39,8 +39,10 @@ from arrowquant_nb.runs.record import (
     statistics_table,
     versions,
 )
+from arrowquant_nb.runs.rounds import Rounds, floor_warnings
 from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
+from arrowquant_nb.runs.widths import Widths, provisional
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.manifest import Manifest
 from arrowquant_nb.storage.output import RUN_NAME, ModelFolder
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
     from arrowquant_nb.results import LayerReport, QuantizationResult
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
@@ -146,28 +149,50 @@ class _Run:
             {"modality": decisions.modality, "is_diffusion_model": True},
         )
 
+        self.widths = Widths(checkpoint, located, config, tasks, self._measuring, control.cancelled)
+        self.network: NetworkQuality | None = None
+        self.size: SizeOutcome | None = None
+
+    def _measuring(self, fraction: float) -> None:
+        """Tell how far the layers are measured; raise when asked to stop."""
+        if self.control.cancelled():
+            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized")
+        self.control.emit(CalibrationProgress(source="what each width costs each layer", fraction=fraction))
+
     def execute(self) -> QuantizationResult:
         """Run the loop; seal the folder when every layer passed."""
-        plan = make_plan(self.decisions, self.tasks, self.config)
+        plan = make_plan(self.decisions, provisional(self.tasks, self.checkpoint, self.config), self.config)
         rows = [r.to_record() for r in plan.rows]
         self.control.emit(
             RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
         )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
-        reports = quantize_layers(self.tasks, self.source, self.sink, self.control)
-        self.folder.drain()
-        if len(reports) < len(self.tasks):
-            raise RunCancelledError(
-                f"cancelled after {len(reports)} of {len(self.tasks)} tensors; what is committed in "
-                f"{self.folder.folder} stays: run the same command again to resume"
-            )
-        failed = [r for r in reports if not r.passed]
+        try:
+            self.tasks = self.widths.decide(self.source.calibration)
+        except InterruptedError as error:
+            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized") from error
+        rounds = Rounds(self._quantize, self.sink, self.widths, self.tasks, self._quantize(self.tasks))
+        rounds.keep_limit(self.config)
+        failed = [r for r in rounds.reports if not r.passed]
         if failed:
             raise QuantizationError(failure_message(failed, self.folder.sealed))
+        self.network = rounds.reach_floor(self.located, self.folder, self.config)
+        self.tasks, reports = rounds.tasks, rounds.reports
         self.sink.finish_kept()
         self.folder.drain()
         return self._seal(reports)
+
+    def _quantize(self, tasks: list[LayerTask]) -> list[LayerReport]:
+        """Run the loop over some tasks, all or nothing."""
+        reports = quantize_layers(tasks, self.source, self.sink, self.control)
+        self.folder.drain()
+        if len(reports) < len(tasks):
+            raise RunCancelledError(
+                f"cancelled after {len(reports)} of {len(tasks)} tensors; what is committed in "
+                f"{self.folder.folder} stays: run the same command again to resume"
+            )
+        return reports
 
     def _calibrate(self) -> None:
         """See what the layers are given, where that can be seen."""
@@ -208,17 +233,31 @@ class _Run:
             tensors.update(commit.tensors)
         for source, target in self.checkpoint.metadata_files:
             files[target] = self.folder.write(target, source.read_bytes())
+        reports = self.widths.with_costs(reports)
+        self.size = self.widths.outcome(reports)
         files[STATS_NAME] = self.folder.write(STATS_NAME, statistics_table(reports))
         hashes = {name: str(entry["xxh3"]) for name, entry in files.items()}
-        files[CARD_NAME] = self.folder.write(CARD_NAME, model_card(self.decisions, self.config, reports, hashes))
+        files[CARD_NAME] = self.folder.write(CARD_NAME, self._card(reports, hashes))
         seconds = self.control.elapsed_s
-        self.folder.write(RUN_NAME, self._record(seconds, tensors), listed=False)
+        self.folder.write(RUN_NAME, self._record(seconds, tensors, self._warnings(reports)), listed=False)
         manifest = Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files)
         self.folder.seal(manifest)
         result = self._result(reports, seconds, self.folder.size_nbytes(manifest))
         summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
         self.control.emit(RunFinished(summary=summary))
         return result
+
+    def _card(self, reports: list[LayerReport], hashes: dict[str, str]) -> bytes:
+        return model_card(self.decisions, self.config, reports, hashes, self.network, self.size)
+
+    def _warnings(self, reports: list[LayerReport]) -> tuple[str, ...]:
+        found = self.source.calibration
+        return (
+            *found.warnings,
+            *self.widths.warnings,
+            *floor_warnings(self.network, self.config),
+            *input_warnings(reports, found),
+        )
 
     def _facts(self) -> dict[str, Any]:
         checkpoint, decisions = self.checkpoint, self.decisions
@@ -239,9 +278,14 @@ class _Run:
                 t for source, t in checkpoint.metadata_files if _belongs_to_component(checkpoint, source)
             ],
             "header": _header_facts(checkpoint),
+            **{
+                name: value.to_dict()
+                for name, value in (("network", self.network), ("size", self.size))
+                if value is not None
+            },
         }
 
-    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]]) -> bytes:
+    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]], warnings: tuple[str, ...]) -> bytes:
         record = {
             "model": self.located.argument,
             "component": self.checkpoint.component,
@@ -255,6 +299,7 @@ class _Run:
             "quantization_time_s": seconds,
             "reused": self.sink.reused,
             "calibration": self.source.calibration.record(),
+            "warnings": list(warnings),
         }
         return (json.dumps(record, indent=1) + "\n").encode()
 
@@ -272,7 +317,9 @@ class _Run:
             reused=self.sink.reused,
             config=self.config.to_dict(),
             calibration=self.source.calibration.facts(),
-            warnings=(*self.source.calibration.warnings, *input_warnings(reports, self.source.calibration)),
+            warnings=self._warnings(reports),
+            network=self.network,
+            size=self.size,
         )
 
 

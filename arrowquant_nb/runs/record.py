@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.network_quality import NetworkQuality
     from arrowquant_nb.results import LayerReport
 
 STATS_NAME = "stats.parquet"
 CARD_NAME = "README.md"
 PACKAGES = ("numpy", "pyarrow", "xxhash", "ml_dtypes", "safetensors", "pydantic")
 
+_NOISES = ("weight", "output", "network")
 _STATS_SCHEMA = pa.schema(
     [
         ("layer_name", pa.string()), ("shape", pa.string()), ("dtype", pa.string()), ("action", pa.string()),
@@ -36,6 +39,8 @@ _STATS_SCHEMA = pa.schema(
         ("w_absmax", pa.float64()), ("n_attempts", pa.int32()),
         ("rotation_seed", pa.int64()), ("low_rank", pa.int32()),
         *[(f"{figure}_int{bits}", pa.float64()) for bits in (2, 4, 8) for figure in ("sqnr_db", "cosine")],
+        ("held", pa.bool_()), ("sensitive", pa.bool_()), ("sensitivity", pa.string()), ("costs", pa.string()),
+        *[(f"{where}_noise_int{bits}", pa.float64()) for bits in (2, 4, 8) for where in _NOISES],
     ]
 )  # fmt: skip
 
@@ -49,6 +54,7 @@ def statistics_table(reports: Sequence[LayerReport]) -> bytes:
             "layer_name": report.name, "shape": "x".join(map(str, report.shape)),
             "bits_per_weight": report.bits_per_weight, "n_attempts": len(report.attempts),
         }  # fmt: skip
+        row |= _cost_columns(report)
         for attempt in report.attempts:
             row[f"sqnr_db_int{attempt.bit_width}"] = attempt.sqnr_db
             row[f"cosine_int{attempt.bit_width}"] = attempt.cosine
@@ -57,6 +63,22 @@ def statistics_table(reports: Sequence[LayerReport]) -> bytes:
     table = pa.Table.from_pylist(rows, schema=_STATS_SCHEMA)
     pq.write_table(table, sink, version="2.6", compression="none", store_schema=False, write_page_checksum=True)
     return bytes(sink.getvalue())
+
+
+def _cost_columns(report: LayerReport) -> dict[str, Any]:
+    """Return what each width costs a layer, nulls where that was not measured: in columns, and whole as JSON."""
+    costs = report.costs
+    if costs is None:
+        return {"costs": None}
+    found: dict[str, Any] = {
+        "sensitive": costs.sensitive, "sensitivity": costs.sentence, "costs": json.dumps(costs.to_dict()),
+    }  # fmt: skip
+    for bits in (2, 4, 8):
+        way = costs.at(bits)
+        for where in _NOISES if way is not None else ():
+            noise = getattr(way, f"{where}_noise")
+            found[f"{where}_noise_int{bits}"] = None if isinstance(noise, str) else noise
+    return found
 
 
 def changed_settings(config: DiffusionQuantConfig) -> dict[str, object]:
@@ -122,6 +144,17 @@ def assemble_result(layers: Sequence[LayerReport], *, size_nbytes: int, **facts:
 def _ratio(reports: Sequence[LayerReport]) -> float:
     stored = sum(r.nbytes for r in reports)
     return sum(r.source_nbytes for r in reports) / stored if stored else 1.0
+
+
+def network_failure(network: NetworkQuality, config: DiffusionQuantConfig) -> str:
+    """Say that the network's output missed its floor, what was tried, and what to change."""
+    tried = "".join(f"\n  {p.sqnr_db:.2f} dB: {p.layer}: {p.sentence}" for p in network.promotions)
+    limit = " or target_model_size_mb" if config.target_model_size_mb is not None else ""
+    return (
+        f"the network's output keeps {network.sqnr_db:.2f} dB, below the {network.least_db:g} dB asked for by "
+        f"min_network_sqnr_db, with {len(network.promotions)} layers raised; the layers are committed, no manifest was "
+        f"written. Raise bit_width{limit}, name layers in layer_bit_widths, or lower min_network_sqnr_db.{tried}"
+    )
 
 
 def failure_message(failed: Sequence[LayerReport], sealed: bool) -> str:

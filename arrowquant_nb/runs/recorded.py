@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arrowquant_nb.costs import LayerCosts
 from arrowquant_nb.errors import ArrowQuantError, MetadataError
+from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
 from arrowquant_nb.results import LayerReport, QuantizationResult, Strategy
 from arrowquant_nb.runs.record import STATS_NAME, assemble_result
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
@@ -68,7 +71,8 @@ def _run_record(folder: Path) -> dict[str, Any]:
 
 def _reports(folder: Path, manifest: Manifest) -> list[LayerReport]:
     """Return one report per tensor, in the manifest's order."""
-    known = _statistics_reports(folder) | _journal_reports(folder, manifest)
+    rows = _statistics_reports(folder)
+    known = rows | {n: replace(r, costs=rows[n].costs) for n, r in _journal_reports(folder, manifest).items()}
     missing = [name for name in manifest.tensors if name not in known]
     if missing:
         raise MetadataError(f"{folder / STATS_NAME} says nothing of {missing[0]!r}; quantize again to renew it")
@@ -92,6 +96,8 @@ def _statistics_reports(folder: Path) -> dict[str, LayerReport]:
     for row in rows:
         name, shape = row.pop("layer_name"), tuple(int(n) for n in row.pop("shape").split("x") if n)
         known = {key: value for key, value in row.items() if key in LayerReport.__dataclass_fields__}
+        costs = known.get("costs")
+        known["costs"] = None if costs is None else LayerCosts.from_dict(json.loads(costs))
         reports[name] = LayerReport(**known, name=name, shape=shape)
     return reports
 
@@ -114,5 +120,7 @@ def _result(
         reused=int(record.get("reused", 0)),
         config=dict(record.get("config", facts["config"])),
         calibration=dict(facts.get("calibration", {})),
-        warnings=tuple(record.get("calibration", {}).get("warnings", ())),
+        warnings=tuple(record.get("warnings", record.get("calibration", {}).get("warnings", ()))),
+        network=None if facts.get("network") is None else NetworkQuality.from_dict(facts["network"]),
+        size=None if facts.get("size") is None else SizeOutcome.from_dict(facts["size"]),
     )

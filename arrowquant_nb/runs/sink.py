@@ -65,6 +65,8 @@ def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, cali
         "rule": task.rule,
         "calibration": "" if task.kept else calibration,
         "activation_bit_width": task.activation_bit_width,
+        # Only where it is, so that outputs without a size limit keep their hashes.
+        **({"held": True} if task.held and not task.kept else {}),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -115,6 +117,12 @@ class ModelSink:
         self.reused += 1
         self.files.append(file)
         return LayerReport.from_dict(commit.reports[task.name])
+
+    def forget(self, task: LayerTask) -> None:
+        """Leave out what was stored of a layer, which is about to be done again."""
+        file = data_file_name(task.index, task.name)
+        self.files = [name for name in self.files if name != file]
+        self._kept_together = {t: r for t, r in self._kept_together.items() if t.name != task.name}
 
     def begin(self, task: LayerTask, bit_width: int) -> LayerWriter:
         """Open an attempt at a layer."""

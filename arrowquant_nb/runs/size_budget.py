@@ -83,6 +83,7 @@ class SizeBudget:
         self.model = model
         self.calibration = calibration
         self.costs = tuple(costs[task.name] for task in tasks if not task.kept)
+        self._by_name = {layer.name: layer for layer in self.costs}
         self._config = config
         self._tasks = {task.name: task for task in tasks}
         self._open = [layer for layer in self.costs if layer.open]
@@ -94,8 +95,7 @@ class SizeBudget:
         return payload_nbytes(task) if way is None else way.nbytes
 
     def _planned_way(self, task: LayerTask) -> WayCost | None:
-        costs = next(layer for layer in self.costs if layer.name == task.name)
-        return costs.way(task.bit_width, task.group_size, task.scale_format)
+        return self._by_name[task.name].way(task.bit_width, task.group_size, task.scale_format)
 
     @cached_property
     def _relaxed(self) -> BitAllocator:

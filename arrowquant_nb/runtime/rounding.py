@@ -75,6 +75,8 @@ def input_means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """Return what is taken off the channels of x at the time of the model call, (1, ..., columns) or one per sample."""
     means = layer.weight.activation_means.to(x.dtype)
     table = layer.inputs.table
+    if len(means) == 1:  # the same at all times
+        return means[0].view(*[1] * (x.ndim - 1), -1)
     if len(means) != (1 if table is None else len(table.groups)):
         raise ShapeMismatchError(
             f"{layer.name}: means of {len(means)} time groups do not fit inputs {layer.inputs.rule!r}: quantize again"

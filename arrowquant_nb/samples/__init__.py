@@ -113,8 +113,12 @@ def evaluate(
     n: int = 20,
     seed: int = 0,
     linear: Linear | None = None,
+    model: Sample | None = None,
 ) -> AnyEvaluation:
-    """Measure what `weights` or `linear` cost the bundled model `name` at its output; see `evaluation.evaluate`."""
+    """Measure what `weights`, `linear` or another way to run it cost the bundled model `name` at its output.
+
+    See `evaluation.evaluate`.
+    """
     from . import evaluation  # noqa: PLC0415  likewise
 
-    return evaluation.evaluate(name, weights, n, seed, linear)
+    return evaluation.evaluate(name, weights, n, seed, linear, model)

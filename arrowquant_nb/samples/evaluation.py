@@ -124,8 +124,9 @@ def evaluate(
     n: int = 20,
     seed: int = 0,
     linear: Linear | None = None,
+    model: Sample | None = None,
 ) -> AnyEvaluation:
-    """Measure what `weights` or `linear` cost the bundled model `name`; a few seconds for 20 samples.
+    """Measure what `weights`, `linear` or another way to run it cost the bundled model `name`, in seconds.
 
     Parameters
     ----------
@@ -141,6 +142,8 @@ def evaluate(
     linear
         The hook that stands for every product with a weight matrix (`samples.Linear`), for example one that rounds
         activations; None multiplies by `weights`.
+    model
+        The model run by other means, such as torch, instead of `weights`.
 
     Returns
     -------
@@ -157,7 +160,7 @@ def evaluate(
     """
     if n < 2:
         raise ValueError(f"n is {n}; at least two samples are needed to measure anything")
-    other = runnable(name, weights)
+    other = runnable(name, weights) if model is None else model
     recording = _recorded(name, n, seed)
     if modality(name) in {"text", "code"}:
         return _text_evaluation(name, recording, recording.outputs_of(other, linear), n, seed)

@@ -16,8 +16,10 @@ from arrowquant_nb import samples
 from arrowquant_nb.api import ArrowQuantV2
 from arrowquant_nb.config import DiffusionQuantConfig, field_facts
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
+from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
 from arrowquant_nb.ui.frame import Frame
+from arrowquant_nb.ui.live_figure import load_plotly
 from arrowquant_nb.ui.model_picker import ModelPicker
 from arrowquant_nb.ui.output_folder import OutputFolder, free_name
 from arrowquant_nb.ui.plan_view import NO_MODEL, change_words, plan_html
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Studio", "studio"]
 
 _SUBTITLE: Final = "quantize a diffusion model"
+_LIMIT: Final = "target_model_size_mb"
 _AHEAD: Final = "arrowquant_nb.ui.run_view"
 """Loaded beside the kernel after the first paint, with plotly: what a run needs."""
 
@@ -64,6 +67,7 @@ class Studio:
         self._profile = self.form.controls["deployment_profile"].value
         self._output_given = False
         self._plan_box = widgets.HTML(layout={"flex": "1 1 340px", "min_width": "300px"})
+        self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
         self.output = widgets.Text(description="Output", layout={"width": "360px"})
         self.output.style.description_width = "48px"
         self.output_words = widgets.HTML()
@@ -81,12 +85,14 @@ class Studio:
         self.output.observe(self._output_typed, names="value")
         self.form.on_change(self._changed)
         self.open(model if model is not None else samples.names()[0])
-        self._worker.start("ahead", lambda _: importlib.import_module(_AHEAD), lambda _: None)
+        self._worker.start("ahead", _load_ahead, lambda _: None)
 
     def _assemble(self) -> widgets.VBox:
         reset = widgets.HBox([self.form.changes, self.form.reset])
         reset.add_class("aq-row")
-        left = widgets.VBox([self.form.basic, self.form.advanced, reset], layout={"flex": "2 1 560px"})
+        left = widgets.VBox(
+            [self.form.basic, self.form.advanced, reset, self.forecast.widget], layout={"flex": "2 1 560px"}
+        )
         body = widgets.HBox([left, self._plan_box], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         setup = widgets.VBox([widgets.HTML("<h3>2 Settings</h3>"), body])
         setup.add_class("aq-section")
@@ -157,6 +163,7 @@ class Studio:
             self._run_place.children = (self.run_view.widget,)
             self._dress(self._frame.theme, self._width())
         self._form_place.layout.display = "none"
+        self.status.value = ""
         self.run_view.start(self.model, Path(self.output.value), self.config)
 
     def drain(self) -> bool:
@@ -181,8 +188,16 @@ class Studio:
 
     # -- plan --------------------------------------------------------------------------------------------------------
 
+    def _limit(self, limit: float | None) -> None:
+        """Take the size slider's limit into the settings."""
+        control = self.form.controls.get(_LIMIT)
+        if control is not None and control.value != limit:
+            control.value = limit
+
     def _changed(self) -> None:
         self._plan_due = True
+        config = self.form.config
+        self.forecast.follow(None if config is None else config.target_model_size_mb)
         self._check_run()
         self._worker.pump()
 
@@ -311,6 +326,12 @@ class Studio:
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.widget._repr_mimebundle_(**options)
+
+
+def _load_ahead(_: object) -> None:
+    """Load what a run needs, plotly above all, beside the kernel."""
+    importlib.import_module(_AHEAD)
+    load_plotly()
 
 
 def _titles(complaints: dict[str, str]) -> str:

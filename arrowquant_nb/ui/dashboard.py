@@ -92,6 +92,7 @@ class Dashboard:
         self.facts = widgets.HTML()
         self.status = widgets.HTML()
         self._spoken: tuple[Any, ...] = ()
+        self._told = self.state
         self.legend = widgets.HTML(_LEGEND)
         self.controls = ListControls(self._controls_changed)
         self.figure = FigureBox(self._clicked)
@@ -322,11 +323,15 @@ class Dashboard:
         )
         if self.bar.value != bar:
             self.bar.value = bar
+        if state is not self._told:
+            self._told = state
             self.facts.value = escape(facts(state)).replace(" | ", " &nbsp;|&nbsp; ")
-        spoken = (state.status, int(4 * share), len(state.layers))
+        final = state.written_nbytes if state.status != RUNNING else 0
+        spoken = (state.status, int(4 * share), len(state.layers), final)
         if spoken != self._spoken:
             self._spoken = spoken
-            self._say(ending(state) or f"{progress(state)}; {state.n_fell_back} fell back")
+            done, n = len(state.decided), len(state.quantized)
+            self._say(ending(state) or f"Running: {done} of {n} layers are done, {state.n_fell_back} fell back.")
 
     def announce(self, text: str) -> None:
         """Say something in the status line, until the run's state changes."""

@@ -22,7 +22,7 @@ _SLIDERS: Final[Mapping[str, tuple[float, float, float]]] = {
 """Fields that have a slider too: its ends and step."""
 _OPEN: Final[Mapping[str, str]] = {
     "modality": "detected", "activation_bit_width": "weights only", "min_output_sqnr_db": "gate table",
-    "target_model_size_mb": "no limit",
+    "min_network_sqnr_db": "reported only", "target_model_size_mb": "no limit",
 }  # fmt: skip
 """What leaving a field open means, in words."""
 _TITLES: Final[Mapping[str, str]] = {"edge": "Edge: smallest", "local": "Local: balanced", "cloud": "Cloud: closest"}
@@ -77,8 +77,7 @@ def control_for(name: str, facts: Mapping[str, Any]) -> FieldControl:
 
 
 def _choice(name: str, facts: Mapping[str, Any]) -> FieldControl:
-    works = facts["values"]
-    options = [(_label(name, value), value) for value in facts["choices"] if works is None or value in works]
+    options = [(_label(name, value), value) for value in facts["choices"]]
     kind = widgets.ToggleButtons if name in ("deployment_profile", "bit_width") else widgets.Dropdown
     chooser = kind(options=options, layout={"width": "auto"})
     if kind is widgets.ToggleButtons:

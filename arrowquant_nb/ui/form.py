@@ -24,7 +24,7 @@ ADVANCED_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Structure": ("modality", "enable_time_aware", "enable_spatial"),
     "Layers and gates": (
         "skip_sensitive_layers", "sensitive_layer_names", "sensitive_layer_patterns", "layer_bit_widths",
-        "min_output_sqnr_db", "fail_fast",
+        "min_output_sqnr_db", "min_network_sqnr_db", "fail_fast",
     ),
     "Machine": ("num_threads", "seed"),
 }  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +57,7 @@ class LayerState:
         """Full name of the tensor."""
         return self.plan.name
 
-    @property
+    @cached_property
     def quantized(self) -> bool:
         """Whether it is quantized, or kept as it is."""
         return self.plan.action == "quantized"
@@ -66,7 +67,7 @@ class LayerState:
         """Whether the figures are of the layer's output, not of its weights."""
         return self.report is not None and not isinstance(self.report.output_sqnr, str)
 
-    @property
+    @cached_property
     def sqnr_db(self) -> float | None:
         """SQNR in dB of the layer's output where that was measured, else of its weights; None until decided."""
         if self.report is None:
@@ -74,7 +75,7 @@ class LayerState:
         output = self.report.output_sqnr
         return self.report.sqnr_db if isinstance(output, str) else output
 
-    @property
+    @cached_property
     def worst_db(self) -> float | None:
         """SQNR in dB of the output in the worst timestep group; None where it was not measured."""
         worst = self.report.worst_output_sqnr if self.report is not None else ""
@@ -166,22 +167,22 @@ class RunState:
 
     # -- figures ----------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def quantized(self) -> list[LayerState]:
         """The layers that are to be quantized, in model order."""
         return [layer for layer in self.layers.values() if layer.quantized]
 
-    @property
+    @cached_property
     def decided(self) -> list[LayerState]:
         """The quantized layers that are decided, in model order."""
         return [layer for layer in self.layers.values() if layer.quantized and layer.report is not None]
 
-    @property
+    @cached_property
     def planned_nbytes(self) -> int:
         """Payload of the whole plan."""
         return sum(layer.plan.nbytes for layer in self.layers.values())
 
-    @property
+    @cached_property
     def written_nbytes(self) -> int:
         """Payload of all decided tensors."""
         return sum(layer.report.nbytes for layer in self.layers.values() if layer.report is not None)
@@ -270,12 +271,13 @@ def _decided(state: RunState, event: LayerFinished) -> RunState:
     gates = layer.gates or _table_gates(state, report)
     order = state.order if layer.report is not None or not layer.quantized else (*state.order, event.name)
     after = state.with_layer(replace(layer, report=report, reused=event.reused, gates=gates))
-    return replace(after, order=order, phase="", current=_first_open(after), fraction=0.0)
+    current = _first_open(after) if state.current in ("", event.name) else state.current
+    return replace(after, order=order, phase="", current=current, fraction=0.0)
 
 
 def _begun(state: RunState, _: LayerStarted) -> RunState:
     """Small layers are begun together and decided one by one: the first that is open is the one to name."""
-    return replace(state, phase="", current=_first_open(state), fraction=0.0)
+    return replace(state, phase="", current=state.current or _first_open(state), fraction=0.0)
 
 
 def _first_open(state: RunState) -> str:

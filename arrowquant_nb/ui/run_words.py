@@ -92,6 +92,8 @@ def ending(state: RunState) -> str:
             sentence += f", median {decibels(state.median_db())}, worst {decibels(worst.sqnr_db)}"
         return f"{sentence}, {state.n_fell_back} of {n} fell back."
     if state.status == CANCELLED:
+        if not done:
+            return "Cancelled before the first layer was done. Resume begins with it."
         return f"Cancelled after {done} of {n} layers. They are kept: Resume goes on from there."
     if state.status == FAILED:
         return f"Failed: {state.message} {done} of {n} layers are kept."
@@ -113,8 +115,8 @@ def layer_headline(layer: LayerState, rank: int, n: int) -> str:
     weights = layer.plan.n_weights
     count = f"{weights / 1e6:.2f} M" if weights >= 100_000 else f"{weights:,}"
     worst = " (worst)" if rank == 0 else ""
-    bits = "" if layer.report is None else f"   {WIDTH_NAMES[layer.report.bit_width]} {layer.report.method}"
-    return f"{_bare(layer.name)}   {shape}, {count} weights{bits}   rank {rank + 1} of {n}{worst}"
+    bits = "" if layer.report is None else f", {WIDTH_NAMES[layer.report.bit_width]} {layer.report.method}".rstrip()
+    return f"{_bare(layer.name)}: {shape}, {count} weights{bits}, rank {rank + 1} of {n}{worst}"
 
 
 def attempt_rows(layer: LayerState) -> list[list[str]]:

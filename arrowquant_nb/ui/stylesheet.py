@@ -12,7 +12,7 @@ _DARK: Final = """
   --jp-content-font-color0: #E8EAED; --jp-content-font-color1: #E8EAED; --jp-border-color2: #3A424B;
   --jp-widgets-label-color: #E8EAED; --jp-widgets-readout-color: #E8EAED; --jp-widgets-color: #E8EAED;
   --jp-widgets-input-color: #E8EAED; --jp-widgets-input-background-color: #16191D;
-  --jp-widgets-input-border-color: #4A525C; --jp-widgets-dropdown-arrow: none;
+  --jp-widgets-input-border-color: #4A525C;
 """
 _LIGHT: Final = """
   --aq-ink: #1B1B1B; --aq-quiet: #5F6368; --aq-line: #D5D9DE; --aq-ground: #FFFFFF; --aq-raised: #F4F6F8;
@@ -28,7 +28,7 @@ _LIGHT: Final = """
 STYLE: Final = f"""<style>
 .aq {{ {_LIGHT} color: var(--aq-ink); background: var(--aq-ground); padding: 8px 12px 12px; overflow: hidden;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; font-size: 13px; }}
-.aq.aq-dark {{ {_DARK} }}
+.aq.aq-dark {{ color-scheme: dark; {_DARK} }}
 .aq .widget-html-content, .aq .jupyter-widget-html-content {{ color: var(--aq-ink); line-height: 1.45;
   font-size: 13px; }}
 .aq .widget-html, .aq .jupyter-widget-html {{ margin: 1px 2px; height: auto; }}
@@ -36,7 +36,7 @@ STYLE: Final = f"""<style>
 .aq small, .aq .aq-quiet {{ color: var(--aq-quiet); font-size: 12px; }}
 .aq label {{ font-size: 13px; }}
 .aq-section {{ border-top: 1px solid var(--aq-line); padding: 8px 0 6px; }}
-.aq-row {{ align-items: center; min-height: 32px; flex-wrap: wrap; }}
+.aq-row {{ gap: 4px 6px; align-items: center; min-height: 32px; flex-wrap: wrap; }}
 .aq-message {{ color: var(--aq-ink); }}
 .aq-message [role=alert], .aq-error {{ border-left: 4px solid #D55E00; padding: 2px 8px; display: inline-block;
   background: var(--aq-raised); color: var(--aq-ink); }}

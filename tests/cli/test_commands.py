@@ -48,8 +48,6 @@ def test_every_available_setting_is_an_option_with_its_range_and_profiles():
     for name in available_fields():
         assert f"--{name.replace('_', '-')}" in text
     assert "(bits; 2, 4 or 8). [edge 2, local 4, cloud 8]" in text
-    for unbuilt in ("--target-model-size-mb",):
-        assert unbuilt not in text
 
 
 def test_export_prints_a_table_and_says_on_stderr_what_was_rounded(model, tmp_path):

@@ -88,10 +88,12 @@ def test_a_layer_multiplies_the_rounded_inputs(rule, bits, group, method, column
     torch.testing.assert_close(y, expected, rtol=2e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_means", [1, 3])
 @pytest.mark.parametrize("times", [[500], [100, 900]])
-def test_centred_inputs_are_rounded_about_their_means_and_the_means_come_back(times):
+def test_centred_inputs_are_rounded_about_their_means_and_the_means_come_back(times, n_means):
+    """One mean per time group, or the same at all times."""
     tensor = quantize_array(random(40, 96), 8, 32)
-    means = random(3, 96, seed=9) + 3
+    means = random(n_means, 96, seed=9) + 3
     layer = QuantizedLinear.from_arrays(tensor, inputs=InputFormat("static", 8, TABLE), means=means, name="q")
     x = torch.from_numpy(random(4, 5, 96, seed=3) + 3)
     weight = torch.from_numpy(tensor.dequantize())
@@ -99,9 +101,10 @@ def test_centred_inputs_are_rounded_about_their_means_and_the_means_come_back(ti
         y = layer(x)
         for rows, time in ((slice(0, 2), times[0]), (slice(2, 4), times[-1])):
             group = {100: 0, 500: 1, 900: 2}[time]
-            grid, mean = TABLE.groups[group], torch.from_numpy(means[group])
+            grid, mean = TABLE.groups[group], torch.from_numpy(means[group if n_means > 1 else 0])
             rounded = torch.from_numpy(round_to_grid((x[rows] - mean).numpy(), grid.scale, grid.zero_point, 8))
             torch.testing.assert_close(y[rows], (rounded + mean) @ weight.t(), rtol=2e-5, atol=2e-4)
+    means = random(3, 96, seed=9)
     wrong = QuantizedLinear.from_arrays(tensor, inputs=InputFormat("per_token"), means=means, name="q")
     with pytest.raises(ShapeMismatchError, match="3 time groups"):
         wrong(x)

@@ -16,7 +16,8 @@ OTHER = {
     "sensitive_layer_names": ["a.b.weight"], "sensitive_layer_patterns": [r"attn\d+\.to_q"],
     "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "modality": "image", "enable_time_aware": False,
     "enable_spatial": False, "num_time_groups": 7, "calibration_samples": 33, "activation_bit_width": 8,
-    "min_output_sqnr_db": 12.5, "scale_format": "float16", "rotation": "auto", "low_rank": 3,
+    "min_output_sqnr_db": 12.5, "min_network_sqnr_db": 30.5, "scale_format": "float16", "rotation": "auto",
+    "low_rank": 3,
     "target_model_size_mb": 1.5,
     "num_threads": 3, "seed": 2**63 - 1,
 }  # fmt: skip

@@ -264,7 +264,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     assert "Stopping" in words_of(app)
     drained(app)
     assert not app.running
-    assert "Cancelled after" in words_of(app)
+    assert "Cancelled " in words_of(app)
+    assert "Resume" in words_of(app)
     assert app.run_view.session.error == ""
     assert app.run_view.resume.layout.display == ""
     app.run_view.resume.click()
@@ -333,3 +334,17 @@ def test_the_theme_can_be_forced_and_follows_the_page_otherwise(still):
 
 def test_the_app_is_shown_by_being_what_a_cell_returns(still):
     assert "application/vnd.jupyter.widget-view+json" in still._repr_mimebundle_()
+
+
+def test_the_forecast_is_called_one_and_the_slider_solves_at_once(still):
+    still.forecast.measure()
+    drained(still)
+    assert "<b>Forecast</b>" in still.forecast.words.value
+    assert not still.forecast.slider.disabled
+    budget = still.forecast._budget
+    assert still.forecast.slider.min == pytest.approx(budget.smallest_mb)
+    still.forecast.slider.value = still.forecast.slider.min
+    assert f"at {budget.solve(budget.smallest_mb).size_mb:.3f} MB" in still.forecast.words.value
+    still.form.controls["group_size"].value = 128
+    assert "have changed since the forecast" in still.forecast.words.value
+    assert still.forecast.slider.disabled

@@ -6,14 +6,12 @@ range of colours is fixed when the run begins, so that no cell changes its colou
 
 import math
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Final
 
 from arrowquant_nb.ui.charts.layout import Axes, axes
-from arrowquant_nb.ui.charts.worst_list import hover_text
 from arrowquant_nb.ui.model_map import LEAST_LAYERS, MOST_ROLES, OTHER, OUTSIDE, place
 from arrowquant_nb.ui.palette import Palette
-from arrowquant_nb.ui.run_state import LayerState, RunState, quality
+from arrowquant_nb.ui.run_state import RunState, quality
 
 __all__ = ["BlockMap", "block_map_traces"]
 
@@ -68,7 +66,6 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
     n_rows, n_columns = len(places.roles), len(places.blocks)
     values: list[list[float | None]] = [[None] * n_columns for _ in range(n_rows)]
     names: list[list[str]] = [[""] * n_columns for _ in range(n_rows)]
-    hover: list[list[str]] = [[""] * n_columns for _ in range(n_rows)]
     fell_back: list[tuple[int, int]] = []
     kept: list[tuple[int, int]] = []
     chosen: list[tuple[int, int]] = []
@@ -76,8 +73,7 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
         layers = [state.layers[name] for name in tensors]
         decided = [layer for layer in layers if layer.quantized and layer.report is not None]
         shown = min(decided, key=quality, default=layers[0])
-        names[row][column] = shown.name if decided else ""
-        hover[row][column] = _words(shown, places.blocks[column])
+        names[row][column] = shown.name
         if decided and shown.sqnr_db is not None:
             values[row][column] = round(min(shown.sqnr_db, 200.0), 2) if math.isfinite(shown.sqnr_db) else 200.0
         if any(layer.report is not None and layer.report.fell_back for layer in decided):
@@ -89,8 +85,8 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
     return [
         {
             "type": "heatmap", "name": "map", "z": values, "zmin": _LOWEST_DB, "zmax": _HIGHEST_DB, "xgap": 1,
-            "ygap": 1, "colorscale": colours.worst_first_scale, "customdata": names, "text": hover,
-            "hovertemplate": "%{text}<extra></extra>", "hoverongaps": False, "showscale": True,
+            "ygap": 1, "colorscale": colours.worst_first_scale, "customdata": names,
+            "hovertemplate": "%{customdata}<br>%{z} dB<extra></extra>", "hoverongaps": False, "showscale": True,
             "colorbar": {"thickness": 10, "len": 0.16, "y": 0, "yanchor": "bottom", "outlinewidth": 0, "x": 1.0,
                          "title": {"text": "dB", "font": {"color": colours.ink, "size": 11}},
                          "tickfont": {"color": colours.ink, "size": 10}},
@@ -101,12 +97,6 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
         _marks(kept, "kept", {"symbol": "square-open", "size": 7, "color": colours.widths[16]}),
         _marks(chosen, "selected", {"symbol": "square-open", "size": 14, "color": "#CC79A7", "line": {"width": 3}}),
     ]  # fmt: skip
-
-
-def _words(layer: LayerState, block: str) -> str:
-    if not layer.quantized:
-        return f"{escape(layer.name)}<br>kept: {escape(layer.plan.reason)}"
-    return hover_text(layer) if layer.report is not None else f"{escape(layer.name)}<br>not yet ({escape(block)})"
 
 
 def _marks(places: list[tuple[int, int]], name: str, marker: dict[str, Any]) -> dict[str, Any]:

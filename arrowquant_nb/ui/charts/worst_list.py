@@ -162,12 +162,11 @@ def _texts(texts: list[str], x: float, axis: str, name: str, colours: Palette) -
 
 def _hits(rows: tuple[LayerState, ...], axis: str) -> dict[str, Any]:
     names = [row.name for row in rows for _ in _HIT_PLACES]
-    texts = [text for row in rows for text in [hover_text(row)] * len(_HIT_PLACES)]
     return {
         "type": "scatter", "name": "rows", "x": [x for _ in rows for x in _HIT_PLACES],
         "y": [i for i in range(len(rows)) for _ in _HIT_PLACES], "mode": "markers",
-        "marker": {"size": 21, "symbol": "square", "opacity": 0}, "customdata": names, "hovertext": texts,
-        "hoverinfo": "text", "xaxis": f"x{axis}", "yaxis": "y",
+        "marker": {"size": 21, "symbol": "square", "opacity": 0}, "customdata": names,
+        "hovertemplate": "%{customdata}<extra></extra>", "xaxis": f"x{axis}", "yaxis": "y",
     }  # fmt: skip
 
 

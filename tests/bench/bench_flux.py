@@ -1,0 +1,129 @@
+"""A FLUX-shaped transformer of about one billion random weights: size, loading, memory and seconds per step.
+
+Builds it in bfloat16, quantizes it data-free, exports it, and loads every form in a process of its own with
+`from_pretrained`. Needs 6 GB of disk and memory; figures of quality are not taken, random weights have none.
+
+    python tests/bench/bench_flux.py [--tokens 256] [--single-blocks 4] [--folder FOLDER]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+import arrowquant_nb as aq
+import arrowquant_nb.diffusers
+from arrowquant_nb.runtime.input_format import InputFormat
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+
+TEXT_TOKENS = 64
+CALLS = 2
+
+
+def build(folder, single_blocks):
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = FluxTransformer2DModel(num_layers=1, num_single_layers=single_blocks, guidance_embeds=True)
+    model.save_pretrained(folder)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters")
+
+
+def inputs(model, tokens):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator).to(torch.bfloat16)
+
+    side = int(tokens**0.5)
+    places = torch.arange(side, dtype=torch.float32)
+    grid = torch.cartesian_prod(torch.zeros(1), places, places)
+    config = model.config
+    return {
+        "hidden_states": noise(1, side * side, config.in_channels),
+        "encoder_hidden_states": noise(1, TEXT_TOKENS, config.joint_attention_dim),
+        "pooled_projections": noise(1, config.pooled_projection_dim),
+        "timestep": torch.tensor([1.0], dtype=torch.bfloat16), "guidance": torch.tensor([3.5], dtype=torch.bfloat16),
+        "img_ids": grid, "txt_ids": torch.zeros(TEXT_TOKENS, 3),
+    }  # fmt: skip
+
+
+def peak_mb():
+    """Most memory that this process has had, since it was started."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e3
+
+
+def measure(folder, tokens, dtype, inputs_as):
+    """Load and call one form, in this process."""
+    before, start = peak_mb(), time.perf_counter()
+    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
+    loading, loaded = time.perf_counter() - start, peak_mb()
+    if inputs_as == "float":
+        for module in model.modules():
+            if isinstance(module, QuantizedLayer):
+                module.inputs = InputFormat()
+    call, seconds = inputs(model, tokens), []
+    call = {name: value.to(model.dtype) if value.dtype == torch.bfloat16 else value for name, value in call.items()}
+    with torch.no_grad():
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            model(**call)
+            seconds.append(time.perf_counter() - start)
+    found = {"load_s": loading, "load_mb": loaded - before, "peak_mb": peak_mb() - before, "step_s": min(seconds)}
+    print(json.dumps(found))
+
+
+def table(folder, options):
+    source = folder / "flux"
+    build(source, options.single_blocks)
+    forms = {"float32": (source, "float32", "stored"), "bfloat16": (source, "bfloat16", "stored")}
+    for bit_width in (8, 4):
+        master, exported = folder / f"master-{bit_width}", folder / f"int{bit_width}"
+        config = aq.DiffusionQuantConfig(bit_width=bit_width, method="rtn", activation_bit_width=8)
+        start = time.perf_counter()
+        aq.ArrowQuantV2(config).quantize_diffusion_model(source, master, calibration="none")
+        print(f"INT{bit_width}: quantized in {time.perf_counter() - start:.1f} s", end="")
+        start = time.perf_counter()
+        aq.export_model(master, "diffusers", exported)
+        shutil.rmtree(master)
+        print(f", exported in {time.perf_counter() - start:.1f} s")
+        forms[f"W{bit_width}"] = (exported, "bfloat16", "float")
+        forms[f"W{bit_width}A8 per token"] = (exported, "bfloat16", "stored")
+    print("| form | files, MB | load, s | memory then, MB | peak with a step, MB | seconds per step |")
+    print("|---|---|---|---|---|---|")
+    for label, (path, dtype, rounding) in forms.items():
+        command = [sys.executable, __file__, "--measure", path, "--dtype", dtype, "--inputs", rounding]
+        command += ["--tokens", str(options.tokens)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        nbytes = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+        memory = f"{found['load_mb']:.0f} | {found['peak_mb']:.0f}"
+        times = f"{found['load_s']:.2f} | {memory} | {found['step_s']:.2f}"
+        print(f"| {label} | {nbytes / 1e6:.0f} | {times} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--single-blocks", type=int, default=4)
+    parser.add_argument("--folder", type=Path, help="where the models are made; default a temporary folder")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="bfloat16", help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", default="stored", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure, options.tokens, options.dtype, options.inputs)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens} + {TEXT_TOKENS} tokens")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        table(Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()
