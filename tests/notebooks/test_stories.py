@@ -1,6 +1,6 @@
 """Every notebook runs from its first cell to its last, as a reader would run it, without an error.
 
-02 and the batch summary take parameters and are executed by papermill in `tests/batch`; the others here, by nbval, in
+Those that take parameters are executed by papermill in `tests/batch`; the others here, by nbval, in
 one process and an empty folder.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-PARAMETERIZED = ("02_quantize.ipynb", "batch_summary.ipynb")
+PARAMETERIZED = ("02_quantize.ipynb", "04_time_aware.ipynb", "05_quality.ipynb", "batch_summary.ipynb")
 STORIES = sorted(path.name for path in FOLDER.glob("*.ipynb") if path.name not in PARAMETERIZED)
 HUNG_S = 300
 """After so long a cell is taken for hung."""
