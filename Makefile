@@ -24,7 +24,7 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 # The two environments share one tree to build in.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-compiled test-pure lint soak bench bench-quality dev clean
+.PHONY: help demo test test-compiled test-browser chromium test-pure lint soak bench bench-quality dev clean
 
 help:
 	@echo "make demo   install; quantize the bundled model in a notebook; say where the results lie"
@@ -63,13 +63,25 @@ test: lint test-compiled test-pure
 
 test-compiled: $(VENV)/.test
 	$(BIN)/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert i['compiled_core'] and i['compiled_kernels']"
-	$(BIN)/$(PYTEST) -m "not soak"
+	$(BIN)/$(PYTEST) -m "not soak and not browser"
+	$(MAKE) test-browser
 	$(BIN)/pytest -m "not soak" --doctest-modules --pyargs arrowquant_nb
 	ARROWQUANT_NB_ISA=scalar $(BIN)/$(PYTEST) -q tests/core tests/quantizers
 
+# One after another, on an otherwise idle machine. Chromium is the machine's own.
+test-browser: $(VENV)/.test chromium
+	$(BIN)/pytest -m "browser and not soak" tests/browser
+
+# Finds a Chromium, installs Debian's where it may, and says what to do where it may not.
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || command -v google-chrome-stable \
+	|| if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; \
+	then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null && command -v chromium; \
+	else echo "no Chromium for the browser tests: install it, for example with: sudo apt-get install chromium"; fi
+
 test-pure: $(PURE_VENV)/.test
 	$(PURE_VENV)/bin/python -c "import arrowquant_nb as aq; i = aq.build_info(); print(i); assert not i['compiled_core'] and not i['compiled_kernels']"
-	$(PURE_VENV)/bin/$(PYTEST) -m "not soak and not torch" $(BOTH_BUILDS)
+	$(PURE_VENV)/bin/$(PYTEST) -m "not soak and not torch and not browser" $(BOTH_BUILDS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -88,6 +100,7 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_end_to_end.py
 	$(BIN)/python tests/bench/bench_end_to_end.py --dtype float32
 	$(BIN)/python tests/bench/bench_export.py
+	$(BIN)/python tests/bench/bench_studio.py
 
 # Peers get an environment each under the cache folder, kept for the next time; half an hour on two idle cores.
 bench-quality: $(VENV)/.test

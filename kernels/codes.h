@@ -61,7 +61,8 @@ INLINE void ISA(load_one)(const uint8_t *from, int wide, float *to) {
 INLINE void ISA(load_stored)(const uint8_t *from, int n, int wide, float to[STEP]) {
     if (wide) { memcpy(to, from, (size_t)n * 4); return; }
     uint16_t half[STEP] = {0};
-    memcpy(half, from, (size_t)n * 2);
+    if (n == STEP) memcpy(half, from, sizeof half); /* no call */
+    else memcpy(half, from, (size_t)n * 2);
     ISA(widen)((const uint8_t *)half, KIND_FLOAT16, STEP, to);
 }
 
@@ -76,7 +77,8 @@ INLINE void ISA(to_halves)(const float from[BATCH], uint16_t to[BATCH]) {
 INLINE void ISA(load_codes)(const uint8_t *packed, int n, const int bits, float to[STEP]) {
     uint8_t bytes[STEP] = {0};
     vi codes[PIECES];
-    memcpy(bytes, packed, (size_t)(n * bits + 7) / 8);
+    if (n == STEP) memcpy(bytes, packed, STEP * bits / 8);
+    else memcpy(bytes, packed, (size_t)(n * bits + 7) / 8);
     ISA(unpack_sixteen)(bytes, bits, codes);
     EACH_PIECE ISA(v_store)(to + p * LANES, __builtin_convertvector(codes[p], vf));
 }

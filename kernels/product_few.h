@@ -38,35 +38,39 @@ INLINE vf ISA(few_values)(const ISA(grid_values) *v, int group, vi within, const
     }
     if (grid == ISA(LEVELS)) return ISA(level_of)(code, (ISA(planes)){s, minor, m});
     const vf c = __builtin_convertvector(code, vf);
-    return grid == ISA(MINIMUM) ? c * s + m : (c - m) * s;
+    return grid == ISA(MINIMUM) ? ISA(v_fma)(c, s, m) : (c - m) * s;
 }
 
-/* One step of FEW_ROWS rows with n tokens; sums of row r and token t in acc[4 r + t]. */
-INLINE void ISA(few_step)(const uint8_t *from[FEW_ROWS], const ISA(grid_values) *v, int group, vi within, const float *x,
-                          int64_t x_stride, const int n, const int bits, const int grid, vf acc[4 * FEW_ROWS]) {
+/* What a step needs to know of the groups of FEW_ROWS rows: values of codes; at 8 bits scales and minima. */
+typedef struct { vf values[FEW_ROWS], minimum[FEW_ROWS]; } ISA(few_group);
+
+INLINE void ISA(few_load)(const ISA(grid_values) *v, int group, vi within, const int bits, const int grid, ISA(few_group) *to) {
+    for (int r = 0; r < FEW_ROWS; r++) {
+        if (bits < 8) to->values[r] = ISA(few_values)(v + r, group, within, bits, grid);
+        else {
+            to->values[r] = ISA(v_splat)(v[r].scale[group]);
+            to->minimum[r] = ISA(v_splat)(grid == ISA(MINIMUM) ? v[r].zero[group] : -(v[r].zero[group] * v[r].scale[group]));
+        }
+    }
+}
+
+/* One step of FEW_ROWS rows, `stride` bytes apart, with n tokens; sums of row r and token t in acc[4 r + t]. */
+INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const ISA(few_group) *g, const float *x, int64_t x_stride,
+                          const int n, const int bits, vf acc[4 * FEW_ROWS]) {
     vi word[FEW_ROWS], shift, low;
-    vf values[FEW_ROWS], minimum[FEW_ROWS];
     for (int i = 0; i < LANES; i++) {
         shift[i] = i / 4 * bits;
         low[i] = i % 4 * 4;
     }
-    for (int r = 0; r < FEW_ROWS; r++) {
-        if (bits == 8) {
-            word[r] = ISA(v_from_bytes)(from[r]);
-            values[r] = ISA(v_splat)(v[r].scale[group]);
-            minimum[r] = ISA(v_splat)(grid == ISA(MINIMUM) ? v[r].zero[group] : -(v[r].zero[group] * v[r].scale[group]));
-        } else {
-            word[r] = ISA(v_repeat_words)(from[r]);
-            values[r] = ISA(few_values)(v + r, group, within, bits, grid);
-        }
-    }
+    for (int r = 0; r < FEW_ROWS; r++)
+        word[r] = bits == 8 ? ISA(v_from_bytes)(from + r * stride) : ISA(v_repeat_words)(from + r * stride);
     for (int j = 0; j < 8 / bits; j++) {
         vf q[FEW_ROWS];
         for (int r = 0; r < FEW_ROWS; r++) {
             const vi code = word[r] >> (shift + 4 * bits * j);
-            if (bits == 8) q[r] = ISA(v_fma)(__builtin_convertvector(word[r], vf), values[r], minimum[r]);
-            else if (bits == 4) q[r] = ISA(v_look_up)(values[r], code);
-            else q[r] = ISA(v_look_up)(values[r], (code & 3) | low);
+            if (bits == 8) q[r] = ISA(v_fma)(__builtin_convertvector(word[r], vf), g->values[r], g->minimum[r]);
+            else if (bits == 4) q[r] = ISA(v_look_up)(g->values[r], code);
+            else q[r] = ISA(v_look_up)(g->values[r], (code & 3) | low);
         }
         for (int t = 0; t < n; t++) {
             const vf a = ISA(v_load)(x + t * x_stride + j * LANES);
@@ -75,49 +79,53 @@ INLINE void ISA(few_step)(const uint8_t *from[FEW_ROWS], const ISA(grid_values) 
     }
 }
 
-/* FEW_ROWS rows with n tokens. */
-INLINE void ISA(few_rows)(const dequantize_job *w, const int64_t row[FEW_ROWS], const float *x, const int n, const int bits,
-                          const int grid, vf acc[4 * FEW_ROWS]) {
+/* FEW_ROWS rows from `first_row` on with n tokens; rows beyond the last are the last again. */
+INLINE void ISA(few_rows)(const dequantize_job *w, int64_t first_row, const float *x, const int n, const int bits, const int grid,
+                          vf acc[4 * FEW_ROWS]) {
     const int step = 128 / bits, per_group = w->group_size >= step ? w->group_size / step : 1; /* steps in a group */
     const int per_step = w->group_size >= step ? 1 : step / w->group_size;                     /* groups in a step */
-    const int64_t n_columns = ISA(few_columns)(w), n_steps = n_columns / step, whole = w->packed_stride / 16;
+    const int64_t n_columns = ISA(few_columns)(w), n_steps = n_columns / step, last_row = w->rows - 1;
+    /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
+    const int64_t stride = w->packed_stride, whole = first_row + FEW_ROWS <= w->rows ? stride / 16 : 0;
+    const uint8_t *from = w->packed + first_row * stride;
     ISA(grid_values) v[FEW_ROWS];
-    uint8_t last[FEW_ROWS][16] = {{0}};
+    ISA(few_group) values;
     memset(v, 0, sizeof v);
     vi within; /* which of the groups of a step the words have */
     for (int i = 0; i < LANES; i++) within[i] = i / 4 * per_step / 4;
     int64_t at = 0;
     for (int64_t first = 0; first < w->n_groups; first += STEP) {
         const int count = w->n_groups - first < STEP ? (int)(w->n_groups - first) : STEP;
-        for (int r = 0; r < FEW_ROWS; r++) ISA(load_grid)(w, row[r], first, count, bits, grid, v + r);
-        for (int g = 0; g < count; g += per_step)
-            for (int i = 0; i < per_group && at < n_steps; i++, at++) {
-                const uint8_t *from[FEW_ROWS];
+        for (int r = 0; r < FEW_ROWS; r++)
+            ISA(load_grid)(w, first_row + r < last_row ? first_row + r : last_row, first, count, bits, grid, v + r);
+        for (int g = 0; g < count; g += per_step) {
+            ISA(few_load)(v, g, within, bits, grid, &values);
+            const int64_t end = at + per_group < n_steps ? at + per_group : n_steps;
+            for (; at < end && at < whole; at++) ISA(few_step)(from + 16 * at, stride, &values, x + at * step, n_columns, n, bits, acc);
+            for (; at < end; at++) {
+                uint8_t copy[FEW_ROWS * 16] = {0};
+                const int64_t left = stride - 16 * at;
                 for (int r = 0; r < FEW_ROWS; r++) {
-                    from[r] = w->packed + row[r] * w->packed_stride + 16 * at;
-                    if (at >= whole) { /* the end of the last row may be the end of the buffer */
-                        memcpy(last[r], from[r], (size_t)(w->packed_stride - 16 * at));
-                        from[r] = last[r];
-                    }
+                    const int64_t row = first_row + r < last_row ? first_row + r : last_row;
+                    memcpy(copy + 16 * r, w->packed + row * stride + 16 * at, (size_t)(left < 16 ? left : 16));
                 }
-                ISA(few_step)(from, v, g, within, x + at * step, n_columns, n, bits, grid, acc);
+                ISA(few_step)(copy, 16, &values, x + at * step, n_columns, n, bits, acc);
             }
+        }
     }
 }
 
 INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n, const int bits, const int grid) {
     const dequantize_job *w = &job->weight;
     for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += FEW_ROWS) {
-        int64_t row[FEW_ROWS]; /* beyond the last one, it again */
-        for (int r = 0; r < FEW_ROWS; r++) row[r] = first + r < w->rows ? first + r : w->rows - 1;
         vf acc[4 * FEW_ROWS];
         float folded[4 * FEW_ROWS];
         for (int i = 0; i < 4 * FEW_ROWS; i++) acc[i] = (vf){0};
-        ISA(few_rows)(w, row, job->ordered, n, bits, grid, acc);
+        ISA(few_rows)(w, first, job->ordered, n, bits, grid, acc);
         ISA(v_store)(folded, FOLD_TREE(acc, ADD));
-        for (int r = 0; r < FEW_ROWS; r++)
+        for (int64_t row = first; row < first + FEW_ROWS && row < w->rows; row++)
             for (int t = 0; t < n; t++)
-                job->out[t * w->rows + row[r]] = folded[r * 4 + t] + (job->bias ? job->bias[row[r]] : 0.0f);
+                job->out[t * w->rows + row] = folded[(row - first) * 4 + t] + (job->bias ? job->bias[row] : 0.0f);
     }
 }
 

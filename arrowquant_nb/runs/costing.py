@@ -14,6 +14,7 @@ import xxhash
 
 from arrowquant_nb import samples
 from arrowquant_nb.calibration.cache import cache_folder
+from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.runs.cost_cache import FOLDER, content_key, read_costs, write_costs
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
@@ -100,7 +101,8 @@ def measure_model(
     if missing:
         probe = None
         if model is not None:
-            probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
+            with single_threaded_blas():  # faster on small matrices, and the same figures for any number of threads
+                probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
         measured = measure_layers(
             missing,
             lambda task: calibration.inputs(task.name, task.columns, n_time_groups),

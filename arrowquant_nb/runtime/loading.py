@@ -6,15 +6,15 @@ so.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from arrowquant_nb.errors import CheckpointError, ShapeMismatchError, ValidationError
-from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
-from arrowquant_nb.runtime.input_format import InputFormat
+from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError, ValidationError
+from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.time import follow_time, time_argument
@@ -23,7 +23,7 @@ from arrowquant_nb.storage.policy import steers_all_channels
 from arrowquant_nb.storage.quantized import open_privately
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -95,7 +95,8 @@ def load_quantized(
     """
     with open_privately(path, verify) as folder:
         _check_names(model, folder)
-        rest = [name for name in folder if not _swap(model, folder, name, inputs)]
+        rules = _InputRules(folder, inputs, folder.rounded_inputs)
+        rest = [name for name in folder if not _swap(model, rules, name)]
         places = _places(model)  # after the swaps: layers have taken biases over
         for name in rest:
             _set(model, places, folder, name)
@@ -149,15 +150,15 @@ def _listed(what: str, names: list[str], others: Iterable[str]) -> str:
     return f"{what} {', '.join(map(repr, names[:SHOWN]))}{more}{hint}"
 
 
-def _swap(model: Any, folder: QuantizedModel, name: str, inputs: str | None) -> bool:
+def _swap(model: Any, rules: _InputRules, name: str) -> bool:
     """Put a quantized layer in a module's place; False where the tensor is to be set instead."""
-    tensor = folder[name]
+    folder, tensor = rules.folder, rules.folder[name]
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     if tensor.kept or leaf != "weight" or not path or not swappable(module):
         return False
     parent, _, child = path.rpartition(".")
-    rounding = _inputs_of(folder, tensor, inputs)
+    rounding = rules.of_layer(name)
     layer = swapped_layer(module, tensor, rounding, None if rounding is None else _means_of(folder, name, rounding))
     setattr(model.get_submodule(parent), child, layer)
     folder.release(name)
@@ -226,24 +227,37 @@ def _kind_of(module: Any, name: str, inputs: InputFormat | None) -> tuple[type[Q
     return QuantizedLinear, settings
 
 
-def _inputs_of(folder: QuantizedModel, tensor: LazyTensor, rule: str | None) -> InputFormat | None:
-    bit_width = folder.config.activation_bit_width
-    if rule == "float" or (rule is None and bit_width is None):
-        return None
-    if steers_all_channels(tensor.name, folder.facts.get("class_name"), folder.modality):
-        return None
-    if rule in ("per_token", "per_group"):
-        return InputFormat(rule, bit_width or 8)
-    stored = folder.layer_metadata(tensor.name).get("time_aware")
-    if stored is None:
-        if rule is None:
+@dataclass(frozen=True)
+class _InputRules:
+    """How every layer of a folder rounds its inputs."""
+
+    folder: QuantizedModel
+    rule: str | None
+    """As `load_quantized` was given it."""
+    bits: Mapping[str, int]
+    """Of the layers whose inputs the folder wants rounded."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in (None, *INPUT_RULES):
+            raise ConfigurationError(f"inputs {self.rule!r} is not one of {', '.join(INPUT_RULES)}")
+        if self.rule == "static" and self.folder.time_aware is None:
+            raise ValidationError(
+                f"{self.folder.path} has no grids for the inputs of any layer: quantize with activation_bit_width, or "
+                "load with inputs='per_token'"
+            )
+
+    def of_layer(self, name: str) -> InputFormat | None:
+        """Return the rounding of one layer's inputs, None where they stay float."""
+        wanted = name in self.bits if self.bits else self.rule is not None and not self._steers(name)
+        if self.rule == "float" or not wanted:
             return None
-        raise ValidationError(
-            f"{tensor.name}: {folder.path} has no grids for its inputs: quantize with activation_bit_width, or load "
-            "with inputs='per_token'"
-        )
-    tables = TimeAwareQuantMetadata.from_dict(stored)
-    return InputFormat("static", tables.bit_width, tables.by_layer[tensor.name])
+        bits, tables = self.bits.get(name, 8), self.folder.time_aware
+        if self.rule in (None, "static") and tables is not None and name in tables.by_layer:
+            return InputFormat("static", bits, tables.by_layer[name])
+        return InputFormat("per_group" if self.rule == "per_group" else "per_token", bits)
+
+    def _steers(self, name: str) -> bool:
+        return steers_all_channels(name, self.folder.facts.get("class_name"), self.folder.modality)
 
 
 def _means_of(folder: QuantizedModel, name: str, inputs: InputFormat) -> NDArray[np.float32] | None:

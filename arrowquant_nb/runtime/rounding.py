@@ -77,11 +77,11 @@ def input_means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     table = layer.inputs.table
     if len(means) == 1:  # the same at all times
         return means[0].view(*[1] * (x.ndim - 1), -1)
-    if len(means) != (1 if table is None else len(table.groups)):
+    if table is None or len(means) != len(table.groups):
         raise ShapeMismatchError(
             f"{layer.name}: means of {len(means)} time groups do not fit inputs {layer.inputs.rule!r}: quantize again"
         )
-    groups = (0,) if table is None else _groups(table, x, layer.name)
+    groups = _groups(table, x, layer.name)
     return means[groups[0]].view(*[1] * (x.ndim - 1), -1) if len(groups) == 1 else _per_sample(means[list(groups)], x)
 
 

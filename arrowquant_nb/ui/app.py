@@ -19,6 +19,7 @@ from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
 from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
 from arrowquant_nb.ui.frame import Frame
+from arrowquant_nb.ui.live_figure import load_plotly
 from arrowquant_nb.ui.model_picker import ModelPicker
 from arrowquant_nb.ui.output_folder import OutputFolder, free_name
 from arrowquant_nb.ui.plan_view import NO_MODEL, change_words, plan_html
@@ -84,7 +85,7 @@ class Studio:
         self.output.observe(self._output_typed, names="value")
         self.form.on_change(self._changed)
         self.open(model if model is not None else samples.names()[0])
-        self._worker.start("ahead", lambda _: importlib.import_module(_AHEAD), lambda _: None)
+        self._worker.start("ahead", _load_ahead, lambda _: None)
 
     def _assemble(self) -> widgets.VBox:
         reset = widgets.HBox([self.form.changes, self.form.reset])
@@ -162,6 +163,7 @@ class Studio:
             self._run_place.children = (self.run_view.widget,)
             self._dress(self._frame.theme, self._width())
         self._form_place.layout.display = "none"
+        self.status.value = ""
         self.run_view.start(self.model, Path(self.output.value), self.config)
 
     def drain(self) -> bool:
@@ -324,6 +326,12 @@ class Studio:
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.widget._repr_mimebundle_(**options)
+
+
+def _load_ahead(_: object) -> None:
+    """Load what a run needs, plotly above all, beside the kernel."""
+    importlib.import_module(_AHEAD)
+    load_plotly()
 
 
 def _titles(complaints: dict[str, str]) -> str:

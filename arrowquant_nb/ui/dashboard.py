@@ -330,7 +330,8 @@ class Dashboard:
         spoken = (state.status, int(4 * share), len(state.layers), final)
         if spoken != self._spoken:
             self._spoken = spoken
-            self._say(ending(state) or f"{progress(state)}; {state.n_fell_back} fell back")
+            done, n = len(state.decided), len(state.quantized)
+            self._say(ending(state) or f"Running: {done} of {n} layers are done, {state.n_fell_back} fell back.")
 
     def announce(self, text: str) -> None:
         """Say something in the status line, until the run's state changes."""

@@ -53,7 +53,7 @@ class ForecastPanel:
         self.button.on_click(lambda _: self.measure())
         self.limited = widgets.Checkbox(description="Size limit (MB)", indent=False, layout={"width": "auto"})
         self.slider = widgets.FloatSlider(
-            min=0.0, max=1.0, step=0.001, readout_format=".3f", disabled=True, layout={"width": "280px"}
+            min=0.0, max=1.0, step=0.001, readout_format=".3f", disabled=True, readout=False, layout={"width": "280px"}
         )
         self.words = widgets.HTML()
         self.limited.observe(lambda _: self._switched(), names="value")
@@ -112,9 +112,10 @@ class ForecastPanel:
         self.slider.max = max(largest, smallest + 0.001)
         self.slider.min = smallest
         self.slider.step = max(0.001, round((largest - smallest) / 400, 3))
-        if not self.limited.value:
-            self.slider.value = now
-        self.slider.disabled = False
+        _, config = self._subject()
+        limit = None if config is None else config.target_model_size_mb
+        self.slider.value = min(max(now if limit is None else limit, smallest), self.slider.max)
+        self.slider.disabled, self.slider.readout = False, True
         self._quiet = False
 
     def _switched(self) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.ui.palette import Palette
     from arrowquant_nb.ui.run_state import RunState
 
-__all__ = ["Scene", "figure_traces", "live_widget", "paint", "shape_of", "static_figure"]
+__all__ = ["Scene", "figure_traces", "live_widget", "load_plotly", "paint", "shape_of", "static_figure"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,14 @@ def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[di
     if shape.panels:
         traces += layer_panel_traces(scene.layer, scene.selected_gate, colours)
     return traces
+
+
+def load_plotly() -> None:
+    """Load what the first figure needs, which takes a second or more: for a thread, ahead of time."""
+    import plotly.graph_objects as go  # noqa: PLC0415 - see above
+
+    go.Figure([{"type": kind} for kind in ("scatter", "bar", "heatmap")], {"annotations": [{}]})
+    _ = go.FigureWidget  # loaded by being named
 
 
 def static_figure(scene: Scene, colours: Palette, *, wide: bool = True) -> go.Figure:

@@ -8,7 +8,7 @@ from pathlib import Path
 from arrowquant_nb.errors import ArrowQuantError
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
-from arrowquant_nb.storage.output import LOCK_NAME, is_being_written
+from arrowquant_nb.storage.output import EVENTS_NAME, LOCK_NAME, is_being_written
 
 __all__ = ["OutputFolder", "free_name"]
 
@@ -63,7 +63,10 @@ class OutputFolder:
         with contextlib.suppress(ArrowQuantError):
             commits = read_commits(folder / JOURNAL_NAME)[0] if JOURNAL_NAME in names else {}
         if not commits:
-            return cls("This folder is not empty and holds no run of ours. Choose another name.", usable=False)
+            # A run that was stopped before its first layer is in nobody's way.
+            stopped = JOURNAL_NAME in names and names <= {JOURNAL_NAME, EVENTS_NAME}
+            words = "" if stopped else "This folder is not empty and holds no run of ours. Choose another name."
+            return cls(words, usable=stopped)
         wanted = set(layers)
         done = len(wanted & {name for commit in commits.values() for name in commit.tensors})
         if not done:

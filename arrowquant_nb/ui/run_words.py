@@ -92,6 +92,8 @@ def ending(state: RunState) -> str:
             sentence += f", median {decibels(state.median_db())}, worst {decibels(worst.sqnr_db)}"
         return f"{sentence}, {state.n_fell_back} of {n} fell back."
     if state.status == CANCELLED:
+        if not done:
+            return "Cancelled before the first layer was done. Resume begins with it."
         return f"Cancelled after {done} of {n} layers. They are kept: Resume goes on from there."
     if state.status == FAILED:
         return f"Failed: {state.message} {done} of {n} layers are kept."

@@ -8,7 +8,7 @@ Builds it in bfloat16, quantizes it data-free, exports it, and loads every form 
 
 import argparse
 import json
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +20,8 @@ from diffusers import FluxTransformer2DModel
 
 import arrowquant_nb as aq
 import arrowquant_nb.diffusers
+from arrowquant_nb.runtime.input_format import InputFormat
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 TEXT_TOKENS = 64
 CALLS = 2
@@ -52,56 +54,58 @@ def inputs(model, tokens):
     }  # fmt: skip
 
 
-def measure(folder, tokens):
+def peak_mb():
+    """Most memory that this process has had, since it was started."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e3
+
+
+def measure(folder, tokens, dtype, inputs_as):
     """Load and call one form, in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16, local_files_only=True)
-    loading = time.perf_counter() - start
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, start = peak_mb(), time.perf_counter()
+    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype), local_files_only=True)
+    loading, loaded = time.perf_counter() - start, peak_mb()
+    if inputs_as == "float":
+        for module in model.modules():
+            if isinstance(module, QuantizedLayer):
+                module.inputs = InputFormat()
     call, seconds = inputs(model, tokens), []
+    call = {name: value.to(model.dtype) if value.dtype == torch.bfloat16 else value for name, value in call.items()}
     with torch.no_grad():
         for _ in range(CALLS):
             start = time.perf_counter()
             model(**call)
             seconds.append(time.perf_counter() - start)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(
-        json.dumps(
-            {
-                "load_s": loading,
-                "load_mb": (loaded - before) / 1e3,
-                "peak_mb": (after - before) / 1e3,
-                "step_s": min(seconds),
-            }
-        )
-    )
+    found = {"load_s": loading, "load_mb": loaded - before, "peak_mb": peak_mb() - before, "step_s": min(seconds)}
+    print(json.dumps(found))
 
 
 def table(folder, options):
     source = folder / "flux"
     build(source, options.single_blocks)
-    forms = {"bfloat16": source}
+    forms = {"float32": (source, "float32", "stored"), "bfloat16": (source, "bfloat16", "stored")}
     for bit_width in (8, 4):
         master, exported = folder / f"master-{bit_width}", folder / f"int{bit_width}"
-        config = aq.DiffusionQuantConfig(bit_width=bit_width, method="rtn")
+        config = aq.DiffusionQuantConfig(bit_width=bit_width, method="rtn", activation_bit_width=8)
         start = time.perf_counter()
         aq.ArrowQuantV2(config).quantize_diffusion_model(source, master, calibration="none")
         print(f"INT{bit_width}: quantized in {time.perf_counter() - start:.1f} s", end="")
         start = time.perf_counter()
         aq.export_model(master, "diffusers", exported)
+        shutil.rmtree(master)
         print(f", exported in {time.perf_counter() - start:.1f} s")
-        forms[f"INT{bit_width}"] = exported
+        forms[f"W{bit_width}"] = (exported, "bfloat16", "float")
+        forms[f"W{bit_width}A8 per token"] = (exported, "bfloat16", "stored")
     print("| form | files, MB | load, s | memory then, MB | peak with a step, MB | seconds per step |")
     print("|---|---|---|---|---|---|")
-    for label, path in forms.items():
-        command = [sys.executable, __file__, "--measure", str(path), "--tokens", str(options.tokens)]
+    for label, (path, dtype, rounding) in forms.items():
+        command = [sys.executable, __file__, "--measure", path, "--dtype", dtype, "--inputs", rounding]
+        command += ["--tokens", str(options.tokens)]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         nbytes = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
         memory = f"{found['load_mb']:.0f} | {found['peak_mb']:.0f}"
-        print(
-            f"| {label} | {nbytes / 1e6:.0f} | {found['load_s']:.2f} | {memory} | {found['step_s']:.2f} |", flush=True
-        )
+        times = f"{found['load_s']:.2f} | {memory} | {found['step_s']:.2f}"
+        print(f"| {label} | {nbytes / 1e6:.0f} | {times} |", flush=True)
 
 
 def main():
@@ -110,9 +114,11 @@ def main():
     parser.add_argument("--single-blocks", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where the models are made; default a temporary folder")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="bfloat16", help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", default="stored", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        measure(options.measure, options.tokens)
+        measure(options.measure, options.tokens, options.dtype, options.inputs)
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.tokens} + {TEXT_TOKENS} tokens")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

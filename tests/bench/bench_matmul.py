@@ -1,6 +1,6 @@
 """Speed and error of products with quantized weights against torch float32, in one run.
 
-    python tests/bench/bench_matmul.py [--size 3072] [--threads 2] [--rounds 15] [--tokens 1,16,64,256,1024] [--json]
+    python tests/bench/bench_matmul.py [--size 3072] [--threads 2] [--rounds 15] [--tokens 1,16] [--only "W4 float"]
 
 A quantized layer is called as a model calls it. Each round times torch and every case one after the other, so that a
 busy machine slows all of them. The table gives torch's time over the case's (above 1: faster): the best and the median
@@ -77,11 +77,13 @@ def wall_and_processor(times: list[tuple[float, float]]) -> tuple[float, float, 
     return min(wall), statistics.median(wall), statistics.median(processor)
 
 
-def measure(size: int, tokens: list[int], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def measure(size: int, tokens: list[int], rounds: int, only: list[str]) -> dict[str, dict[str, dict[str, float]]]:
     weight = heavy_tailed_weight(size)
     dense = torch.nn.Linear(size, size, bias=False)
     dense.weight.copy_(torch.from_numpy(weight))
     cases: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {**layers(weight), **peers(dense.weight.detach())}
+    if only:
+        cases = {name: case for name, case in cases.items() if name in only}
     result: dict[str, dict[str, dict[str, float]]] = {}
     for n in tokens:
         x = heavy_tailed_inputs(n, size)
@@ -112,12 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--tokens", default="1,4,16,64,128,256,1024")
+    parser.add_argument("--only", action="append", default=[], help="name of a case in the table; may be repeated")
     for name, default in (("size", 3072), ("threads", 2), ("rounds", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with torch.no_grad():
-        result = measure(options.size, [int(n) for n in options.tokens.split(",")], options.rounds)
+        result = measure(options.size, [int(n) for n in options.tokens.split(",")], options.rounds, options.only)
     if options.json:
         json.dump(result, sys.stdout, indent=2)
         print()

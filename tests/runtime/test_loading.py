@@ -8,7 +8,16 @@ import pytest
 from runtime.conftest import call, numpy_model, torch_model
 
 from arrowquant_nb import samples
-from arrowquant_nb.errors import CheckpointError, ModelNotFoundError, ShapeMismatchError, ValidationError
+from arrowquant_nb.api import ArrowQuantV2
+from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.errors import (
+    CheckpointError,
+    ConfigurationError,
+    ModelNotFoundError,
+    ShapeMismatchError,
+    ValidationError,
+)
+from arrowquant_nb.runs.running import quantized_sample
 from arrowquant_nb.storage.quantized import open_quantized
 
 torch = pytest.importorskip("torch")
@@ -84,8 +93,39 @@ def test_dynamic_inputs_round_every_layer_but_those_that_see_the_timestep_only(f
     step = steps_of("digits-dit")[0]
     expected = numpy_model("digits-dit", folder).forward(step)
     assert np.linalg.norm(call(model, step)[:, :1] - expected) < 0.05 * np.linalg.norm(expected)
-    with pytest.raises(ValidationError, match="has no grids for its inputs"):
+    with pytest.raises(ValidationError, match="has no grids for the inputs"):
         load_quantized(torch_model(folder), folder, inputs="static")
+
+
+@pytest.mark.parametrize("activations", ["stored", "per_token"])
+def test_stored_grids_of_inputs_follow_the_timestep_as_in_numpy(activations, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "digits-a8"
+    if not folder.exists():
+        config = DiffusionQuantConfig(
+            bit_width=8,
+            method="uls",
+            activation_bit_width=8,
+            calibration_samples=2,
+            num_time_groups=4,
+            min_accuracy=0.5,
+        )
+        ArrowQuantV2(config).quantize_diffusion_model("digits-dit", folder)
+    opened = open_quantized(folder)
+    rules = dict.fromkeys(opened.time_aware.by_layer, "static")
+    model = load_quantized(torch_model(folder), folder, inputs=None if activations == "stored" else activations)
+    found = {f"{n}.weight": m.inputs.rule for n, m in quantized_layers(model).items() if not m.inputs.is_float}
+    assert found.keys() == opened.rounded_inputs.keys()
+    assert any(len(table.groups) > 1 for table in opened.time_aware.tables)
+    assert all(
+        rule == (rules.get(n, "per_token") if activations == "stored" else activations) for n, rule in found.items()
+    )
+    reference = quantized_sample("digits-dit", opened, activations)
+    for step in steps_of("digits-dit"):
+        expected, got = reference.forward(step), call(model, step)[:, :1]
+        # Sums round differently, so a value between two codes may go to the other; layers alone agree to 1e-5.
+        assert np.linalg.norm(got - expected) < 5e-3 * np.linalg.norm(expected)
+    with pytest.raises(ConfigurationError, match="'per_row'"):
+        load_quantized(torch_model(folder), folder, inputs="per_row")
 
 
 def test_the_plain_state_dict_loads_into_the_float_model(folders):
@@ -143,9 +183,6 @@ def test_damaged_missing_and_newer_folders_are_refused(folders, tmp_path):
 
 def test_a_kept_value_that_overflows_half_precision_is_refused(tmp_path):
     from safetensors.numpy import save_file
-
-    from arrowquant_nb.api import ArrowQuantV2
-    from arrowquant_nb.config import DiffusionQuantConfig
 
     source = tmp_path / "source"
     source.mkdir()

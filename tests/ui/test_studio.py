@@ -264,7 +264,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     assert "Stopping" in words_of(app)
     drained(app)
     assert not app.running
-    assert "Cancelled after" in words_of(app)
+    assert "Cancelled " in words_of(app)
+    assert "Resume" in words_of(app)
     assert app.run_view.session.error == ""
     assert app.run_view.resume.layout.display == ""
     app.run_view.resume.click()
@@ -347,3 +348,16 @@ def test_the_forecast_is_called_one_and_the_slider_solves_at_once(still):
     still.form.controls["group_size"].value = 128
     assert "have changed since the forecast" in still.forecast.words.value
     assert still.forecast.slider.disabled
+
+
+def test_a_size_limit_enters_the_settings_the_plan_and_leaves_them_again(still):
+    still.forecast.limited.value = True
+    drained(still)
+    limit = 0.9 * still.plan.size_mb
+    still.forecast.slider.value = limit
+    drained(still)
+    assert still.config.target_model_size_mb == pytest.approx(limit, abs=still.forecast.slider.step)
+    assert still.plan.size_mb <= still.config.target_model_size_mb
+    still.forecast.limited.value = False
+    drained(still)
+    assert still.config.target_model_size_mb is None

@@ -1,0 +1,136 @@
+"""The studio in a real browser: a reader presses Run, watches, cancels, looks closer, changes a layer, turns it dark.
+
+Assertions are on what the page holds, never on times; a screenshot is kept of every stage.
+"""
+
+import re
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+APP = "document.querySelector('.aq')"
+# Dots of the list of the worst, in the first panel of the figure.
+DOTS = ".aq .js-plotly-plot g.subplot.xy .scatterlayer path.point"
+
+
+def button(page, text):
+    return page.locator(".aq button:visible", has_text=re.compile(rf"^\s*{re.escape(text)}\s*$"))
+
+
+def after(page, label, tag="input"):
+    """Return the first control that follows a label."""
+    return page.locator(f"xpath=//*[contains(@class,'aq')]//*[contains(text(),'{label}')]/following::{tag}[1]").first
+
+
+def wait_for_words(page, words):
+    page.wait_for_function(f"words => {APP}.innerText.includes(words)", arg=words)
+
+
+def words_of(page):
+    return page.locator(".aq").first.inner_text()
+
+
+def set_number(page, label, value):
+    box = after(page, label)
+    box.fill(value)
+    box.press("Tab")
+
+
+def layer_names(page):
+    """Return the texts of the figure that name layers, from top to bottom."""
+    texts = page.locator(".aq .js-plotly-plot .textpoint text")
+    return [texts.nth(i) for i in range(texts.count()) if re.match(r"b\d+\.", texts.nth(i).text_content() or "")]
+
+
+def quick_calibration(page):
+    set_number(page, "Calibration samples", "4")
+    wait_for_words(page, "(4 trajectories")
+
+
+def run_to_the_end(page):
+    page.locator(".aq button.aq-run").click()
+    wait_for_words(page, "Finished")
+    page.wait_for_selector(DOTS, state="attached")
+
+
+def assert_one_live_figure(page):
+    assert page.locator(".aq .js-plotly-plot").count() == 1
+    assert page.locator(DOTS).count() >= 20
+    assert "Share" not in page.locator(".aq .modebar").inner_html()
+    assert page.locator(".aq .modebar .plotlyjsicon").count() == 0
+
+
+def ink(page):
+    """Return the lightness, 0 to 1, of the words in the figure."""
+    style = f"getComputedStyle({APP}.querySelector('.js-plotly-plot .xtick text')).fill"
+    return sum(map(int, re.findall(r"\d+", page.evaluate(style))[:3])) / 765
+
+
+def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
+    url, served = server
+    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}")
+    button(page, "Run").wait_for()
+    shoot("voila-1-first-paint")
+    assert button(page, "Run").is_enabled()
+
+    set_number(page, "Quality floor", "1.2")
+    wait_for_words(page, "Run is off")
+    assert not button(page, "Run").is_enabled()
+    assert "must be" in words_of(page)
+    shoot("voila-2-refused-value")
+    set_number(page, "Quality floor", "0.98")
+    page.wait_for_function(f"!{APP}.innerText.includes('Run is off')")
+
+    button(page, "Run").click()
+    button(page, "Cancel").click()
+    wait_for_words(page, "Cancelled after")
+    assert re.search(r"Cancelled after \d+ of 28 layers", words_of(page))
+    shoot("voila-3-cancelled")
+    button(page, "Show settings").click()
+    quick_calibration(page)
+    run_to_the_end(page)
+    assert_one_live_figure(page)
+    shoot("voila-4-finished")
+
+
+def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_notebook, shoot):
+    url, served = server
+    page.goto(f"{url}/lab/tree/{studio_notebook.relative_to(served)}?reset")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    page.locator(".jp-CodeCell").first.wait_for()
+    page.locator("text=/Python 3.*Idle/").wait_for()  # before it, "Run All" asks for a kernel
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    button(page, "Run").wait_for()
+    quick_calibration(page)
+    shoot("lab-1-first-paint")
+    run_to_the_end(page)
+    assert_one_live_figure(page)
+    shoot("lab-2-finished")
+
+    wait_for_words(page, "rank 1 of 28")  # the worst opens by itself, in a figure that has room for it
+    second = layer_names(page)[1].text_content()
+    button(page, "better >").click()
+    wait_for_words(page, "rank 2 of 28")
+    assert second.partition(".")[2] in words_of(page)
+    shoot("lab-3-layer")
+    before = page.locator(DOTS).count()
+    after(page, "Change this layer", "select").select_option(label="INT8")
+    button(page, "Re-quantize this layer").click()
+    wait_for_words(page, "Changed by you (1)")
+    page.wait_for_function(f"!{APP}.innerText.includes('Working...')")
+    assert page.locator(DOTS).count() == before
+    shoot("lab-4-overridden")
+
+    bright = ink(page)
+    after(page, "Theme", "select").select_option(label="Dark")
+    page.wait_for_selector(".aq.aq-dark")
+    words = f"{APP}.querySelector('.js-plotly-plot .xtick text')"
+    page.wait_for_function(f"{words} && getComputedStyle({words}).fill.startsWith('rgb(232')")
+    assert bright < 0.3
+    assert ink(page) > 0.7
+    shoot("lab-5-dark")
+    button(page, "Table").click()
+    page.wait_for_selector(".aq table")
+    assert "transformer_blocks" in words_of(page)
