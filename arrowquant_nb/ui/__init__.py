@@ -8,7 +8,7 @@
     page.py         an executed notebook as one HTML file
     compare.py      runs beside each other; compare_chart.py their figures, compare_controls.py sort, show, find
     report.py       a run as one HTML file; report_sections.py what stands in it, model_map.py where it hurts,
-                    sample_pair.py what the model makes before and after
+                    sample_pair.py what the model makes before and after, text_pair.py where two texts differ
 
 Pure functions of values; nothing here decides, measures or writes. plotly and IPython are imported here only.
 """

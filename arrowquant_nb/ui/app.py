@@ -22,7 +22,8 @@ from arrowquant_nb.ui.frame import Frame
 from arrowquant_nb.ui.live_figure import load_plotly
 from arrowquant_nb.ui.model_picker import ModelPicker
 from arrowquant_nb.ui.output_folder import OutputFolder, free_name
-from arrowquant_nb.ui.plan_view import NO_MODEL, change_words, plan_html
+from arrowquant_nb.ui.plan_change import change_words, setting_words
+from arrowquant_nb.ui.plan_view import NO_MODEL, plan_html
 from arrowquant_nb.ui.run_words import megabytes
 from arrowquant_nb.ui.settings_bar import SettingsBar
 from arrowquant_nb.ui.worker import Worker
@@ -64,7 +65,8 @@ class Studio:
         self.run_view: RunView | None = None
         self._plan_due = False
         self._folder = OutputFolder()
-        self._profile = self.form.controls["deployment_profile"].value
+        self._planned_with: DiffusionQuantConfig | None = None
+        self._change = ""
         self._output_given = False
         self._plan_box = widgets.HTML(layout={"flex": "1 1 340px", "min_width": "300px"})
         self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
@@ -140,14 +142,14 @@ class Studio:
         self.plan = None
         self.picker.show(self.model)
         if self.model.removeprefix("sample:") in samples.names():
-            self._replan("")
+            self._replan()
             return
         self.picker.opening()
         config, opened = self.form.config or DiffusionQuantConfig(), self.model
 
         def done(outcome: Any) -> None:
             if self.model == opened:
-                self._planned(outcome.result, outcome.error, "")
+                self._planned(outcome.result, outcome.error, config)
 
         self._worker.start("open", lambda _: ArrowQuantV2(config).plan(opened), done)
 
@@ -201,22 +203,23 @@ class Studio:
         self._check_run()
         self._worker.pump()
 
-    def _replan(self, what: str) -> None:
+    def _replan(self) -> None:
         self._plan_due = False
         if not self.model:
             return
         config = self.form.config
         if config is None:
-            self._show_plan("")
+            self._show_plan()
             return
         try:
             plan, error = ArrowQuantV2(config).plan(self.model), None
         except ArrowQuantError as refused:
             plan, error = None, refused
-        self._planned(plan, error, what)
+        self._planned(plan, error, config)
 
-    def _planned(self, plan: Plan | None, error: BaseException | None, what: str) -> None:
+    def _planned(self, plan: Plan | None, error: BaseException | None, config: DiffusionQuantConfig) -> None:
         before, self.plan = self.plan, plan
+        old, self._planned_with = self._planned_with, config
         if plan is None:
             self._refused(error or ConfigurationError("the plan could not be made"))
         else:
@@ -224,7 +227,11 @@ class Studio:
             self._label_widths()
             if not self._output_given:
                 self.output.value = f"{Path(plan.model).stem}-int{plan.bit_width}"
-        self._show_plan("" if plan is None else change_words(what, before, plan))
+            if before is None or old is None:
+                self._change = ""
+            elif old != config:
+                self._change = change_words(setting_words(old, config), before, plan)
+        self._show_plan()
         self._check_output()
 
     def _refused(self, error: BaseException) -> None:
@@ -242,11 +249,11 @@ class Studio:
                 continue
         self.form.label_widths(sizes)
 
-    def _show_plan(self, change: str) -> None:
+    def _show_plan(self) -> None:
         if self.plan is None:
             self._plan_box.value = f"<div class='aq-plan'>{escape(NO_MODEL)}</div>"
         else:
-            self._plan_box.value = plan_html(self.plan, change, "", self._frame.theme)
+            self._plan_box.value = plan_html(self.plan, self._change, "", self._frame.theme)
 
     # -- output and Run ----------------------------------------------------------------------------------------------
 
@@ -302,16 +309,8 @@ class Studio:
 
     def _tick(self) -> bool:
         if self._plan_due:
-            self._replan(self._what_changed())
+            self._replan()
         return self.run_view is not None and self.run_view.tick()
-
-    def _what_changed(self) -> str:
-        profile = self.form.controls["deployment_profile"].value
-        if profile != self._profile:
-            words = f"{str(self._profile).capitalize()} to {str(profile).capitalize()}"
-            self._profile = profile
-            return words
-        return "the last change"
 
     def _width(self) -> int:
         return max(0, self._frame.bridge.width - 26)
@@ -319,7 +318,7 @@ class Studio:
     def _dress(self, theme: str, width: int) -> None:
         if self.run_view is not None:
             self.run_view.dashboard.dress(theme, width)
-        self._show_plan("")
+        self._show_plan()
 
     def __repr__(self) -> str:
         return f"Studio({self.model!r}{', running' if self.running else ''})"

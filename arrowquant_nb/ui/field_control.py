@@ -11,7 +11,7 @@ import ipywidgets as widgets
 
 from arrowquant_nb.config.sources import from_text
 
-__all__ = ["FieldControl", "control_for"]
+__all__ = ["FieldControl", "control_for", "value_words"]
 
 # A step of the sliders; the text beside them takes any value.
 _ACCURACY_STEP: Final = 0.005
@@ -77,7 +77,7 @@ def control_for(name: str, facts: Mapping[str, Any]) -> FieldControl:
 
 
 def _choice(name: str, facts: Mapping[str, Any]) -> FieldControl:
-    options = [(_label(name, value), value) for value in facts["choices"]]
+    options = [(value_words(name, value), value) for value in facts["choices"]]
     kind = widgets.ToggleButtons if name in ("deployment_profile", "bit_width") else widgets.Dropdown
     chooser = kind(options=options, layout={"width": "auto"})
     if kind is widgets.ToggleButtons:
@@ -86,13 +86,14 @@ def _choice(name: str, facts: Mapping[str, Any]) -> FieldControl:
 
     def write(value: object) -> None:
         if value not in [v for _, v in chooser.options]:
-            chooser.options = [*chooser.options, (_label(name, value), value)]
+            chooser.options = [*chooser.options, (value_words(name, value), value)]
         chooser.value = value
 
     return FieldControl(chooser, lambda: chooser.value, lambda value: write(_plain(value)))
 
 
-def _label(name: str, value: object) -> str:
+def value_words(name: str, value: object) -> str:
+    """Return a field's value as its control words it."""
     if value is None:
         return _OPEN.get(name, "none")
     if name == "deployment_profile":

@@ -12,7 +12,7 @@ from arrowquant_nb.tables import WIDTH_NAMES
 from arrowquant_nb.ui.palette import palette
 from arrowquant_nb.ui.run_words import megabytes
 
-__all__ = ["NO_MODEL", "change_words", "detection_words", "plan_html", "width_nbytes"]
+__all__ = ["NO_MODEL", "detection_words", "plan_html", "width_nbytes"]
 
 NO_MODEL: Final = "Open a model to see what it would become. Nothing to hand? Pick a sample."
 
@@ -62,16 +62,6 @@ def _bar(widths: Mapping[int, tuple[int, int]], theme: str) -> str:
         for bits, (_, nbytes) in widths.items()
     ]
     return f"<div class='aq-bar' role='img' aria-label='shares of the size'>{''.join(parts)}</div>"
-
-
-def change_words(what: str, before: Plan | None, after: Plan) -> str:
-    """Say what a change did to the size; "" where nothing moved or there is nothing to compare with."""
-    if before is None or before.model != after.model or not what:
-        return ""
-    difference = after.size_mb - before.size_mb
-    if abs(difference) < 5e-4:
-        return f"{what}: no change in size"
-    return f"{what}, {'+' if difference > 0 else '-'}{abs(difference):.3f} MB"
 
 
 def detection_words(plan: Plan) -> str:

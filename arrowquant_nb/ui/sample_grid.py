@@ -1,6 +1,6 @@
 """Images drawn from several models side by side, pixel by pixel: rows are models, columns start from the same noise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
@@ -65,8 +65,16 @@ def sample_grid_figure(images: Mapping[str, ArrayLike], title: str = _TITLE) -> 
     )  # fmt: skip
 
 
-def sample_grid_svg(images: Mapping[str, ArrayLike], title: str = _TITLE) -> str:
-    """Draw the same grid as an SVG picture that reads without scripts; 32 shades of grey."""
+def sample_grid_svg(
+    images: Mapping[str, ArrayLike], title: str = _TITLE, captions: tuple[str, Sequence[str]] | None = None
+) -> str:
+    """Draw the same grid as an SVG picture that reads without scripts; 32 shades of grey.
+
+    Parameters
+    ----------
+    images, title : as above.
+    captions : what the words under the columns are, and one for each column; None for none.
+    """
     rows = _checked(images)
     n, height, width = next(iter(rows.values())).shape
     scale = (CELL - 6) / max(height, width)
@@ -80,6 +88,16 @@ def sample_grid_svg(images: Mapping[str, ArrayLike], title: str = _TITLE) -> str
         for k, image in enumerate(row):
             parts.append(f'<g transform="translate({LABEL + CELL * k} {top}) scale({scale:.4f})">{_pixels(image)}</g>')
     total_width, total_height = LABEL + CELL * n + 8, 46 + CELL * len(rows)
+    if captions is not None:
+        name, words = captions
+        places = [(LABEL - 14.0, "end", name)]
+        places += [(LABEL + CELL * k + (CELL - 6) / 2, "middle", word) for k, word in zip(range(n), words, strict=True)]
+        y = total_height + 6
+        total_height += 14
+        parts += [
+            f'<text x="{x:g}" y="{y}" font-size="11" text-anchor="{anchor}" fill="{INK}">{escape(word)}</text>'
+            for x, anchor, word in places
+        ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width} {total_height}" width="{total_width}" '
         f'height="{total_height}" font-family="{escape(FONT, quote=True)}" font-size="13" role="img" '

@@ -17,9 +17,11 @@ from threadpoolctl import threadpool_limits
 from arrowquant_nb import samples
 from arrowquant_nb.api import quantized_sample
 from arrowquant_nb.samples import spectrogram
+from arrowquant_nb.samples.divergences import sample_psnr_db
 from arrowquant_nb.storage.quantized import QuantizedModel
-from arrowquant_nb.tables import html_table
+from arrowquant_nb.tables import decibels
 from arrowquant_nb.ui.sample_grid import sample_grid_svg
+from arrowquant_nb.ui.text_pair import text_table
 
 __all__ = ["SamplePair", "draw_pair"]
 
@@ -42,12 +44,19 @@ class SamplePair:
         """Return pictures, players or a table; reads without scripts."""
         rows = {ORIGINAL: self.original, self.label: self.quantized}
         if self.modality in ("text", "code"):
-            cells = [[label, repr(samples.decode(ids))] for pair in zip(*rows.values(), strict=True)
-                     for label, ids in zip(rows, pair, strict=True)]  # fmt: skip
-            return html_table(("model", "what it writes"), cells)
+            pairs = zip(self.original, self.quantized, strict=True)
+            return text_table((ORIGINAL, self.label), ((_characters(a), _characters(b)) for a, b in pairs))
+        under = [decibels(value) for value in self.psnr_db]
         if self.modality != "audio":
-            return sample_grid_svg(rows)
-        return sample_grid_svg({label: spectra[:, ::-1] for label, spectra in rows.items()}) + self._players()
+            return sample_grid_svg(rows, captions=("PSNR", under))
+        upright = {label: spectra[:, ::-1] for label, spectra in rows.items()}
+        return sample_grid_svg(upright, captions=("PSNR", under)) + self._players()
+
+    @property
+    def psnr_db(self) -> tuple[float, ...]:
+        """Peak signal-to-noise ratio in dB of each picture or spectrogram; infinite where the two are the same."""
+        pairs = zip(self.original[:, None], self.quantized[:, None], strict=True)
+        return tuple(sample_psnr_db(a.astype(np.float32), b.astype(np.float32)) for a, b in pairs)
 
     def _players(self) -> str:
         """Return the first sounds, to be played."""
@@ -72,6 +81,10 @@ def draw_pair(name: str, model: QuantizedModel, label: str, n: int = 8, seed: in
         original = samples.runnable(name).sample(n, seed)
         quantized = quantized_sample(name, model).sample(n, seed)
     return SamplePair(samples.modality(name), label, original, quantized)
+
+
+def _characters(ids: NDArray[np.generic]) -> list[str]:
+    return [samples.decode(np.asarray([i])) for i in ids.ravel().tolist()]
 
 
 def _wav(log_spectra: NDArray[np.float64]) -> str:

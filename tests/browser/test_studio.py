@@ -11,7 +11,9 @@ pytestmark = pytest.mark.browser
 
 APP = "document.querySelector('.aq')"
 # Dots of the list of the worst, in the first panel of the figure.
-DOTS = ".aq .js-plotly-plot g.subplot.xy .scatterlayer path.point"
+DOTS = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer path.point"
+
+TRACES = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer .trace"
 
 
 def button(page, text):
@@ -41,6 +43,16 @@ def layer_names(page):
     """Return the texts of the figure that name layers, from top to bottom."""
     texts = page.locator(".aq .js-plotly-plot .textpoint text")
     return [texts.nth(i) for i in range(texts.count()) if re.match(r"b\d+\.", texts.nth(i).text_content() or "")]
+
+
+def click_middle(page, mark):
+    """Click where a mark of the figure is: the figure's own layer for the pointer lies above it."""
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector(".aq .hoverlayer .hovertext")
+    page.mouse.down()
+    page.mouse.up()
 
 
 def quick_calibration(page):
@@ -114,6 +126,10 @@ def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_
     button(page, "better >").click()
     wait_for_words(page, "rank 2 of 28")
     assert second.partition(".")[2] in words_of(page)
+    click_middle(page, layer_names(page)[2])
+    wait_for_words(page, "rank 3 of 28")
+    click_middle(page, page.locator(TRACES).nth(-2).locator("path.point").nth(4))  # the references come last
+    wait_for_words(page, "rank 5 of 28")
     shoot("lab-3-layer")
     before = page.locator(DOTS).count()
     after(page, "Change this layer", "select").select_option(label="INT8")

@@ -4,6 +4,7 @@ import dataclasses
 import getpass
 import re
 import socket
+import xml.etree.ElementTree as ET
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,9 +16,11 @@ import arrowquant_nb as aq
 from arrowquant_nb import result_card, samples
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError, OutputError
 from arrowquant_nb.runs.recorded import read_result
+from arrowquant_nb.samples import vocabulary
 from arrowquant_nb.ui.model_map import model_map_svg, place
 from arrowquant_nb.ui.report import report_html
 from arrowquant_nb.ui.sample_pair import SamplePair
+from arrowquant_nb.ui.text_pair import differences_html
 
 TITLES = [
     "1 Worst layers", "2 Where in the model", "3 Size", "4 Over timesteps", "5 Samples", "6 Layers that fell back",
@@ -146,7 +149,28 @@ def test_sounds_can_be_played_and_texts_read():
     ids = samples.runnable("docs-mlm").sample(2, 0)
     text = SamplePair("text", "<INT4>", ids, ids).html()
     assert text.count("original") == text.count("&lt;INT4&gt;") == 2
-    assert escape(repr(samples.decode(ids[0]))[:60]) in text
+    assert escape(repr(samples.decode(ids[0]))[1:60], quote=False) in text.replace("&#x27;", "'").replace("&quot;", '"')
+    assert "<u" not in text
+    assert text.count(f"0 of {ids.shape[1]}") == 2
+
+
+def test_characters_that_differ_are_underlined_in_both_lines():
+    first, second = (vocabulary.encode(words) for words in ("if x:", "if yz"))
+    text = SamplePair("code", "INT2", first[None], second[None]).html()
+    assert ">if <u class='aq-diff'>x:</u><" in text
+    assert ">if <u class='aq-diff'>yz</u><" in text
+    assert "2 of 5" in text
+    assert differences_html("a\n<", "a\t<") == "a<u class='aq-diff'>\\n</u>&lt;"
+
+
+def test_the_psnr_of_each_picture_stands_under_it():
+    original = np.zeros((2, 4, 4), np.float32)
+    quantized = original.copy()
+    quantized[1] = 0.2
+    pair = SamplePair("image", "INT4", original, quantized)
+    assert pair.psnr_db == pytest.approx((np.inf, 20.0), abs=1e-4)  # 10 log10(4 / 0.04)
+    words = [node.text for node in ET.fromstring(pair.html()).iter("{http://www.w3.org/2000/svg}text")]
+    assert words[-3:] == ["PSNR", "exact", "20.0 dB"]
 
 
 def test_names_from_files_cannot_become_markup(run):

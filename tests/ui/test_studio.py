@@ -77,8 +77,21 @@ def test_a_change_of_the_form_changes_the_plan_and_says_by_how_much(still):
     still.form.controls["bit_width"].value = 8
     drained(still)
     assert still.plan.size_mb > before
-    assert f"+{still.plan.size_mb - before:.3f} MB" in still._plan_box.value
+    assert f"last change: Bits INT4 to INT8, +{still.plan.size_mb - before:.3f} MB" in still._plan_box.value
     assert still.output.value.endswith("-int8"), "the suggested name follows"
+
+
+def test_the_plan_names_the_last_change_and_none_before_there_is_one(still):
+    assert "last change" not in still._plan_box.value
+    still.form.controls["deployment_profile"].value = "edge"
+    drained(still)
+    assert "last change: Local to Edge, -" in still._plan_box.value
+    still.form.controls["min_accuracy"].main.value = "0.91"
+    drained(still)
+    assert "last change: Quality floor 0.9 to 0.91, no change in size" in still._plan_box.value
+    still.open(still.model)
+    drained(still)
+    assert "last change" not in still._plan_box.value
 
 
 def test_a_refused_value_turns_run_off_and_names_the_field(still):

@@ -26,12 +26,18 @@ WIDE: Final = 900
 
 
 class Axes:
-    """Numbers of the axes; "" is the first."""
+    """Numbers of the axes; "" is the first.
 
-    LIST = ""
+    Where panels overlap, the one with the last number takes pointer and clicks: so the band below a whole row of the
+    list comes first, and names, values and dots lie above it.
+    """
+
+    BAND = ""
     NAMES = "2"
     VALUES = "3"
-    BAND = "4"
+    LIST = "4"
+    ROWS = ""
+    """The vertical axis of these four."""
     SIZE = "5"
     TIME = "6"
     MAP = "7"
@@ -105,14 +111,15 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     found: dict[str, Any] = {}
     notes = []
     for axis, title, across, (upper, lower) in boxes:
-        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{axis}"}
-        found[f"yaxis{axis}"] = {"domain": [1 - lower / height, 1 - upper / height], "anchor": f"x{axis}"}
+        rows = Axes.ROWS if axis == Axes.LIST else axis
+        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{rows}"}
+        found[f"yaxis{rows}"] = {"domain": [1 - lower / height, 1 - upper / height], "anchor": f"x{axis}"}
         left = 0.0 if axis == Axes.LIST else across[0]
         notes.append(_title(title, left, 1 - (upper - 8) / height, colours))
     for axis, across in (
         (Axes.NAMES, (0.0, right * name_share)), (Axes.VALUES, (value_left, right)), (Axes.BAND, (0.0, right)),
     ):  # fmt: skip
-        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": "y", "range": [0, 1], "visible": False}
+        found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{Axes.ROWS}", "range": [0, 1]}
     _dress(found, shape, colours)
     return {
         "height": height,
@@ -133,17 +140,17 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     }
 
 
-_SIZE_TITLE: Final = "Size written against plan, MB by layers done"
-_TIME_TITLE: Final = "Input range over timesteps (0 clean, 999 noise)"
+_SIZE_TITLE: Final = "Size against plan, MB"
+_TIME_TITLE: Final = "Input range by timestep (0 clean)"
 _MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
 
 
 def _panel_boxes(stack: _Stack, wide: bool) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
     titles = {
-        Axes.WEIGHTS: "Weights before (grey) and after, count",
-        Axes.ERROR: "Error map, mean |w - w'|",
-        Axes.SCALES: "Scales of the groups, sorted",
-        Axes.GROUPS: "Output SQNR per time group, dB",
+        Axes.WEIGHTS: "Weights before (grey), after",
+        Axes.ERROR: "Error, mean |w - w'|",
+        Axes.SCALES: "Group scales, sorted",
+        Axes.GROUPS: "SQNR by time group, dB",
     }
     if wide:
         box = stack.take(PANEL)
@@ -171,8 +178,8 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
         if name.startswith("yaxis"):
             axis["nticks"] = 6
     rows = {"range": [max(shape.n_rows, LEAST_LIST if shape.wide else 1) - 0.5, -1.6]}
-    found["yaxis"] |= rows | {"visible": False}
-    found["xaxis"] |= {"nticks": 8}
+    found[f"yaxis{Axes.ROWS}"] |= rows | {"visible": False}
+    found[f"xaxis{Axes.LIST}"] |= {"nticks": 8}
     for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
         found[f"xaxis{axis}"]["visible"] = False
     found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}

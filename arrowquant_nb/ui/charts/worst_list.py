@@ -21,6 +21,7 @@ __all__ = ["FALLBACK", "list_name", "worst_list_traces"]
 FALLBACK: Final = "\u25b2"
 NAME_LENGTH: Final = 32
 REFERENCE_ROW: Final = -1
+_LIST: Final = {"xaxis": f"x{Axes.LIST}", "yaxis": f"y{Axes.ROWS}"}
 _HIT_PLACES: Final = tuple((i + 0.5) / 10 for i in range(10))
 
 
@@ -95,7 +96,7 @@ def _band(places: list[int], colours: Palette) -> dict[str, Any]:
     return {
         "type": "scatter", "name": "selected", "x": x, "y": y, "mode": "lines", "fill": "toself",
         "fillcolor": colours.selected, "line": {"width": 0}, "hoverinfo": "skip",
-        "xaxis": f"x{Axes.BAND}", "yaxis": "y",
+        "xaxis": f"x{Axes.BAND}", "yaxis": f"y{Axes.ROWS}",
     }  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def _tails(dots: list[tuple[int, LayerState, float]], colours: Palette) -> dict[
             y += [i, i, None]
     return {
         "type": "scatter", "name": "down to the worst time group", "x": x, "y": y, "mode": "lines",
-        "line": {"color": colours.quiet, "width": 2}, "hoverinfo": "skip", "xaxis": "x", "yaxis": "y",
+        "line": {"color": colours.quiet, "width": 2}, "hoverinfo": "skip", **_LIST,
     }  # fmt: skip
 
 
@@ -119,7 +120,7 @@ def _ticks(gates: list[tuple[int, float | None]], size: int, name: str, colours:
         "mode": "markers",
         "marker": {"symbol": "line-ns", "size": size, "color": colours.gate,
                    "line": {"width": 2, "color": colours.gate}},
-        "hoverinfo": "skip", "xaxis": "x", "yaxis": "y",
+        "hoverinfo": "skip", **_LIST,
     }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def _dots(dots: list[tuple[int, LayerState, float]], colours: Palette) -> dict[s
         "marker": {"size": 11, "color": [colours.widths[b] for b in widths], "symbol": [SYMBOLS[b] for b in widths],
                    "line": {"width": 1, "color": colours.ground}},
         "customdata": [row.name for _, row, _ in dots], "hovertext": [hover_text(row) for _, row, _ in dots],
-        "hoverinfo": "text", "xaxis": "x", "yaxis": "y",
+        "hoverinfo": "text", **_LIST,
     }  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def _texts(texts: list[str], x: float, axis: str, name: str, colours: Palette) -
     return {
         "type": "scatter", "name": name, "x": [x] * len(texts), "y": list(range(len(texts))), "mode": "text",
         "text": texts, "textposition": "middle right", "textfont": {"color": colours.ink, "size": 12},
-        "hoverinfo": "skip", "cliponaxis": False, "xaxis": f"x{axis}", "yaxis": "y",
+        "hoverinfo": "skip", "cliponaxis": False, "xaxis": f"x{axis}", "yaxis": f"y{Axes.ROWS}",
     }  # fmt: skip
 
 
@@ -166,7 +167,7 @@ def _hits(rows: tuple[LayerState, ...], axis: str) -> dict[str, Any]:
         "type": "scatter", "name": "rows", "x": [x for _ in rows for x in _HIT_PLACES],
         "y": [i for i in range(len(rows)) for _ in _HIT_PLACES], "mode": "markers",
         "marker": {"size": 21, "symbol": "square", "opacity": 0}, "customdata": names,
-        "hovertemplate": "%{customdata}<extra></extra>", "xaxis": f"x{axis}", "yaxis": "y",
+        "hovertemplate": "%{customdata}<extra></extra>", "xaxis": f"x{axis}", "yaxis": f"y{Axes.ROWS}",
     }  # fmt: skip
 
 
@@ -178,5 +179,5 @@ def _references(points: tuple[ReferencePoint, ...], colours: Palette) -> dict[st
         "textposition": [p.side for p in points], "textfont": {"color": colours.quiet, "size": 10},
         "marker": {"symbol": [p.symbol for p in points], "size": 8, "color": colours.quiet,
                    "line": {"width": 1, "color": colours.quiet}},
-        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", "xaxis": "x", "yaxis": "y",
+        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", **_LIST,
     }  # fmt: skip
