@@ -34,8 +34,8 @@ def report(i, db, bits=4, *, attempts=None, requested=4, rule="bit_width"):
     tries = attempts or (attempt(bits, db),)
     return LayerReport(
         name_of(i), SHAPE, "float16", "quantized", "linear", "The requested 4 bits.", rule, requested, bits, N, 2 * N,
-        N * bits // 8, 0.2, tuple(tries), method="gptq-uls", grid="minimum", group_size=64, sqnr_db=db - 10, cosine=0.99,
-        mse=1e-5, scale_format="float16",
+        N * bits // 8, 0.2, tuple(tries), method="gptq-uls", grid="minimum", group_size=64, sqnr_db=db - 10,
+        cosine=0.99, mse=1e-5, scale_format="float16",
     )  # fmt: skip
 
 
