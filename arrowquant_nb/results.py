@@ -6,6 +6,7 @@ times are seconds. An infinite SQNR (bit-exact tensor) is written as the string 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -127,16 +128,16 @@ class LayerReport(JsonForm):
     rule: str
     requested_bit_width: int
     bit_width: int
-    method: str
-    grid: str
-    group_size: int
+    method: str = field(default="", kw_only=True)
+    grid: str = field(default="", kw_only=True)
+    group_size: int = field(default=0, kw_only=True)
     n_weights: int
     source_nbytes: int
     nbytes: int
-    sqnr_db: float
-    cosine: float
-    mse: float
-    gain: float
+    sqnr_db: float = field(default=math.inf, kw_only=True)
+    cosine: float = field(default=1.0, kw_only=True)
+    mse: float = field(default=0.0, kw_only=True)
+    gain: float = field(default=1.0, kw_only=True)
     w_absmax: float
     attempts: tuple[AttemptReport, ...] = ()
     rotation_seed: int | None = None
@@ -210,8 +211,8 @@ class PlanRow(JsonForm):
     reason: str
     rule: str
     bit_width: int
-    group_size: int
-    method: str
+    group_size: int = field(default=0, kw_only=True)
+    method: str = field(default="", kw_only=True)
     n_weights: int
     source_nbytes: int
     nbytes: int

@@ -14,13 +14,13 @@ def name_of(i):
 
 def plan_row(i, bits=4, rule="bit_width"):
     return PlanRow(
-        name_of(i), SHAPE, "float16", "quantized", "linear", "The requested 4 bits.", rule, bits, 64, "gptq-uls", N,
-        2 * N, N * bits // 8, "float16",
+        name_of(i), SHAPE, "float16", "quantized", "linear", "The requested 4 bits.", rule, bits, N, 2 * N,
+        N * bits // 8, "float16", group_size=64, method="gptq-uls",
     )  # fmt: skip
 
 
 def kept_row(name="proj_out.bias", shape=(64,)):
-    return PlanRow(name, shape, "float16", "kept", "norm or bias", "Tiny.", "not a weight", 16, 0, "", 64, 128, 128)
+    return PlanRow(name, shape, "float16", "kept", "norm or bias", "Tiny.", "not a weight", 16, 64, 128, 128)
 
 
 def attempt(bits, db, *, passed=True, worst=None, cosine=0.99):
@@ -33,8 +33,9 @@ def attempt(bits, db, *, passed=True, worst=None, cosine=0.99):
 def report(i, db, bits=4, *, attempts=None, requested=4, rule="bit_width"):
     tries = attempts or (attempt(bits, db),)
     return LayerReport(
-        name_of(i), SHAPE, "float16", "quantized", "linear", "The requested 4 bits.", rule, requested, bits, "gptq-uls",
-        "minimum", 64, N, 2 * N, N * bits // 8, db - 10, 0.99, 1e-5, 1.0, 0.2, tuple(tries), scale_format="float16",
+        name_of(i), SHAPE, "float16", "quantized", "linear", "The requested 4 bits.", rule, requested, bits, N, 2 * N,
+        N * bits // 8, 0.2, tuple(tries), method="gptq-uls", grid="minimum", group_size=64, sqnr_db=db - 10,
+        cosine=0.99, mse=1e-5, scale_format="float16",
     )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def hostile_values(result, plan, validation):
         layer(n, action="quantized", bit_width=4, requested_bit_width=2, method=n, attempts=(attempt,)) for n in HOSTILE
     )
     strategy = Strategy(HOSTILE[0], HOSTILE[0], True, True, HOSTILE[0], HOSTILE[0])
-    rows = tuple(PlanRow(n, (1,), n, "kept", n, n, n, 16, 0, n, 1, 2, 2) for n in HOSTILE)
+    rows = tuple(PlanRow(n, (1,), n, "kept", n, n, n, 16, 1, 2, 2, method=n) for n in HOSTILE)
     compared = tuple(TensorComparison(n, "missing", 0, 0.0, -math.inf, math.inf, n) for n in HOSTILE)
     yield dataclasses.replace(
         result, model=HOSTILE[0], modality_reason=HOSTILE[0], strategy=strategy, layers=reports + quantized

@@ -8,8 +8,28 @@ summary.py       what came out, as a table and Parquet
 batch_run.py     the three in a row
 """
 
-from arrowquant_nb.batch.batch_run import run_batch
-from arrowquant_nb.batch.notebook_run import FinishedNotebook, packaged_notebook, run_notebook
-from arrowquant_nb.batch.summary import BatchSummary, read_summary
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from arrowquant_nb.batch.batch_run import run_batch
+    from arrowquant_nb.batch.notebook_run import FinishedNotebook, packaged_notebook, run_notebook
+    from arrowquant_nb.batch.summary import BatchSummary, read_summary
 
 __all__ = ["BatchSummary", "FinishedNotebook", "packaged_notebook", "read_summary", "run_batch", "run_notebook"]
+
+# Loaded on first use: they need the kernels and pyarrow, which `arrowquant --help` can do without.
+_HOMES = {
+    "BatchSummary": "summary",
+    "FinishedNotebook": "notebook_run",
+    "packaged_notebook": "notebook_run",
+    "read_summary": "summary",
+    "run_batch": "batch_run",
+    "run_notebook": "notebook_run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'arrowquant_nb.batch' has no attribute {name!r}")
+    return getattr(import_module(f"arrowquant_nb.batch.{_HOMES[name]}"), name)
