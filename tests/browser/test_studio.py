@@ -12,7 +12,6 @@ pytestmark = pytest.mark.browser
 APP = "document.querySelector('.aq')"
 # Dots of the list of the worst, in the first panel of the figure.
 DOTS = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer path.point"
-
 TRACES = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer .trace"
 
 
