@@ -74,6 +74,7 @@ def assert_one_live_figure(page):
 
 def ink(page):
     """Return the lightness, 0 to 1, of the words in the figure."""
+    page.wait_for_selector(".aq .js-plotly-plot .xtick text", state="attached")  # a new figure is drawn a little later
     style = f"getComputedStyle({APP}.querySelector('.js-plotly-plot .xtick text')).fill"
     return sum(map(int, re.findall(r"\d+", page.evaluate(style))[:3])) / 765
 
