@@ -29,7 +29,8 @@ from arrowquant_nb.ui.why import why
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from arrowquant_nb.runs.layer_view import LayerView, LayerViewer, TimeRanges
+    from arrowquant_nb.runs.layer_view import LayerView, TimeRanges
+    from arrowquant_nb.runs.layer_viewer import LayerViewer
     from arrowquant_nb.ui.worker import Outcome, Worker
 
 __all__ = ["Dashboard"]

@@ -7,7 +7,7 @@ from typing import Final
 import ipywidgets as widgets
 
 from arrowquant_nb.tables import html_table
-from arrowquant_nb.ui.run_state import LayerState
+from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.run_words import ATTEMPT_HEADER, attempt_rows, layer_headline
 
 __all__ = ["KEEP", "LayerCard"]

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final
 
-from arrowquant_nb.ui.run_state import LayerState, RunState, quality
+from arrowquant_nb.ui.layer_state import LayerState, quality
+from arrowquant_nb.ui.run_state import RunState
 
 __all__ = ["PAGE_ROWS", "SHOWS", "SORTS", "ListPage", "ListView", "list_page", "ranks"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from arrowquant_nb import samples
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.runs.layer_view import LayerViewer
+from arrowquant_nb.runs.layer_viewer import LayerViewer
 from arrowquant_nb.storage.json_file import read_json_object
 from arrowquant_nb.storage.output import RUN_NAME
 from arrowquant_nb.ui.dashboard import Dashboard

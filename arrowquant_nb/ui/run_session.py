@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.runs.control import RunCancelledError
-from arrowquant_nb.runs.layer_view import LayerViewer
+from arrowquant_nb.runs.layer_viewer import LayerViewer
 from arrowquant_nb.ui.run_state import FAILED, RunState
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from typing import Final
 
 from arrowquant_nb.tables import WIDTH_NAMES
 from arrowquant_nb.ui.charts.worst_list import list_name
-from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, LayerState, RunState
+from arrowquant_nb.ui.layer_state import LayerState
+from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, RunState
 
 __all__ = [
     "ATTEMPT_HEADER", "TABLE_HEADER", "advice", "attempt_rows", "decibels", "ending", "facts", "headline",

@@ -3,8 +3,9 @@
 from statistics import median
 from typing import Final
 
-from arrowquant_nb.runs.layer_view import OUTLIER_SPREADS, LayerView
-from arrowquant_nb.ui.run_state import LayerState
+from arrowquant_nb.runs.layer_view import LayerView
+from arrowquant_nb.runs.layer_viewer import OUTLIER_SPREADS
+from arrowquant_nb.ui.layer_state import LayerState
 
 __all__ = ["why"]
 

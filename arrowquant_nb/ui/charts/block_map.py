@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from arrowquant_nb.ui.charts.layout import Axes, axes
+from arrowquant_nb.ui.layer_state import quality
 from arrowquant_nb.ui.model_map import LEAST_LAYERS, MOST_ROLES, OTHER, OUTSIDE, place
 from arrowquant_nb.ui.palette import Palette
-from arrowquant_nb.ui.run_state import RunState, quality
+from arrowquant_nb.ui.run_state import RunState
 
 __all__ = ["BlockMap", "block_map_traces"]
 

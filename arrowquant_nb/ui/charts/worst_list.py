@@ -12,9 +12,9 @@ from typing import Any, Final
 from arrowquant_nb.tables import WIDTH_NAMES
 from arrowquant_nb.ui.charts.layout import Axes
 from arrowquant_nb.ui.layer_list import ListPage
+from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.palette import SYMBOLS, Palette
 from arrowquant_nb.ui.reference_points import ReferencePoint
-from arrowquant_nb.ui.run_state import LayerState
 
 __all__ = ["FALLBACK", "list_name", "worst_list_traces"]
 

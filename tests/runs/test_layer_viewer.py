@@ -8,7 +8,7 @@ import pytest
 from arrowquant_nb.api import open_checkpoint, open_quantized
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError
-from arrowquant_nb.runs.layer_view import LayerViewer, _rows_to_see, _runs_of
+from arrowquant_nb.runs.layer_viewer import LayerViewer, _rows_to_see, _runs_of
 from arrowquant_nb.storage.quantized import open_committed
 
 NAME = "transformer_blocks.0.ff.net.2.weight"
@@ -45,8 +45,10 @@ def test_tiles_hold_mean_and_largest_error_of_their_rows_and_columns(models, vie
         assert view.tile_max[i, j] == error[rows, columns].max()
 
 
-def test_scales_are_those_of_the_stored_groups(models, view):
-    with open_quantized(models.quantized()) as model:
+def test_float16_scales_are_those_of_the_stored_groups(models):
+    folder, config = models.quantized(scale_format="float16"), DiffusionQuantConfig(scale_format="float16")
+    with LayerViewer(models.dit, folder, config) as viewer, open_quantized(folder) as model:
+        view = viewer.view(NAME)
         tiles = [tile for _, tile in model[NAME].tiles()]
         stored = np.sort(np.abs(np.concatenate([t.scales.astype(np.float32).ravel() for t in tiles])))
     assert view.n_groups == stored.size
@@ -73,17 +75,14 @@ def test_a_row_that_the_groups_do_not_divide_has_a_tail(models):
 
 def test_with_calibration_groups_have_their_range_and_their_output(sample_run):
     config = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
-    with LayerViewer("digits-dit", sample_run, config) as viewer, open_quantized(sample_run) as model:
+    with LayerViewer("digits-dit", sample_run, config) as viewer:
         view = viewer.view(NAME)
-        report = {r["layer_name"]: r for r in model.stats().to_pylist()}
         groups = view.ranges.groups
         assert len(groups) == 5
         assert groups[0].first_time > groups[-1].last_time
         assert min(view.ranges.low) == min(g.low for g in groups)
         assert max(view.ranges.high) == max(g.high for g in groups)
         assert all(20 < g.sqnr_db < 60 for g in groups)
-        assert viewer.most_drifting() in report
-        assert viewer.ranges(NAME).groups[0].sqnr_db is None
 
 
 def test_the_worst_group_is_the_one_the_run_reported(sample_run):
