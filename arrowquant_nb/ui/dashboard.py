@@ -22,6 +22,7 @@ from arrowquant_nb.ui.layer_card import LayerCard
 from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page, ordered, ranks
 from arrowquant_nb.ui.list_controls import ListControls
 from arrowquant_nb.ui.live_figure import Scene
+from arrowquant_nb.ui.run_folds import RunFolds
 from arrowquant_nb.ui.run_state import FINISHED, RUNNING, RunState
 from arrowquant_nb.ui.run_words import TABLE_HEADER, ending, facts, layer_cells, progress, waiting
 from arrowquant_nb.ui.why import why
@@ -39,7 +40,6 @@ FIGURE_S: Final = 0.25
 """A redraw costs the browser about 0.1 s; four a second leave it time for clicks."""
 SORT_S: Final = 1.0
 REST_AFTER_CLICK_S: Final = 5.0
-LOG_LINES: Final = 200
 _LEGEND: Final = (
     "<span class='aq-quiet'>&#9660; INT2 &nbsp; &#9679; INT4 &nbsp; &#9632; INT8 &nbsp; &mdash; "
     "down to the worst time group &nbsp; | gate "
@@ -100,16 +100,10 @@ class Dashboard:
         self.table = widgets.HTML(layout={"display": "none"})
         self.table.add_class("aq-scroll")
         self.card = LayerCard(self.step, lambda: self._choose(""), on_override, on_undo)
-        self.log = widgets.HTML()
-        self.failed = widgets.HTML()
-        folds = {**(extra or {}), "Log (last 200 lines)": self.log, "Attempts that failed a gate (0)": self.failed}
-        self.folds = widgets.Accordion(list(folds.values()), selected_index=None)
-        self.folds.add_class("aq-fold")
-        for place, title in enumerate(folds):
-            self.folds.set_title(place, title)
+        self.folds = RunFolds(extra or {})
         self.widget = widgets.VBox([
             self.status, self.bar, self.facts, self.controls.widget, self.legend, self.figure.widget, self.table,
-            self.card.widget, self.folds,
+            self.card.widget, self.folds.widget,
         ])  # fmt: skip
 
     # -- what is shown -----------------------------------------------------------------------------------------------
@@ -279,7 +273,7 @@ class Dashboard:
             layer = self._layer if self._selected else None
             self.figure.draw(Scene(self.state, view, self._places, layer, self._ranges, self._ranges_words))
         self._painted_s = now
-        self._fold()
+        self.folds.show(self.state)
         self._card()
 
     def _card(self) -> None:
@@ -290,26 +284,6 @@ class Dashboard:
         sentence = why(layer, self._layer) if self._layer is not None and self._layer.name == layer.name else ""
         places = ranks(self.state)
         self.card.show(layer, places.get(layer.name, 0), len(places), sentence)
-
-    def _fold(self) -> None:
-        """Write the log and the failed attempts."""
-        layers = [self.state.layers[name] for name in self.state.order]
-        failed = [
-            [layer.name, attempt.sentence]
-            for layer in layers
-            if layer.report is not None
-            for attempt in layer.report.attempts
-            if not attempt.passed
-        ]
-        last = len(self.folds.children) - 1
-        title = f"Attempts that failed a gate ({len(failed)})"
-        if self.folds.get_title(last) != title:
-            self.folds.set_title(last, title)
-        if self.folds.selected_index == last:
-            self.failed.value = html_table(("Layer", "Why"), failed) if failed else "None: every first attempt passed."
-        if self.folds.selected_index == last - 1:
-            lines = [f"{layer.name}: {layer.words}" for layer in layers[-LOG_LINES:]]
-            self.log.value = f"<pre class='aq-scroll'>{escape(chr(10).join(lines)) or 'nothing yet'}</pre>"
 
     def _speak(self, now: float) -> None:
         """Write bar, figures and status line; the status changes at the start, each quarter, and the end."""
