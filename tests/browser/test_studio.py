@@ -74,8 +74,7 @@ def assert_one_live_figure(page):
 
 def ink(page):
     """Return the lightness, 0 to 1, of the words in the figure."""
-    page.wait_for_selector(".aq .js-plotly-plot .xtick text", state="attached")  # a new figure is drawn a little later
-    style = f"getComputedStyle({APP}.querySelector('.js-plotly-plot .xtick text')).fill"
+    style = f"getComputedStyle({APP}.querySelector('.js-plotly-plot .x4tick text')).fill"
     return sum(map(int, re.findall(r"\d+", page.evaluate(style))[:3])) / 765
 
 
@@ -142,7 +141,7 @@ def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_
     bright = ink(page)
     after(page, "Theme", "select").select_option(label="Dark")
     page.wait_for_selector(".aq.aq-dark")
-    words = f"{APP}.querySelector('.js-plotly-plot .xtick text')"
+    words = f"{APP}.querySelector('.js-plotly-plot .x4tick text')"
     page.wait_for_function(f"{words} && getComputedStyle({words}).fill.startsWith('rgb(232')")
     assert bright < 0.3
     assert ink(page) > 0.7

@@ -45,9 +45,9 @@ def test_tiles_hold_mean_and_largest_error_of_their_rows_and_columns(models, vie
         assert view.tile_max[i, j] == error[rows, columns].max()
 
 
-def test_float16_scales_are_those_of_the_stored_groups(models):
-    folder, config = models.quantized(scale_format="float16"), DiffusionQuantConfig(scale_format="float16")
-    with LayerViewer(models.dit, folder, config) as viewer, open_quantized(folder) as model:
+def test_scales_are_those_of_the_stored_groups(models):
+    folder = models.quantized(scale_format="float16", group_size=32)
+    with LayerViewer(models.dit, folder, DiffusionQuantConfig()) as viewer, open_quantized(folder) as model:
         view = viewer.view(NAME)
         tiles = [tile for _, tile in model[NAME].tiles()]
         stored = np.sort(np.abs(np.concatenate([t.scales.astype(np.float32).ravel() for t in tiles])))
@@ -55,6 +55,15 @@ def test_float16_scales_are_those_of_the_stored_groups(models):
     assert (view.scales[0], view.scales[-1]) == (stored[0], stored[-1])
     assert len(view.scales) == 200
     assert (np.diff(view.scales) >= 0).all()
+
+
+def test_scales_of_integers_are_what_the_values_are_apart(models, view):
+    """In format k: every value of a group is a whole number of its step above the smallest, at most 15."""
+    _, after = arrays(models)
+    groups = after.reshape(-1, 32)
+    assert view.n_groups == len(groups)
+    largest = (groups.max(1) - groups.min(1)).max() / 15
+    assert view.scales[-1] == pytest.approx(largest, rel=1e-6)
 
 
 def test_outliers_are_counted_against_the_spread_of_their_row(models, view):

@@ -115,7 +115,7 @@ RESEALED = {
     "unknown width": _entry("bit_width", 3),
     "kept width": _entry("bit_width", 16),
     "group 0": _entry("group_size", 0),
-    "group 32": _entry("group_size", 32),
+    "group 64": _entry("group_size", 64),
     "negative group": _entry("group_size", -64),
     "other grid": _entry("grid", "zero_point"),
     "unknown grid": _entry("grid", "cubic"),
