@@ -64,7 +64,7 @@ class DiffusionQuantConfig(ConfigFields):
     --------
     >>> config = DiffusionQuantConfig(deployment_profile="edge", min_accuracy=0.95)
     >>> config.bit_width, config.group_size, config.sources["bit_width"], config.sources["min_accuracy"]
-    (2, 32, 'profile edge', 'argument')
+    (2, 16, 'profile edge', 'argument')
     """
 
     _sources: Mapping[str, str] = PrivateAttr(default_factory=dict)

@@ -68,7 +68,7 @@ class SizeBudget:
     --------
     >>> from arrowquant_nb import ArrowQuantV2
     >>> budget = ArrowQuantV2().budget("digits-dit")
-    >>> budget.solve(1.0).size_mb <= 1.0
+    >>> budget.solve(1.25).size_mb <= 1.25
     True
     """
 

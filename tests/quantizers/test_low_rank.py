@@ -115,7 +115,9 @@ def test_compensation_with_rotation_and_branch(rows, columns, bits, seed):
         tensor, report = quantize_compensated(job_of(w, rank, bits, rotation=rotation), h)
         found = objective(tensor, w, h)
         assert found <= base * (1 + 1e-4)
-        assert found == pytest.approx(min(report.objective_gptq, report.objective_direct), rel=1e-3)
+        # A millionth of the error of codes alone is the rounding of float32 sums: a branch of full rank leaves no more.
+        expected = min(report.objective_gptq, report.objective_direct)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6 * base)
         assert tensor.statistics.sum_ee == pytest.approx(squared_error(tensor, w), rel=1e-4)
     forced, _ = quantize_compensated(job_of(w, 0, bits, rotation="hadamard", seed=9), h)
     assert forced.rotation_seed == 9
