@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from arrowquant_nb.calibration.statistics import Calibration, LayerCapture
+    from arrowquant_nb.calibration.statistics import Calibration
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.equalization import Equalization
@@ -78,18 +78,19 @@ class LayerInputSearch:
         statistics = self._calibration.statistics
         if known is None or statistics is None or task.name not in self._tasks:
             return known
-        rounding = self._rounding(task, statistics[task.name])
+        rounding = self._rounding(task, statistics)
         ways = self._equalizations(task, statistics, rounding) if self._spatial else ()
         return replace(known, equalizations=ways, rounding=rounding)
 
-    def _rounding(self, task: LayerTask, capture: LayerCapture) -> InputRounding | None:
+    def _rounding(self, task: LayerTask, statistics: Calibration) -> InputRounding | None:
         if task.activation_bit_width not in (4, 8):
             return None
+        capture = statistics[task.name]
         if capture.input_name not in self._roundings:
-            n_timesteps = (
-                1000 if self._calibration.statistics is None else self._calibration.statistics.settings.n_timesteps
-            )
-            quantizer = TimeAwareQuantizer(task.activation_bit_width, self.n_time_groups, n_timesteps)
+            quantizer = TimeAwareQuantizer(
+                task.activation_bit_width, self.n_time_groups, statistics.settings.n_timesteps,
+                reading=statistics.time_reading,
+            )  # fmt: skip
             self._roundings[capture.input_name] = InputRounding(
                 quantizer, capture.times, capture.channel_min, capture.channel_max, capture.rows, self._spatial
             )

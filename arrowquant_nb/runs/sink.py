@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -100,10 +101,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         if not parts:
             return None
         first = parts[0]
-        if any((p.n_timesteps, p.range_rule) != (first.n_timesteps, first.range_rule) for p in parts):
+        if len({(part.n_timesteps, part.range_rule, part.reading) for part in parts}) > 1:
             raise MetadataError(f"{self.path}: the time tables of its layers are of different time scales or rules")
-        tables = tuple(table for part in parts for table in part.tables)
-        return TimeAwareQuantMetadata(first.bit_width, first.n_timesteps, first.range_rule, tables)
+        joined: TimeAwareQuantMetadata = replace(first, tables=tuple(t for part in parts for t in part.tables))
+        return joined
 
     @cached_property
     def spatial(self) -> SpatialQuantMetadata | None:
