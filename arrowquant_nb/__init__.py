@@ -76,11 +76,11 @@ if TYPE_CHECKING:
         QuantizedLinear,
         dequantize_state_dict,
         follow_time,
-        load_quantized,
         time_context,
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
+    from arrowquant_nb.torch_models import load_quantized
     from arrowquant_nb.ui.app import studio
     from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
@@ -124,7 +124,7 @@ _HOMES = {
     "QuantizedLinear": "runtime",
     "dequantize_state_dict": "runtime",
     "follow_time": "runtime",
-    "load_quantized": "runtime",
+    "load_quantized": "torch_models",
     "time_context": "runtime",
     "Forecast": "forecasts",
     "LayerReport": "results",

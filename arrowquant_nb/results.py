@@ -273,7 +273,7 @@ class QuantizationResult(JsonForm):
 
     Attributes
     ----------
-    quantized_path : folder of the model.
+    quantized_path : folder of the model; None where none was kept (a pipeline that was quantized in place).
     compression_ratio : source bytes over stored payload bytes, all tensors.
     compression_ratio_quantized : the same over the quantized tensors only.
     cosine_similarity : weight cosine of the quantized tensors, weighted by number of weights.
@@ -294,7 +294,7 @@ class QuantizationResult(JsonForm):
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
 
-    quantized_path: str
+    quantized_path: str | None
     model: str
     compression_ratio: float
     compression_ratio_quantized: float

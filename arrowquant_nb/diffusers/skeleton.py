@@ -14,7 +14,7 @@ import torch
 from arrowquant_nb.errors import CheckpointError, MetadataError, ShapeMismatchError
 from arrowquant_nb.export.folder_reader import check_names
 from arrowquant_nb.runtime.input_format import InputFormat
-from arrowquant_nb.runtime.loading import empty_layer, swappable
+from arrowquant_nb.runtime.loading import layer_over, swappable
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight
 from arrowquant_nb.runtime.time import follow_time, time_argument
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderSettings
 
-__all__ = ["check_model", "decode_rest", "finish", "headers", "make_room", "stored_weight_at"]
+__all__ = ["check_model", "decode_rest", "finish", "headers", "make_room", "stored_weight_at", "tied_names"]
 
 SHOWN = 5
 
@@ -82,22 +82,33 @@ def check_model(model: Any, settings: FolderSettings, entries: Mapping[str, Tens
 def make_room(model: Any, settings: FolderSettings) -> None:
     """Put empty quantized layers in the place of those that are stored as codes.
 
-    A weight that no quantized layer can hold, such as a table of embeddings, gets room for its codes where it stood;
-    `finish` decodes it.
+    A weight that no quantized layer can hold, or that is tied to one that none can, gets room for its codes where it
+    stood; `finish` decodes it.
     """
     for name, form in settings.layers.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if leaf == "weight" and path and swappable(module):
-            inputs = _input_format(settings, name)
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, empty_layer(module, name, form, inputs))
-            continue
         old = getattr(module, leaf, None)
         if not isinstance(old, torch.nn.Parameter):
             raise MetadataError(f"{quoted(name)} is stored as codes, and {type(model).__name__} has no such weight")
-        delattr(module, leaf)
-        module.add_module(leaf, StoredWeight(form, old.dtype, "meta"))
+        weight = StoredWeight(form, old.dtype, "meta")
+        if leaf == "weight" and path and all(map(swappable, (module, *_tied_modules(model, name)))):
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer_over(weight, module, name, _input_format(settings, name)))
+        else:
+            delattr(module, leaf)
+            module.add_module(leaf, weight)
+
+
+def tied_names(model: Any, name: str) -> list[str]:
+    """Return the other weights that a model of transformers ties to one; of other models none are known."""
+    pairs: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    source = pairs.get(name, name)
+    return [other for other in (source, *(t for t, s in pairs.items() if s == source)) if other != name]
+
+
+def _tied_modules(model: Any, name: str) -> list[Any]:
+    return [model.get_submodule(other.rpartition(".")[0]) for other in tied_names(model, name)]
 
 
 def _input_format(settings: FolderSettings, name: str) -> InputFormat | None:

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.quantizers.time_tables import LayerTimeTable
 
-__all__ = ["FollowedForward", "ModelTime", "current_time", "follow_time", "time_argument", "time_context"]
+__all__ = [
+    "FollowedForward",
+    "ModelTime",
+    "current_time",
+    "follow_time",
+    "time_argument",
+    "time_context",
+    "unfollow_time",
+]
 
 N_TIMESTEPS = 1000
 
@@ -153,6 +161,12 @@ class FollowedForward:
         return ModelTime.of(share)
 
 
+def unfollow_time(model: Any) -> None:
+    """Give a model that `follow_time` wrapped its own `forward` back; any other stays as it is."""
+    if isinstance(getattr(model, "forward", None), FollowedForward):
+        del model.forward
+
+
 def follow_time(
     model: Any, n_timesteps: float | None = None, argument: str | None = None, mask_token_id: int | None = None
 ) -> Any:
@@ -181,8 +195,7 @@ def follow_time(
         Its `forward` has no such argument.
 
     """
-    if isinstance(getattr(model, "forward", None), FollowedForward):
-        del model.forward
+    unfollow_time(model)
     name = argument or (time_argument(model.forward) if mask_token_id is None else "input_ids")
     if name is None or name not in inspect.signature(model.forward).parameters:
         raise ConfigurationError(

@@ -264,12 +264,12 @@ def open_committed(path: str | Path) -> QuantizedModel:
     return QuantizedModel(folder, Manifest({"config": {}, "modality": "not known"}, tensors, files), "off")
 
 
-def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+def open_quantized(path: str | Path | None, verify: Verify = "lazy") -> QuantizedModel:
     """Open a finished model folder.
 
     Parameters
     ----------
-    path : folder that holds `manifest.json`.
+    path : folder that holds `manifest.json`; None, as in the result of a run that kept none, is not found.
     verify : "lazy" hashes a file at its first access, "full" everything now, "off" nothing.
 
     Raises
@@ -285,9 +285,11 @@ def open_privately(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     return _open(path, verify, private=True)
 
 
-def _open(path: str | Path, verify: Verify, *, private: bool) -> QuantizedModel:
+def _open(path: str | Path | None, verify: Verify, *, private: bool) -> QuantizedModel:
     if verify not in ("lazy", "full", "off"):
         raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
+    if path is None:
+        raise ModelNotFoundError("no model folder was kept: give output=FOLDER to quantize_pipeline")
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no model folder at {folder}")
