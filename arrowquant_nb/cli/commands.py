@@ -231,7 +231,10 @@ def validate(
 @_json
 @_quiet
 def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
-    """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read."""
+    """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read.
+
+    Of a pipeline it writes the quantized component; `export --to safetensors --pipeline FOLDER` adds the others.
+    """
     with progress_bar(quiet=quiet or as_json) as progress:
         folder = str(aq.dequantize_model(quantized, output, progress))
     _print({"path": folder} if as_json else folder, as_json)
