@@ -41,6 +41,7 @@ def model(tmp_path_factory):
 def test_every_command_explains_itself(command):
     assert command in run("--help").stdout
     assert "--json" in run(command, "--help").stdout
+    assert "\\b" not in run(command, "--help").stdout  # an example keeps its lines
 
 
 def test_every_available_setting_is_an_option_with_its_range_and_profiles():
