@@ -1,4 +1,4 @@
-"""A hash before the footer of a Parquet file: no checksum of the format covers the footer, and no reader needs this one.
+"""A hash before the footer of a Parquet file: no checksum of the format covers the footer, and readers pass over it.
 
 pyarrow ends the process at some damaged footers instead of raising, so they are recognised before it sees them.
 """
