@@ -217,6 +217,8 @@ class PlanRow(JsonForm):
     source_nbytes: int
     nbytes: int
     scale_format: str = ""
+    ordered_method: str = ""
+    """What `layer_methods` orders for this layer; "" for the run's method."""
 
     @property
     def bits_per_weight(self) -> float:

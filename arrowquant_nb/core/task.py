@@ -47,6 +47,7 @@ class LayerTask:
         scale_format: str = "float16",
         activation_bit_width: int = 16,
         held: bool = False,
+        ordered_method: str = "",
     ) -> None:
         self.index = index
         self.file = file
@@ -73,6 +74,7 @@ class LayerTask:
         self.activation_bit_width = activation_bit_width  # 16: the layer's input stays float
         # A size limit decided the width: a missed gate is recorded, and no wider one is tried.
         self.held = held
+        self.ordered_method = ordered_method  # by the user, for this layer; "": the run's method
 
     def stored_as(
         self,
@@ -113,6 +115,7 @@ class LayerTask:
             "" if kept else scale_format,
             16 if kept else self.activation_bit_width,
             held,
+            "" if kept else self.ordered_method,
         )
 
     @property

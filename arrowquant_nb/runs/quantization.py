@@ -27,6 +27,8 @@ from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
 from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
 from arrowquant_nb.runs.layer_inputs import LayerInputSearch
+from arrowquant_nb.runs.layer_orders import LayerOrders
+from arrowquant_nb.runs.layer_pass import LayerPass
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
 from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
 from arrowquant_nb.runs.record import (
@@ -38,6 +40,7 @@ from arrowquant_nb.runs.record import (
     machine,
     statistics_table,
     versions,
+    what_was_given,
 )
 from arrowquant_nb.runs.rounds import Rounds, floor_warnings
 from arrowquant_nb.runs.sink import ModelSink
@@ -72,6 +75,7 @@ def quantize_model(
     *,
     listeners: Sequence[Callable[[Event], None]] = (),
     stop: threading.Event | None = None,
+    newer_settings: Callable[[], DiffusionQuantConfig | None] = lambda: None,
     requantize: bool = False,
     component: str | None = None,
     variant: str | None = None,
@@ -95,7 +99,7 @@ def quantize_model(
             if not overwrite:
                 folder.refuse_other_model({t.name: t.shape for t in tasks}, located.name)
             control.open_log(folder.folder)
-            run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
+            run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source, newer_settings)
             try:
                 return run.execute()
             except (RunCancelledError, KeyboardInterrupt):
@@ -133,6 +137,7 @@ class _Run:
         control: RunControl,
         located: LocatedModel,
         source: LayerSource,
+        newer_settings: Callable[[], DiffusionQuantConfig | None],
     ) -> None:
         self.checkpoint = checkpoint
         self.decisions = decisions
@@ -149,9 +154,16 @@ class _Run:
             {"modality": decisions.modality, "is_diffusion_model": True},
         )
 
-        self.widths = Widths(checkpoint, located, config, tasks, self._measuring, control.cancelled)
+        self.orders = LayerOrders(newer_settings, checkpoint, located, self.sink)
+        self.widths = self._make_widths()
+        self.done: set[str] = set()
         self.network: NetworkQuality | None = None
         self.size: SizeOutcome | None = None
+
+    def _make_widths(self) -> Widths:
+        return Widths(
+            self.checkpoint, self.located, self.config, self.tasks, self._measuring, self.control.cancelled
+        )  # fmt: skip
 
     def _measuring(self, fraction: float) -> None:
         """Tell how far the layers are measured; raise when asked to stop."""
@@ -164,7 +176,13 @@ class _Run:
         plan = make_plan(self.decisions, provisional(self.tasks, self.checkpoint, self.config), self.config)
         rows = [r.to_record() for r in plan.rows]
         self.control.emit(
-            RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
+            RunStarted(
+                n_layers=len(self.tasks),
+                rows=rows,
+                model=plan.model,
+                config=changed_settings(self.config),
+                given=what_was_given(self.located, self.checkpoint, self.decisions.calibration),
+            )
         )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
         self._calibrate()
@@ -172,7 +190,10 @@ class _Run:
             self.tasks = self.widths.decide(self.source.calibration)
         except InterruptedError as error:
             raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized") from error
-        rounds = Rounds(self._quantize, self.sink, self.widths, self.tasks, self._quantize(self.tasks))
+        first = LayerPass(self._quantize, self.sink, self._revised, self.tasks)
+        reports = first.run()
+        self.folder.drain()
+        rounds = Rounds(self._quantize_now, self.sink, self.widths, first.tasks, reports)
         rounds.keep_limit(self.config)
         failed = [r for r in rounds.reports if not r.passed]
         if failed:
@@ -185,14 +206,33 @@ class _Run:
 
     def _quantize(self, tasks: list[LayerTask]) -> list[LayerReport]:
         """Run the loop over some tasks, all or nothing."""
-        reports = quantize_layers(tasks, self.source, self.sink, self.control)
-        self.folder.drain()
+        reports = quantize_layers(tasks, self.source, self.sink, self.control, len(self.tasks))
+        self.done.update(report.name for report in reports)
         if len(reports) < len(tasks):
+            self.folder.drain()
             raise RunCancelledError(
-                f"cancelled after {len(reports)} of {len(tasks)} tensors; what is committed in "
+                f"cancelled after {len(self.done)} of {len(self.tasks)} tensors; what is committed in "
                 f"{self.folder.folder} stays: run the same command again to resume"
             )
         return reports
+
+    def _quantize_now(self, tasks: list[LayerTask]) -> list[LayerReport]:
+        """Do the same and have it all on disk."""
+        reports = self._quantize(tasks)
+        self.folder.drain()
+        return reports
+
+    def _revised(self) -> list[LayerTask]:
+        """Take what the user has ordered of single layers, and return their tasks."""
+        found = None if self.widths.measuring else self.orders.revise(self.config, self.decisions, self.tasks)
+        if found is None:
+            return []
+        self.config, self.decisions, self.tasks = found.config, found.decisions, found.tasks
+        self.widths = self._make_widths()
+        self.widths.decide(self.source.calibration)
+        self.folder.drain()
+        self.control.emit(found.event)
+        return found.changed
 
     def _calibrate(self) -> None:
         """See what the layers are given, where that can be seen."""

@@ -109,7 +109,7 @@ class ModelSink:
             return None
         file = data_file_name(task.index, task.name)
         commit = self._folder.find(file)
-        settings = self._settings_hash(task)
+        settings = self.settings_of(task)
         if commit is None or not commit.key.startswith(settings):
             return None
         if commit.key != f"{settings}-{self._source.source_hash(task.name)}" or not self._folder.intact(commit):
@@ -154,7 +154,7 @@ class ModelSink:
         """Write the small kept tensors into one file, unless an earlier run left the same one."""
         if not self._kept_together:
             return
-        hashes = "".join(self._settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
+        hashes = "".join(self.settings_of(t) + self._source.source_hash(t.name) for t in self._kept_together)
         key = hashlib.sha256(hashes.encode()).hexdigest()
         self.files.append(KEPT_NAME)
         commit = self._folder.find(KEPT_NAME)
@@ -181,7 +181,8 @@ class ModelSink:
 
     # -- shared ------------------------------------------------------------------------------------------------------
 
-    def _settings_hash(self, task: LayerTask) -> str:
+    def settings_of(self, task: LayerTask) -> str:
+        """Return a hash of every setting that shapes what is stored of a tensor."""
         facts = {**self._facts, **self._layer_facts.get(task.name, {})}
         return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self.calibration)
 
@@ -207,7 +208,7 @@ class ModelSink:
             return {task.name: entry | input_entry(task, metadata)}
 
         self.files.append(file.file)
-        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
+        file.commit(f"{self.settings_of(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
 
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]
