@@ -76,15 +76,15 @@ if TYPE_CHECKING:
         QuantizedLinear,
         dequantize_state_dict,
         follow_time,
-        load_quantized,
         time_context,
     )
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
-    from arrowquant_nb.ui.app import studio
+    from arrowquant_nb.torch_models import load_quantized
     from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
+    from arrowquant_nb.ui.studio_cell import studio
 
 __version__ = "0.1.0"
 
@@ -96,7 +96,7 @@ _HOMES = {
     "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
-    "studio": "ui.app",
+    "studio": "ui.studio_cell",
     "dequantize_model": "api",
     "evaluate_sample": "api",
     "export_model": "export",
@@ -124,7 +124,7 @@ _HOMES = {
     "QuantizedLinear": "runtime",
     "dequantize_state_dict": "runtime",
     "follow_time": "runtime",
-    "load_quantized": "runtime",
+    "load_quantized": "torch_models",
     "time_context": "runtime",
     "Forecast": "forecasts",
     "LayerReport": "results",

@@ -131,13 +131,19 @@ class DiffusionOrchestrator:
         *,
         on_event: Callable[[Event], None] | None = None,
         stop: threading.Event | None = None,
+        newer_settings: Callable[[], DiffusionQuantConfig | None] = lambda: None,
         requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
         overwrite: bool = False,
         calibration: str | Path | None = None,
     ) -> QuantizationResult:
-        """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`."""
+        """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`.
+
+        `newer_settings` is asked between any two batches of layers for what the user orders of single layers
+        (`layer_bit_widths`, `layer_methods`) while the run goes on; nothing else of it is taken. Runs that choose
+        widths by measuring (`target_model_size_mb`, `skip_sensitive_layers`) do not ask: there one layer moves others.
+        """
         listeners: list[Callable[[Event], None]] = []
         if on_event is not None:
             listeners.append(on_event)
@@ -145,5 +151,6 @@ class DiffusionOrchestrator:
             listeners.append(Progress(progress_callback))
         choice = ModelChoice(model_path, component, variant, requantize, calibration)
         return quantization.quantize_model(
-            choice, output_path, self.config, listeners=listeners, stop=stop, overwrite=overwrite
-        )
+            choice, output_path, self.config, listeners=listeners, stop=stop, newer_settings=newer_settings,
+            overwrite=overwrite,
+        )  # fmt: skip

@@ -222,6 +222,8 @@ class PlanRow(JsonForm):
     source_nbytes: int
     nbytes: int
     scale_format: str = ""
+    ordered_method: str = ""
+    """What `layer_methods` orders for this layer; "" for the run's method."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -278,7 +280,7 @@ class QuantizationResult(JsonForm):
 
     Attributes
     ----------
-    quantized_path : folder of the model.
+    quantized_path : folder of the model; None where none was kept (a pipeline that was quantized in place).
     compression_ratio : source bytes over stored payload bytes, all tensors.
     compression_ratio_quantized : the same over the quantized tensors only.
     cosine_similarity : weight cosine of the quantized tensors, weighted by number of weights.
@@ -299,7 +301,7 @@ class QuantizationResult(JsonForm):
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
 
-    quantized_path: str
+    quantized_path: str | None
     model: str
     compression_ratio: float
     compression_ratio_quantized: float

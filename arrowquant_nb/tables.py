@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH_NAMES = {2: "INT2", 4: "INT4", 8: "INT8", 16: "kept"}
 SHOWN_LAYERS = 12
+IN_PLACE = "in place; its model folder was not kept, give output= to keep it"
+"""Where a model went that has no folder."""
 # Headlines hold our own sentences, which are not cut.
 _SENTENCE = 1000
 
@@ -229,7 +231,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
     overhead = result.container_nbytes / max(1, result.payload_nbytes)
     n_failed = len({name for name, _ in result.fallback_history})
     return [
-        ("model", f"{result.model} -> {result.quantized_path}"),
+        ("model", f"{result.model} -> {result.quantized_path or IN_PLACE}"),
         ("modality", f"{result.modality}: {result.modality_reason}"),
         ("strategy", result.strategy.reason),
         *_inputs_line(result.strategy),

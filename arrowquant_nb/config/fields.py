@@ -79,6 +79,7 @@ NamesField = Annotated[tuple[NameField, ...], BeforeValidator(_list)]
 PatternsField = Annotated[tuple[Annotated[NameField, AfterValidator(_regex)], ...], BeforeValidator(_list)]
 LayerBitsField = Annotated[int, BeforeValidator(_integer), AfterValidator(_layer_bits)]
 WidthsField = Annotated[Mapping[NameField, LayerBitsField], AfterValidator(MappingProxyType)]
+MethodsField = Annotated[Mapping[NameField, QuantMethod], AfterValidator(MappingProxyType)]
 
 
 def _setting(
@@ -148,6 +149,11 @@ class ConfigFields(BaseModel):
     layer_bit_widths: WidthsField = _setting(
         "layer_bit_widths", "Bits per layer", "Layer name or glob to width; 16 keeps the layer in float. Goes before "
         "every other rule.", kind="table", valid="layer names or globs, each with 2, 4, 8 or 16", unit="bits",
+    )  # fmt: skip
+    layer_methods: MethodsField = _setting(
+        "layer_methods", "Method per layer", "Layer name or glob to method, in place of the run's method; its width "
+        "stays what the other rules say. r2q exists at 2 bits only.", kind="table",
+        valid="layer names or globs, each with auto, rtn, mse, uls, hqq, r2q or gptq",
     )  # fmt: skip
     modality: Modality | None = _setting(
         "modality", "Modality", "What the model makes; none lets its files tell.",

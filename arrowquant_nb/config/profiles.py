@@ -83,7 +83,7 @@ _LOCAL: Final[dict[str, object]] = {
     "min_network_sqnr_db": None, "method": "auto",
     "scale_format": "k", "rotation": "none", "low_rank": 0, "gain_correction": True,
     "skip_sensitive_layers": False, "sensitive_layer_names": (), "sensitive_layer_patterns": (),
-    "layer_bit_widths": {}, "target_model_size_mb": None, "seed": 0,
+    "layer_bit_widths": {}, "layer_methods": {}, "target_model_size_mb": None, "seed": 0,
 }  # fmt: skip
 
 PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({

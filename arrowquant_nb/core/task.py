@@ -48,6 +48,7 @@ class LayerTask:
         activation_bit_width: int = 16,
         held: bool = False,
         folding: str = "",
+        ordered_method: str = "",
     ) -> None:
         self.index = index
         self.file = file
@@ -76,6 +77,7 @@ class LayerTask:
         self.held = held
         # What folding equalization did to the weights before they came here, in words; empty: nothing.
         self.folding = folding
+        self.ordered_method = ordered_method  # by the user, for this layer; "": the run's method
 
     def stored_as(
         self,
@@ -117,6 +119,7 @@ class LayerTask:
             16 if kept else self.activation_bit_width,
             held,
             self.folding,
+            "" if kept else self.ordered_method,
         )
 
     def folded(self, words: str, kept_dtype: str) -> LayerTask:

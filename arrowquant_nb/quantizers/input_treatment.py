@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
-from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.results import InputReport
 
 if TYPE_CHECKING:
@@ -82,12 +81,7 @@ class InputTreatment:
                 folded=() if folded is None else (layer,),
             ).to_dict()
         if self.fitted is not None and rounding is not None:
-            facts["time_aware"] = TimeAwareQuantMetadata(
-                rounding.quantizer.bit_width,
-                rounding.quantizer.n_timesteps,
-                rounding.quantizer.range_rule,
-                (self.fitted.table,),
-            ).to_dict()
+            facts["time_aware"] = rounding.quantizer.metadata([self.fitted.table]).to_dict()
             facts["activation_stats"] = {
                 "times": rounding.times.tolist(),
                 "low": list(_plain(rounding.channel_min.min(1))),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from arrowquant_nb.calibration.statistics import Calibration, LayerCapture
+    from arrowquant_nb.calibration.statistics import Calibration
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.equalization import Equalization
@@ -81,7 +81,7 @@ class LayerInputSearch:
         statistics = self._calibration.statistics
         if known is None or statistics is None or task.name not in self._tasks:
             return known
-        rounding = self._rounding(task, statistics[task.name])
+        rounding = self._rounding(task, statistics)
         if task.name in self.folded:
             found = known.divided(self.folded[task.name])
             return found if rounding is None else replace(found, rounding=self._divided_rounding(task, rounding))
@@ -105,7 +105,7 @@ class LayerInputSearch:
         statistics = self._calibration.statistics
         if not self._spatial or statistics is None or task.name not in self._tasks:
             return None
-        return self._search(task, statistics, self._rounding(task, statistics[task.name]))
+        return self._search(task, statistics, self._rounding(task, statistics))
 
     def _divided_rounding(self, task: LayerTask, rounding: InputRounding) -> InputRounding:
         """Return the grids of an input that comes divided, one and the same for all layers that read it."""
@@ -115,14 +115,15 @@ class LayerInputSearch:
             self._divided[key] = rounding.divided(self.folded[task.name].scales)
         return self._divided[key]
 
-    def _rounding(self, task: LayerTask, capture: LayerCapture) -> InputRounding | None:
+    def _rounding(self, task: LayerTask, statistics: Calibration) -> InputRounding | None:
         if task.activation_bit_width not in (4, 8):
             return None
+        capture = statistics[task.name]
         if capture.input_name not in self._roundings:
-            n_timesteps = (
-                1000 if self._calibration.statistics is None else self._calibration.statistics.settings.n_timesteps
-            )
-            quantizer = TimeAwareQuantizer(task.activation_bit_width, self.n_time_groups, n_timesteps)
+            quantizer = TimeAwareQuantizer(
+                task.activation_bit_width, self.n_time_groups, statistics.settings.n_timesteps,
+                reading=statistics.time_reading,
+            )  # fmt: skip
             self._roundings[capture.input_name] = InputRounding(
                 quantizer, capture.times, capture.channel_min, capture.channel_max, capture.rows, self._spatial
             )

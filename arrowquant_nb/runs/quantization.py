@@ -21,9 +21,11 @@ from arrowquant_nb.events import (
 )
 from arrowquant_nb.runs.calibrating import RunCalibration, calibrate
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
+from arrowquant_nb.runs.layer_orders import LayerOrders
+from arrowquant_nb.runs.layer_pass import LayerPass
 from arrowquant_nb.runs.planning import make_plan, payload_nbytes
 from arrowquant_nb.runs.preparation import PreparedModel, prepare
-from arrowquant_nb.runs.record import changed_settings, failure_message
+from arrowquant_nb.runs.record import changed_settings, failure_message, what_was_given
 from arrowquant_nb.runs.rounds import Rounds
 from arrowquant_nb.runs.sealing import Outcome, seal
 from arrowquant_nb.runs.sink import ModelSink
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.network_quality import NetworkQuality
     from arrowquant_nb.results import LayerReport, QuantizationResult
     from arrowquant_nb.runs.model_choice import ModelChoice, OpenedModel
 
@@ -55,6 +58,7 @@ def quantize_model(
     *,
     listeners: Sequence[Callable[[Event], None]] = (),
     stop: threading.Event | None = None,
+    newer_settings: Callable[[], DiffusionQuantConfig | None] = lambda: None,
     overwrite: bool = False,
 ) -> QuantizationResult:
     """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
@@ -68,7 +72,7 @@ def quantize_model(
             if not overwrite:
                 folder.refuse_other_model({t.name: t.shape for t in opened.tasks}, opened.located.name)
             control.open_log(folder.folder)
-            run = _Run(opened, config, folder, control)
+            run = _Run(opened, config, folder, control, newer_settings)
             try:
                 return run.execute()
             except (RunCancelledError, KeyboardInterrupt):
@@ -97,56 +101,101 @@ class _Run:
     """One execution over an open model and a locked folder."""
 
     def __init__(
-        self, opened: OpenedModel, config: DiffusionQuantConfig, folder: ModelFolder, control: RunControl
+        self,
+        opened: OpenedModel,
+        config: DiffusionQuantConfig,
+        folder: ModelFolder,
+        control: RunControl,
+        newer_settings: Callable[[], DiffusionQuantConfig | None],
     ) -> None:
         self.opened = opened
         self.config = config
         self.folder = folder
         self.control = control
+        self.newer_settings = newer_settings
+        self.calibration = RunCalibration(opened.decisions.calibration)
         self.sink: ModelSink | None = None
+        self.done: set[str] = set()
 
     def execute(self) -> QuantizationResult:
         """Calibrate, prepare and quantize; seal the folder when every layer passed."""
         self._announce()
-        prepared = self._prepare(self._calibrate())
-        widths = Widths(prepared, self.config, self._measuring, self.control.cancelled)
+        self.calibration = self._calibrate()
+        self.prepared = self._prepare(self.opened, self.config)
+        self.widths = self._make_widths()
         with _cancelled_while("the layers were measured"):
-            tasks = widths.decide()
-        with LayerSource(prepared.checkpoint, tasks, prepared.inputs) as source:
+            tasks = self.widths.decide()
+        with LayerSource(self.prepared.checkpoint, tasks, self.prepared.inputs) as source:
             self.sink = sink = ModelSink(
-                self.folder, prepared.checkpoint, source,
+                self.folder, self.prepared.checkpoint, source,
                 {"modality": self.opened.decisions.modality, "is_diffusion_model": True},
-                calibration=prepared.inputs.key, folding=prepared.folding,
+                calibration=self.prepared.inputs.key, folding=self.prepared.folding,
             )  # fmt: skip
+            rounds, network = self._store(tasks, source, sink)
+        return self._seal(rounds, network, sink)
 
-            def quantize(tasks: list[LayerTask]) -> list[LayerReport]:
-                return self._quantize(tasks, source, sink)
+    def _store(
+        self, tasks: list[LayerTask], source: LayerSource, sink: ModelSink
+    ) -> tuple[Rounds, NetworkQuality | None]:
+        """Quantize and keep until limit, gates and floor hold."""
+        orders = LayerOrders(self.newer_settings, self._prepare, sink)
 
-            rounds = Rounds(quantize, sink, widths, tasks, quantize(tasks))
-            rounds.keep_limit(self.config)
-            failed = [r for r in rounds.reports if not r.passed]
-            if failed:
-                raise QuantizationError(failure_message(failed, self.folder.sealed))
-            network = rounds.reach_floor(prepared, self.folder, self.config)
-            sink.finish_kept()
+        def quantize(some: list[LayerTask]) -> list[LayerReport]:
+            return self._quantize(some, len(tasks), source, sink)
+
+        def quantize_now(some: list[LayerTask]) -> list[LayerReport]:
+            reports = quantize(some)
             self.folder.drain()
-        reports = widths.with_costs(rounds.reports)
+            return reports
+
+        first = LayerPass(quantize, sink, lambda: self._revised(orders, first.tasks), tasks)
+        reports = first.run()
+        self.folder.drain()
+        rounds = Rounds(quantize_now, sink, self.widths, first.tasks, reports)
+        rounds.keep_limit(self.config)
+        failed = [r for r in rounds.reports if not r.passed]
+        if failed:
+            raise QuantizationError(failure_message(failed, self.folder.sealed))
+        network = rounds.reach_floor(self.prepared, self.folder, self.config)
+        sink.finish_kept()
+        self.folder.drain()
+        return rounds, network
+
+    def _seal(self, rounds: Rounds, network: NetworkQuality | None, sink: ModelSink) -> QuantizationResult:
+        reports = self.widths.with_costs(rounds.reports)
         outcome = Outcome(
-            self.opened, self.config, prepared.calibration, rounds.tasks, reports, sink, network,
-            widths.outcome(reports), widths.warnings,
+            self.opened, self.config, self.calibration, rounds.tasks, reports, sink, network,
+            self.widths.outcome(reports), self.widths.warnings,
         )  # fmt: skip
         result = seal(outcome, self.folder, self.control.elapsed_s)
         summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
         self.control.emit(RunFinished(summary=summary))
         return result
 
+    def _make_widths(self) -> Widths:
+        return Widths(self.prepared, self.config, self._measuring, self.control.cancelled)
+
+    def _revised(self, orders: LayerOrders, tasks: list[LayerTask]) -> list[LayerTask]:
+        """Take what the user has ordered of single layers, and return their tasks."""
+        found = None if self.widths.measuring else orders.revise(self.config, self.opened, tasks)
+        if found is None:
+            return []
+        self.config, self.opened, self.prepared = found.config, found.opened, found.prepared
+        self.widths = self._make_widths()
+        self.widths.decide()
+        self.folder.drain()
+        self.control.emit(found.event)
+        return found.changed
+
     def _announce(self) -> None:
         """Tell what is about to be done."""
         opened = self.opened
         plan = make_plan(opened.decisions, provisional(opened.tasks, opened.checkpoint, self.config), self.config)
         rows = [r.to_record() for r in plan.rows]
+        given = what_was_given(opened.located, opened.checkpoint, opened.decisions.calibration)
+        changed = changed_settings(self.config)
         self.control.emit(
-            RunStarted(n_layers=len(opened.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
+            RunStarted(n_layers=len(opened.tasks), rows=rows, model=plan.model, config=changed, given=given)
         )
         logger.info("%s: %s", plan.model, plan.strategy.reason)
 
@@ -168,9 +217,9 @@ class _Run:
             logger.warning("%s", warning)
         return calibration
 
-    def _prepare(self, calibration: RunCalibration) -> PreparedModel:
+    def _prepare(self, opened: OpenedModel, config: DiffusionQuantConfig) -> PreparedModel:
         with _cancelled_while("it was decided what to fold"):
-            prepared = prepare(self.opened, calibration, self.config, self.control.cancelled)
+            prepared = prepare(opened, self.calibration, config, self.control.cancelled)
         if prepared.folding:
             n = len(prepared.folding.equalizations)
             logger.info("%s: equalization of %d layers is folded into the weights before them", prepared.name, n)
@@ -182,13 +231,16 @@ class _Run:
             raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized")
         self.control.emit(CalibrationProgress(source="what each width costs each layer", fraction=fraction))
 
-    def _quantize(self, tasks: list[LayerTask], source: LayerSource, sink: ModelSink) -> list[LayerReport]:
+    def _quantize(
+        self, tasks: list[LayerTask], n_tensors: int, source: LayerSource, sink: ModelSink
+    ) -> list[LayerReport]:
         """Run the loop over some tasks, all or nothing."""
-        reports = quantize_layers(tasks, source, sink, self.control)
-        self.folder.drain()
+        reports = quantize_layers(tasks, source, sink, self.control, n_tensors)
+        self.done.update(report.name for report in reports)
         if len(reports) < len(tasks):
+            self.folder.drain()
             raise RunCancelledError(
-                f"cancelled after {len(reports)} of {len(tasks)} tensors; what is committed in "
+                f"cancelled after {len(self.done)} of {n_tensors} tensors; what is committed in "
                 f"{self.folder.folder} stays: run the same command again to resume"
             )
         return reports

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.source import LayerSource
     from arrowquant_nb.storage.checkpoint import Checkpoint
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
@@ -114,7 +115,7 @@ class ModelSink:
             return None
         file = data_file_name(task.index, task.name)
         commit = self._folder.find(file)
-        settings = self._settings_hash(task)
+        settings = self.settings_of(task)
         if commit is None or not commit.key.startswith(settings):
             return None
         if commit.key != f"{settings}-{self._source.source_hash(task.name)}" or not self._folder.intact(commit):
@@ -122,6 +123,12 @@ class ModelSink:
         self.reused += 1
         self.files.append(file)
         return LayerReport.from_dict(commit.reports[task.name])
+
+    def take(self, prepared: PreparedModel) -> None:
+        """Go on with a model in which something else is folded."""
+        self._checkpoint = prepared.checkpoint
+        self._folding = prepared.folding
+        self._source.take(prepared)
 
     def forget(self, task: LayerTask) -> None:
         """Leave out what was stored of a layer, which is about to be done again."""
@@ -159,7 +166,7 @@ class ModelSink:
         """Write the small kept tensors into one file, unless an earlier run left the same one."""
         if not self._kept_together:
             return
-        hashes = "".join(self._settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
+        hashes = "".join(self.settings_of(t) + self._source.source_hash(t.name) for t in self._kept_together)
         key = hashlib.sha256(hashes.encode()).hexdigest()
         self.files.append(KEPT_NAME)
         commit = self._folder.find(KEPT_NAME)
@@ -186,7 +193,8 @@ class ModelSink:
 
     # -- shared ------------------------------------------------------------------------------------------------------
 
-    def _settings_hash(self, task: LayerTask) -> str:
+    def settings_of(self, task: LayerTask) -> str:
+        """Return a hash of every setting that shapes what is stored of a tensor."""
         facts = {**self._facts, **self._layer_facts.get(task.name, {})}
         if folding := self._folding.key(task.name):
             facts["folding"] = folding
@@ -214,7 +222,7 @@ class ModelSink:
             return {task.name: entry | input_entry(task, metadata)}
 
         self.files.append(file.file)
-        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
+        file.commit(f"{self.settings_of(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
 
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.trials import LayerInputs
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
 # Read and hash this much at a time: it stays in the second-level cache between the two.
@@ -83,6 +84,15 @@ class LayerSource:
             rows = self._read(wanted, self._buffer(wanted))
         self._read_ahead(wanted)
         return rows
+
+    def take(self, prepared: PreparedModel) -> None:
+        """Go on with a model in which something else is folded."""
+        if self._ahead is not None:
+            self._ahead[1].result()
+        self._ahead = None
+        self._digests.clear()
+        self._checkpoint = prepared.checkpoint
+        self._layer_inputs = prepared.inputs
 
     def inputs(self, task: LayerTask) -> LayerInputs | None:
         """Return what calibration knows of a layer's inputs; None without."""

@@ -62,6 +62,11 @@ class Widths:
         self.costs: Mapping[str, LayerCosts] = {}
         self.warnings: tuple[str, ...] = ()
 
+    @property
+    def measuring(self) -> bool:
+        """Whether widths are chosen by measuring, so that one layer's width moves others."""
+        return self._config.target_model_size_mb is not None or self._config.skip_sensitive_layers
+
     def decide(self) -> list[LayerTask]:
         """Return the tasks of the run, those of the plan where nothing is to be measured."""
         tasks = self._before_limit()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch.nn import functional
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
@@ -16,8 +17,6 @@ from arrowquant_nb.runtime.product import multiply
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
-    import torch
-
     from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.input_format import InputFormat
 
@@ -42,6 +41,11 @@ class QuantizedLinear(QuantizedLayer):
         """Rows of the weight."""
         return self.form.shape[0]
 
+    def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
+        """Return `torch.nn.Linear` and its sizes."""
+        sizes = {"in_features": self.in_features, "out_features": self.out_features}
+        return torch.nn.Linear, {**sizes, "bias": self.bias is not None}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x.
 
@@ -59,6 +63,7 @@ class QuantizedLinear(QuantizedLayer):
 
 class _QuantizedConvolution(QuantizedLayer):
     n_axes: ClassVar[int]
+    float_class: ClassVar[type[torch.nn.Module]]
 
     def __init__(
         self,
@@ -88,6 +93,12 @@ class _QuantizedConvolution(QuantizedLayer):
 
     def _axes(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value,) * self.n_axes if isinstance(value, int) else tuple(value)
+
+    def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
+        """Return torch's convolution and its settings."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        settings = {name: getattr(self, name) for name in (*names, "padding_mode")}
+        return self.float_class, {**settings, "bias": self.bias is not None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x, (batch, out_channels, ...) for x (batch, in_channels, ...)."""
@@ -137,15 +148,18 @@ class QuantizedConv1d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv1d`."""
 
     n_axes = 1
+    float_class = torch.nn.Conv1d
 
 
 class QuantizedConv2d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv2d`."""
 
     n_axes = 2
+    float_class = torch.nn.Conv2d
 
 
 class QuantizedConv3d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv3d`."""
 
     n_axes = 3
+    float_class = torch.nn.Conv3d

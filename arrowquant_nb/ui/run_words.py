@@ -36,7 +36,7 @@ def headline(state: RunState, output: str) -> str:
     bits = state.config.get("bit_width")
     width = f"INT{bits}" if bits else ""
     what = ", ".join(part for part in (profile, width, f"{len(state.quantized)} layers") if part)
-    return f"{state.model or 'Run'}: {what} -> {output}"
+    return f"{state.model or 'Run'}: {what} → {output}"
 
 
 def progress(state: RunState) -> str:

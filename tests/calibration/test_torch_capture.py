@@ -199,6 +199,8 @@ def test_a_pipeline_with_convolutions_takes_dicts_of_its_arguments(tmp_path):
     assert convolution.columns == 32 * 9
     assert found.settings.n_samples == 2
     assert not {r.tobytes() for r in convolution.rows[0]} & {r.tobytes() for r in convolution.held_out[0]}
+    with pytest.raises(ConfigurationError, match=r"StableDiffusionPipeline draws what its prompt says.*--prompts FILE"):
+        aq.calibrate(pipeline, None, 2, output=tmp_path / "d.parquet")
     with pytest.raises(ConfigurationError, match="has no component transformer; name one of"):
         aq.calibrate(pipeline, inputs, 2, output=tmp_path / "d.parquet", component="transformer")
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from arrowquant_nb import (
     samples,
 )
 from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
+from arrowquant_nb.quantizers.time_tables import LayerTimeTable
 from arrowquant_nb.storage.manifest import read_manifest
 
 BLOCK = "transformer_blocks.0."
@@ -273,11 +275,13 @@ def test_unknown_modes_and_other_models_are_refused(four):
 def test_a_sampler_with_other_steps_is_told_which_are_not_covered(four):
     table = open_quantized(four.quantized_path).time_aware
     steps = list(samples.runnable("digits-dit").sampler.timesteps(25))
-    table.check_covers(steps)
-    with pytest.raises(ValidationError, match="the time table covers timesteps"):
-        table.check_covers([*steps, 3])
-    # The nearest group serves a step outside.
-    assert table.groups_at(3) == table.groups_at(min(steps))
+    table.check_covers([*steps, 3, 999])  # one step's distance beyond the outermost
+    several = next(layer for layer in table.tables if len(layer.groups) > 2)
+    partly = replace(table, tables=(LayerTimeTable.of_groups("q.weight", several.groups[1:]),))
+    with pytest.raises(ValidationError, match=r"q\.weight: the time table covers timesteps"):
+        partly.check_covers([*steps, 3])
+    with pytest.raises(ValidationError, match=r"q\.weight: the grids .* the model was called at 3: calibrate"):
+        partly.groups_at(3)
 
 
 @pytest.mark.parametrize("damage", ["width", "table", "gap", "layer", "scales"])

@@ -22,8 +22,9 @@ from arrowquant_nb.storage.quantized import open_quantized
 
 torch = pytest.importorskip("torch")
 
-from arrowquant_nb.runtime import QuantizedLinear, current_time, dequantize_state_dict, load_quantized  # noqa: E402
+from arrowquant_nb.runtime import QuantizedLinear, current_time, dequantize_state_dict  # noqa: E402
 from arrowquant_nb.runtime.modules import QuantizedConv2d  # noqa: E402
+from arrowquant_nb.torch_models import load_quantized  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 

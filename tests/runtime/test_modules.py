@@ -18,6 +18,7 @@ from arrowquant_nb.runtime import (  # noqa: E402
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
+    QuantizedEmbedding,
     QuantizedLinear,
 )
 from arrowquant_nb.runtime.decoding import decode, rotate, unrotate  # noqa: E402
@@ -181,6 +182,21 @@ def test_bad_inputs_name_the_layer():
     arrays = {part: buffer.numpy() for part, buffer in layer.weight.arrays().items()}
     with pytest.raises(ShapeMismatchError, match=r"to_q\.weight\.packed' must be uint8"):
         layer.weight.set_arrays({**arrays, "packed": np.zeros((1, 1), np.uint8)}, layer.name)
+
+
+@pytest.mark.parametrize("tensor", [everything(), quantize_array(random(48, 96), 2, 32, "r2q")], ids=["all", "r2q"])
+def test_a_table_of_embeddings_decodes_the_rows_that_are_asked_for(tensor):
+    table = QuantizedEmbedding.from_arrays(tensor, padding_idx=1)
+    weight, ids = torch.from_numpy(tensor.dequantize()), torch.tensor([[3, 47, 3], [0, 1, 2]])
+    assert torch.equal(table(ids), torch.nn.functional.embedding(ids, weight))
+    assert table(ids[:, :0]).shape == (2, 0, 96)
+    assert table.half()(ids).dtype == torch.float16
+    assert table.weight.nbytes == tensor.nbytes
+    values = QuantizedEmbedding.empty(table.form)(torch.empty(2, 3, dtype=torch.long, device="meta"))
+    assert (values.shape, values.device.type) == ((2, 3, 96), "meta")
+    for bad in (48, -1):
+        with pytest.raises(ShapeMismatchError, match=rf"words.*{bad}.*table of 48"):
+            QuantizedEmbedding.from_arrays(tensor, name="words")(torch.tensor([bad]))
 
 
 CONVOLUTIONS = [

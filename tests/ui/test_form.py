@@ -14,7 +14,8 @@ OTHER = {
     "min_accuracy": 0.123456789,
     "gain_correction": False, "fail_fast": True, "skip_sensitive_layers": True,
     "sensitive_layer_names": ["a.b.weight"], "sensitive_layer_patterns": [r"attn\d+\.to_q"],
-    "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "modality": "image", "enable_time_aware": False,
+    "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "layer_methods": {"*.ff: x": "r2q", "head": "mse"},
+    "modality": "image", "enable_time_aware": False,
     "enable_spatial": False, "fold_equalization": False, "num_time_groups": 7, "calibration_samples": 33,
     "activation_bit_width": 8,
     "min_output_sqnr_db": 12.5, "min_network_sqnr_db": 30.5, "scale_format": "float16", "rotation": "auto",
@@ -26,7 +27,7 @@ OTHER = {
 BAD = {
     "min_accuracy": "1.2", "num_time_groups": "0", "calibration_samples": "lots", "min_output_sqnr_db": "high",
     "low_rank": "129", "num_threads": "-1", "seed": "1.5",
-    "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3",
+    "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3", "layer_methods": "head: best",
     "target_model_size_mb": "-1",
 }  # fmt: skip
 
@@ -144,6 +145,7 @@ _names = st.text(min_size=1, max_size=12)
         "method": st.sampled_from(["auto", "rtn", "mse", "uls", "hqq", "gptq"]), "fail_fast": st.booleans(),
         "min_output_sqnr_db": st.none() | st.floats(-1e6, 1e6), "sensitive_layer_names": st.lists(_names, max_size=3),
         "layer_bit_widths": st.dictionaries(_names, st.sampled_from([2, 4, 8, 16]), max_size=3),
+        "layer_methods": st.dictionaries(_names, st.sampled_from(["auto", "r2q", "gptq"]), max_size=2),
         "modality": st.sampled_from([None, "text", "audio"]), "num_threads": st.integers(0, 1024),
     }),
 )  # fmt: skip

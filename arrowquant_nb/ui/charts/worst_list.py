@@ -45,7 +45,11 @@ def list_name(layer: LayerState, length: int = NAME_LENGTH) -> str:
 
 
 def worst_list_traces(
-    page: ListPage, selected: str, references: tuple[ReferencePoint, ...], colours: Palette
+    page: ListPage,
+    selected: str,
+    references: tuple[ReferencePoint, ...],
+    colours: Palette,
+    name_length: int = NAME_LENGTH,
 ) -> list[dict[str, Any]]:
     """Return the traces of the list, always the same number in the same order."""
     rows = list(enumerate(page.rows))
@@ -57,11 +61,11 @@ def worst_list_traces(
         _ticks([(i, row.gate_db) for i, row, _ in dots], 17, "gate", colours),
         _ticks([(i, row.worst_gate_db) for i, row, _ in dots], 8, "gate of the worst time group", colours),
         _dots(dots, colours),
-        _names(rows, page.pinned, colours),
+        _names(rows, page.pinned, colours, name_length),
         _values(rows, colours),
         _hits(page.rows, Axes.NAMES),
         _hits(page.rows, Axes.VALUES),
-        _references(references, colours),
+        _references(references, colours, named=name_length == NAME_LENGTH),
     ]
 
 
@@ -136,10 +140,11 @@ def _dots(dots: list[tuple[int, LayerState, float]], colours: Palette) -> dict[s
     }  # fmt: skip
 
 
-def _names(rows: list[tuple[int, LayerState]], pinned: int, colours: Palette) -> dict[str, Any]:
-    texts = [escape(list_name(row)) for _, row in rows]
+def _names(rows: list[tuple[int, LayerState]], pinned: int, colours: Palette, length: int) -> dict[str, Any]:
+    texts = [escape(list_name(row, length)) for _, row in rows]
     if pinned >= 0 and texts:
-        texts[0] = f"{escape(list_name(rows[0][1], 18))} <i>selected, rank {pinned + 1}</i>"
+        said = f"selected, rank {pinned + 1}" if length == NAME_LENGTH else f"rank {pinned + 1}"
+        texts[0] = f"{escape(list_name(rows[0][1], max(8, length - len(said) + 4)))} <i>{said}</i>"
     return _texts(texts, 0.0, Axes.NAMES, "names", colours)
 
 
@@ -171,11 +176,15 @@ def _hits(rows: tuple[LayerState, ...], axis: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _references(points: tuple[ReferencePoint, ...], colours: Palette) -> dict[str, Any]:
-    """Return the marks above the first row: what plain formats, and theory, give on Gaussian weights."""
+def _references(points: tuple[ReferencePoint, ...], colours: Palette, *, named: bool) -> dict[str, Any]:
+    """Return the marks above the first row: what plain formats, and theory, give on Gaussian weights.
+
+    On a narrow page their names would meet, and stand in the hover box alone.
+    """
+    texts = [escape(p.short) if named else "" for p in points]
     return {
         "type": "scatter", "name": "on Gaussian weights", "x": [p.sqnr_db for p in points],
-        "y": [REFERENCE_ROW] * len(points), "mode": "markers+text", "text": [escape(p.short) for p in points],
+        "y": [REFERENCE_ROW] * len(points), "mode": "markers+text", "text": texts,
         "textposition": [p.side for p in points], "textfont": {"color": colours.quiet, "size": 10},
         "marker": {"symbol": [p.symbol for p in points], "size": 8, "color": colours.quiet,
                    "line": {"width": 1, "color": colours.quiet}},
