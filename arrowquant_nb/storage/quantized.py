@@ -112,12 +112,16 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         scales: dict[str, tuple[float, ...]] = {}
         means: dict[str, tuple[tuple[float, ...], ...]] = {}
         alphas: dict[str, float] = {}
+        folded: list[str] = []
         for name, entry in self._manifest.tensors.items():
             if not entry.get("spatial"):
                 continue
             data = ParquetV2Extended(self._check_file(entry["file"])).metadata.get("spatial")
             part = _metadata(SpatialQuantMetadata, data, f"spatial of {name!r} in {entry['file']!r}").of_layer(name)
-            if part.channel_equalization:
+            if name in part.folded:
+                scales[name] = part.equalization_scales[name]
+                folded.append(name)
+            elif part.channel_equalization:
                 stored = next(iter(self[name].tiles()))[1].equalization
                 if stored is None:
                     raise MetadataError(f"{self.path}: {name!r} is said to be equalized, but holds no scales")
@@ -126,7 +130,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
             alphas |= part.alphas
         if not scales and not means:
             return None
-        return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas)
+        return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas, tuple(folded))
 
     def dequantize(
         self, name: str, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
