@@ -60,10 +60,10 @@ class RunView:
         self.changed = widgets.HTML()
         head = widgets.HBox([self.title, self.cancel, self.settings])
         head.add_class("aq-row")
-        ends = widgets.HBox([self.resume, self.keep, self.again, self.save, self.other])
-        ends.add_class("aq-row")
+        self.ends = widgets.HBox([self.resume, self.keep, self.again, self.save, self.other])
+        self.ends.add_class("aq-row")
         self.widget = widgets.VBox([
-            head, self.error, ends, self.compare.widget, self.changed, self.dashboard.widget
+            head, self.error, self.ends, self.compare.widget, self.changed, self.dashboard.widget
         ])  # fmt: skip
         self.widget.add_class("aq-section")
         self._buttons()
@@ -135,6 +135,7 @@ class RunView:
         }
         for button, visible in shown.items():
             button.layout.display = "" if visible else "none"
+        self.ends.layout.display = "" if any(shown.values()) else "none"
         self._say_orders()
 
     def _say_orders(self) -> None:

@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from arrowquant_nb.tables import WIDTH_NAMES
-from arrowquant_nb.ui.charts.worst_list import list_name
+from arrowquant_nb.ui.layer_name import list_name
 from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, RunState
 

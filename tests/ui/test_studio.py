@@ -302,6 +302,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     app = drained(Studio(model, DiffusionQuantConfig(method="mse")))
     app.output.value = str(tmp_path / "out")
     app.run.click()
+    assert "Started." in words_of(app), "a sentence at once"
+    until(app, lambda: "<progress" in app.run_view.dashboard.line.bar.value)
     app.run_view.cancel.click()
     assert app.run_view.cancel.description == "Cancelling..."
     assert "Stopping" in words_of(app)
