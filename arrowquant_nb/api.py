@@ -20,6 +20,7 @@ from arrowquant_nb.quantizers.affine import quantize_array
 from arrowquant_nb.quantizers.transforms import quantize_rotated_array
 from arrowquant_nb.runs import forecasting, record, running, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.runs.reproduction import reproduce
 from arrowquant_nb.storage.checkpoint import open_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
@@ -171,10 +172,8 @@ class ArrowQuantV2:
         one layer at a time quantized, which gives the signal over error of the network's output. What was measured is
         kept for the next call. Other arguments are those of `quantize_diffusion_model`.
         """
-        return forecasting.forecast_model(
-            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
-            calibration=calibration, progress=_measuring(progress_callback),
-        )  # fmt: skip
+        choice = ModelChoice(model_path, component, variant, requantize, calibration)
+        return forecasting.forecast_model(choice, config or self.config, _measuring(progress_callback))
 
     def budget(
         self,
@@ -192,10 +191,8 @@ class ArrowQuantV2:
         `budget.solve(target_mb)` gives the width and group size of every layer with the least error at the network's
         output whose payload is at most the target; a run with `target_model_size_mb` takes the same.
         """
-        return forecasting.budget_model(
-            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
-            calibration=calibration, progress=_measuring(progress_callback),
-        )  # fmt: skip
+        choice = ModelChoice(model_path, component, variant, requantize, calibration)
+        return forecasting.budget_model(choice, config or self.config, _measuring(progress_callback))
 
     def validate_quality(
         self,

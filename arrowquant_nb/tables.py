@@ -102,7 +102,9 @@ def input_sentence(inputs: InputReport) -> str:
         gain = f", {inputs.table_gain_db:.1f} dB over one" if inputs.mode == "time groups" else ""
         words.append(f"{inputs.bit_width}-bit {grids.get(inputs.mode, 'with a scale per token')}{gain}")
     if inputs.alpha is not None:
-        words.append(f"equalized (exponent {inputs.alpha:g}): {inputs.equalization_gain_db:+.2f} dB at the output")
+        where = ", folded" if inputs.folded else ", stored"
+        gain = f"{inputs.equalization_gain_db:+.2f} dB at the output"
+        words.append(f"equalized (exponent {inputs.alpha:g}{where}): {gain}")
     elif inputs.equalization_gain_db:
         words.append(f"not equalized: {inputs.equalization_gain_db:+.2f} dB would not pay for the scales")
     if inputs.centred:

@@ -28,7 +28,8 @@ from arrowquant_nb import (  # noqa: E402
 )
 from arrowquant_nb.cli import main  # noqa: E402
 from arrowquant_nb.diffusers import PixelDiTPipeline, load_sample, quantize_pipeline, through_torch  # noqa: E402
-from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear  # noqa: E402
+from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, current_time  # noqa: E402
+from arrowquant_nb.time_reading import TimeReading  # noqa: E402
 from arrowquant_nb.ui.report import report_html  # noqa: E402
 
 pytestmark = [
@@ -295,8 +296,61 @@ def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
     torch.manual_seed(0)
     call = tiny_torch.seeded("DiT")[1](500)
     assert torch.equal(output_of(loaded, call), output_of(pipeline.transformer, call))
-    with pytest.raises(aq.ValidationError, match=r"not in 0\.\.1"):
+    with pytest.raises(aq.ValidationError, match=r"DiTTransformer2DModel was called with timestep \[1001\.0"):
         loaded(**(call | {"timestep": torch.tensor([1001, 1001])}))
+
+
+ROUNDED = DiffusionQuantConfig(bit_width=8, method="rtn", activation_bit_width=8, num_time_groups=3, modality="image")
+
+
+def test_time_is_read_after_loading_as_it_was_calibrated(tmp_path):
+    """A model that counts its timesteps backwards, from 1000 for the clean end to 0."""
+    model, call = tiny_torch.seeded("DiT")
+    calls = [call(t) for t in (100, 300, 500, 700, 900) for _ in range(2)]
+    quantize_pipeline(model, ROUNDED, calls, 5, output=tmp_path / "master", time_range=(1000, 0))
+    model.save_pretrained(tmp_path / "saved")
+    aq.export_model(tmp_path / "master", "diffusers", tmp_path / "exported")
+    swapped = aq.load_quantized(tiny_torch.seeded("DiT")[0], tmp_path / "master")
+    others = [swapped, loading(tmp_path / "saved"), loading(tmp_path / "exported")]
+    assert {m.forward.reading for m in others} == {TimeReading((1000.0, 0.0))}
+    for timestep in (100, 900):
+        inputs = call(timestep)
+        expected = output_of(model, inputs)
+        assert all(torch.equal(output_of(other, inputs), expected) for other in others)
+    table = next(t for t in aq.open_quantized(tmp_path / "master").time_aware.tables if len(t.groups) > 1)
+    assert table.group_at(0.1) != table.group_at(0.9)
+    seen = []
+    layer = others[1].get_submodule(table.layer.removesuffix(".weight"))
+    layer.register_forward_hook(lambda *_: seen.append(current_time().values))
+    output_of(others[1], call(900))
+    assert seen == [(pytest.approx(0.1),)]
+
+
+def test_a_language_model_reads_its_masks_after_loading(tmp_path):
+    model = language_model()
+    texts = np.random.default_rng(0).integers(5, 400, (4, 16))
+    config = ROUNDED.model_copy(update={"modality": "text"})
+    quantize_pipeline(model, config, texts, 4, mask_token_id=4)
+    model.save_pretrained(tmp_path)
+    again = transformers.BertForMaskedLM.from_pretrained(tmp_path)
+    assert again.forward.reading == TimeReading(mask_token_id=4)
+    call = {"input_ids": torch.tensor([[4, 4, 5, 6, 7, 8], [4, 4, 4, 4, 4, 8]])}
+    assert torch.equal(output_of(again, call), output_of(model, call))
+
+
+def test_the_rule_by_which_inputs_are_rounded_is_saved(folders, tmp_path):
+    _, master, _ = folders.of("DiT")
+    model, call = tiny_torch.seeded("DiT")
+    aq.load_quantized(model, master, inputs="per_group").save_pretrained(tmp_path)
+    again = loading(tmp_path)
+    rules = [{n: m.inputs for n, m in x.named_modules() if isinstance(m, QuantizedLinear)} for x in (model, again)]
+    assert rules[0] == rules[1]
+    assert rules[0]["transformer_blocks.0.attn1.to_q"].rule == "per_group"
+    inputs = call(500)
+    assert torch.equal(output_of(again, inputs), output_of(model, inputs))
+    changed_config(tmp_path, lambda settings, _: settings["layers"][Q].update(activation_rule="per_row"))
+    with pytest.raises(MetadataError, match=r"to_q\.weight.*activation_rule 'per_row' is not one of"):
+        loading(tmp_path)
 
 
 def test_the_bundled_models_through_torch_are_what_numpy_computes():

@@ -18,6 +18,7 @@ import xxhash
 from arrowquant_nb.calibration.record_files import FOOTER_LIMIT_NBYTES, SUFFIXES
 from arrowquant_nb.calibration.records import calibrate_on_records
 from arrowquant_nb.calibration.scratch import Scratch
+from arrowquant_nb.calibration.sealed_footer import check_footer, seal_footer
 from arrowquant_nb.calibration.statistics import ARRAYS, Calibration, CalibrationSettings, LayerCapture
 from arrowquant_nb.errors import (
     ConfigurationError,
@@ -27,6 +28,7 @@ from arrowquant_nb.errors import (
     ShapeMismatchError,
     ValidationError,
 )
+from arrowquant_nb.time_reading import TimeReading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.calibration.capture import Progress
     from arrowquant_nb.samples.runnable import RunnableModel
 
-FORMAT_VERSION: Final = "1.0"
+FORMAT_VERSION: Final = "1.1"
 METADATA_KEY: Final = b"arrowquant_calibration"
 STEM: Final = "calibration"
 BLOCK_NBYTES: Final = 16 << 20
@@ -132,6 +134,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
                 for row in _blocks(calibration[name]):
                     values = {k: pa.array([v], schema.field(k).type) for k, v in row.items()}
                     writer.write_batch(pa.RecordBatch.from_arrays(list(values.values()), schema=schema), 1)
+        seal_footer(temporary)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -218,6 +221,7 @@ def _description(calibration: Calibration) -> dict[str, Any]:
         "layers": {name: layer.input_name for name, layer in calibration.items()},
         "order": list(calibration),
         "unobserved": list(calibration.unobserved),
+        "time_reading": calibration.time_reading.to_dict(),
         "inputs": {
             name: {"n_rows": calibration[name].n_rows, "histogram_range": list(calibration[name].histogram_range)}
             for name in calibration.inputs
@@ -241,7 +245,8 @@ def _rebuilt(description: Mapping[str, Any], arrays: Mapping[tuple[str, str], ND
     settings = CalibrationSettings(**description["settings"])
     model, records = str(description["model_hash"]), str(description["records_hash"])
     unobserved = tuple(str(name) for name in description.get("unobserved", []))
-    return Calibration(layers, str(description["source"]), settings, model, records, unobserved)
+    reading = TimeReading.from_dict(description.get("time_reading", {}))
+    return Calibration(layers, str(description["source"]), settings, model, records, unobserved, reading)
 
 
 def _opened(path: Path) -> Any:
@@ -249,6 +254,7 @@ def _opened(path: Path) -> Any:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
+        check_footer(path)
         return pq.ParquetFile(
             path,
             page_checksum_verification=True,

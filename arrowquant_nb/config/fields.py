@@ -166,8 +166,14 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
         "enable_spatial", "Spatial", "Even out the channels of image and audio models where that lowers the error of a "
-        "layer's output (needs calibration); with quantized activations also take their means off.",
+        "layer's output (needs calibration); with quantized activations, where it gains most, also take their means "
+        "off. With float inputs GPTQ leaves it little to gain.",
         kind="flag", valid="true or false",
+    )  # fmt: skip
+    fold_equalization: FlagField = _setting(
+        "fold_equalization", "Fold equalization", "Put the divisors of evened-out channels into the weights before a "
+        "layer where the architecture allows (DiT), so that nothing divides when the model runs; false stores all of "
+        "them beside the codes and leaves every kept tensor bit-exact.", kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
         "num_time_groups", "Time groups", "Most groups that the timesteps are divided into.",

@@ -84,7 +84,7 @@ class ArrowQuantizer(FolderLoader, DiffusersQuantizer):
         return [key for key in missing_keys if key not in self._entries]
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
-        decoded = finish(model)
+        decoded = finish(model, self.quantization_config.settings)
         if decoded:
             self.quantization_config = self.quantization_config.without(decoded)
             model.register_to_config(quantization_config=self.quantization_config)

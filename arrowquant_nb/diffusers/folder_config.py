@@ -73,10 +73,7 @@ class FolderConfig:
         """
         modules = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
         layers = {name: modules[name] for name in folder if name in modules}
-        forms = {
-            name: replace(layer.form, activation_bit_width=0 if layer.inputs.is_float else layer.inputs.bit_width)
-            for name, layer in layers.items()
-        }
+        forms = {name: layer.described() for name, layer in layers.items()}
         tables = folder.time_aware
         if tables is not None:
             kept = tuple(table for table in tables.tables if table.layer in layers and layers[table.layer].inputs.table)

@@ -14,10 +14,9 @@ import torch
 from arrowquant_nb.errors import CheckpointError, MetadataError, ShapeMismatchError
 from arrowquant_nb.export.folder_reader import check_names
 from arrowquant_nb.runtime.input_format import InputFormat
-from arrowquant_nb.runtime.loading import layer_over, swappable
+from arrowquant_nb.runtime.loading import follow_tables, layer_over, swappable
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight
-from arrowquant_nb.runtime.time import follow_time, time_argument
 from arrowquant_nb.storage.safetensors_file import TensorEntry, quoted, read_header
 
 if TYPE_CHECKING:
@@ -112,12 +111,12 @@ def _tied_modules(model: Any, name: str) -> list[Any]:
 
 
 def _input_format(settings: FolderSettings, name: str) -> InputFormat | None:
-    """Return how a layer's inputs are rounded: by its table, else per token where they are rounded at all."""
+    """Return how a layer's inputs are rounded: by its table, else by their own range where they are rounded at all."""
     tables = settings.time_aware
     if tables is not None and name in tables.by_layer:
         return InputFormat("static", tables.bit_width, tables.by_layer[name])
-    bits = settings.layers[name].activation_bit_width
-    return InputFormat("per_token", bits) if bits else None
+    layer = settings.layers[name]
+    return InputFormat(layer.activation_rule, layer.activation_bit_width) if layer.activation_bit_width else None
 
 
 def stored_weight_at(model: Any, name: str) -> tuple[StoredWeight, str] | None:
@@ -146,7 +145,7 @@ def decode_rest(model: Any) -> list[str]:
     return decoded
 
 
-def finish(model: Any) -> list[str]:
+def finish(model: Any, settings: FolderSettings) -> list[str]:
     """Decode what no quantized layer holds, check that all is filled, and let layers know the timestep if they need it.
 
     Returns
@@ -173,8 +172,8 @@ def finish(model: Any) -> list[str]:
             raise CheckpointError(
                 f"{quoted(name)} overflows float16, whose largest is 65504: load it as bfloat16 or float32"
             )
-    if any(layer.inputs.table is not None for layer in layers.values()) and time_argument(model.forward) is not None:
-        follow_time(model)
+    if any(layer.inputs.table is not None for layer in layers.values()):
+        follow_tables(model, settings.time_aware)
     return decoded
 
 

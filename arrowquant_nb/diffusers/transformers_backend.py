@@ -43,7 +43,7 @@ class ArrowQuantLanguageQuantizer(FolderLoader, HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
-        finish(model)
+        finish(model, self.quantization_config.settings)
         if self._decoded:
             self.quantization_config = self.quantization_config.without(self._decoded)
             model.config.quantization_config = self.quantization_config

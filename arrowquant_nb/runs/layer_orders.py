@@ -5,11 +5,11 @@ Only `layer_bit_widths` and `layer_methods` are taken; everything else of a run 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.events import LayersOrdered
-from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks
+from arrowquant_nb.runs.planning import decide, make_plan, make_tasks
 from arrowquant_nb.runs.record import changed_settings
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.runs.locating import LocatedModel
+    from arrowquant_nb.runs.model_choice import OpenedModel
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.sink import ModelSink
-    from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 
 __all__ = ["LayerOrders", "Revision"]
 
@@ -29,16 +29,18 @@ class Revision:
     """A run's settings and what follows from them, after an order."""
 
     config: DiffusionQuantConfig
-    decisions: Decisions
-    tasks: list[LayerTask]
-    """Of every tensor."""
+    opened: OpenedModel
+    """The model with what is decided of it now."""
+    prepared: PreparedModel
+    """The same with what is folded now."""
     changed: list[LayerTask]
-    """Those whose stored bytes, or what is said of them, become others."""
+    """Tensors whose stored bytes, or what is said of them, become others: the layers that were named, and their
+    neighbours where folding reaches them."""
 
     @property
     def event(self) -> LayersOrdered:
         """What the run says of it."""
-        rows = make_plan(self.decisions, self.changed, self.config).rows
+        rows = make_plan(self.opened.decisions, self.changed, self.config).rows
         return LayersOrdered(rows=[row.to_record() for row in rows], config=changed_settings(self.config))
 
 
@@ -48,22 +50,21 @@ class LayerOrders:
     Parameters
     ----------
     newer_settings : returns the settings that are wanted from now on, None for no change.
-    checkpoint, located, sink : of the run.
+    prepare : decides what is folded, under other settings.
+    sink : of the run; it takes what is prepared anew.
     """
 
     def __init__(
         self,
         newer_settings: Callable[[], DiffusionQuantConfig | None],
-        checkpoint: Checkpoint,
-        located: LocatedModel,
+        prepare: Callable[[OpenedModel, DiffusionQuantConfig], PreparedModel],
         sink: ModelSink,
     ) -> None:
         self._newer_settings = newer_settings
-        self._checkpoint = checkpoint
-        self._located = located
+        self._prepare = prepare
         self._sink = sink
 
-    def revise(self, config: DiffusionQuantConfig, decisions: Decisions, tasks: list[LayerTask]) -> Revision | None:
+    def revise(self, config: DiffusionQuantConfig, opened: OpenedModel, tasks: list[LayerTask]) -> Revision | None:
         """Return what has changed since it was last asked, None for nothing.
 
         Raises
@@ -77,8 +78,10 @@ class LayerOrders:
         ordered = config.replace(layer_bit_widths=newer.layer_bit_widths, layer_methods=newer.layer_methods)
         if ordered == config:
             return None
-        decisions = decide(self._checkpoint, self._located, ordered, decisions.calibration)
+        decisions = decide(opened.checkpoint, opened.located, ordered, opened.decisions.calibration)
+        opened = replace(opened, decisions=decisions, tasks=make_tasks(opened.checkpoint, decisions, ordered))
         before = {task.name: self._sink.settings_of(task) for task in tasks}
-        revised = make_tasks(self._checkpoint, decisions, ordered)
-        changed = [task for task in revised if self._sink.settings_of(task) != before[task.name]]
-        return Revision(ordered, decisions, revised, changed)
+        prepared = self._prepare(opened, ordered)
+        self._sink.take(prepared)
+        changed = [task for task in prepared.tasks if self._sink.settings_of(task) != before[task.name]]
+        return Revision(ordered, opened, prepared, changed)

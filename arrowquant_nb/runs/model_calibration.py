@@ -136,7 +136,9 @@ def calibrate(
     wanted = _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
     capture = TorchCapture(module, wanted, time, chosen, Scratch(int(memory_mb * 1e6)), share=share_inputs)
     captures, unobserved = capture.run(runs, progress)
-    calibration = Calibration(captures, "capture", chosen, torch_model_hash(module), unobserved=unobserved)
+    calibration = Calibration(
+        captures, "capture", chosen, torch_model_hash(module), unobserved=unobserved, time_reading=time.reading
+    )
     write_calibration(path, calibration)
     return calibration
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, LEAST_SQUARES_METHODS
 from arrowquant_nb.results import LayerReport
+from arrowquant_nb.runs.folding import NOTHING_FOLDED, RunFolding
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
 from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.source import LayerSource
     from arrowquant_nb.storage.checkpoint import Checkpoint
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 # Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
 KEPT_TOGETHER_NBYTES = 1 << 20
 KEPT_TILE_NBYTES = 1 << 24
@@ -80,6 +82,8 @@ class ModelSink:
     checkpoint, source : the model being read, and its hashing reader.
     facts : model-wide metadata that every data file repeats (modality and the like).
     layer_facts : metadata of single layers by name, JSON values: "time_aware", "spatial", "activation_stats".
+    calibration : what is known of the layers' inputs, and how it is grouped, as a hash or words.
+    folding : what was put into the weights of `checkpoint`.
     """
 
     def __init__(
@@ -89,13 +93,15 @@ class ModelSink:
         source: LayerSource,
         facts: dict[str, Any],
         layer_facts: Mapping[str, Mapping[str, Any]] | None = None,
+        calibration: str = "",
+        folding: RunFolding = NOTHING_FOLDED,
     ) -> None:
         self._folder = folder
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
-        self.calibration = ""
-        """What is known of the layers' inputs, and how it is grouped; set before the loop begins."""
+        self._calibration = calibration
+        self._folding = folding
         self._layer_facts = layer_facts or {}
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
@@ -117,6 +123,12 @@ class ModelSink:
         self.reused += 1
         self.files.append(file)
         return LayerReport.from_dict(commit.reports[task.name])
+
+    def take(self, prepared: PreparedModel) -> None:
+        """Go on with a model in which something else is folded."""
+        self._checkpoint = prepared.checkpoint
+        self._folding = prepared.folding
+        self._source.take(prepared)
 
     def forget(self, task: LayerTask) -> None:
         """Leave out what was stored of a layer, which is about to be done again."""
@@ -184,7 +196,9 @@ class ModelSink:
     def settings_of(self, task: LayerTask) -> str:
         """Return a hash of every setting that shapes what is stored of a tensor."""
         facts = {**self._facts, **self._layer_facts.get(task.name, {})}
-        return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self.calibration)
+        if folding := self._folding.key(task.name):
+            facts["folding"] = folding
+        return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self._calibration)
 
     def _commit(
         self, file: DataFile, task: LayerTask, report: LayerReport, facts: Mapping[str, Any] | None = None
@@ -223,6 +237,7 @@ class ModelSink:
             "grid": report.grid,
             "group_size": report.group_size,
             **{key: value for key, value in transforms.items() if value is not None},
+            **({"folding": task.folding} if task.folding else {}),
             "source_file": self._checkpoint.entries[task.name].file.name,
             "source_xxh3": source_hash,
             "tiles": [r.to_dict() for r in references],
@@ -345,4 +360,5 @@ def kept_report(task: LayerTask, w_absmax: float) -> LayerReport:
         mse=0.0,
         gain=1.0,
         w_absmax=w_absmax,
+        folding=task.folding,
     )

@@ -6,7 +6,7 @@ so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
-from arrowquant_nb.runtime.time import follow_time, time_argument
+from arrowquant_nb.runtime.time import N_TIMESTEPS, follow_reading, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
 from arrowquant_nb.storage.policy import steers_all_channels
+from arrowquant_nb.time_reading import UNKNOWN_READING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel
 
-__all__ = ["layer_over", "load_into", "swappable"]
+__all__ = ["follow_tables", "layer_over", "load_into", "swappable"]
 
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
@@ -62,14 +64,27 @@ def load_into(
         _set(model, places, folder, name)
     _check_filled(model, folder.path)
     if any(getattr(layer, "inputs", InputFormat()).table is not None for layer in model.modules()):
-        _follow(model, n_timesteps, mask_token_id)
+        follow_tables(model, folder.time_aware, n_timesteps, mask_token_id)
     return model.eval()
 
 
-def _follow(model: Any, n_timesteps: float | None, mask_token_id: int | None) -> None:
-    """Wrap the forward of a model that has a timestep; of any other the caller says the time."""
-    if mask_token_id is not None or time_argument(model.forward) is not None:
-        follow_time(model, n_timesteps, mask_token_id=mask_token_id)
+def follow_tables(
+    model: Any,
+    tables: TimeAwareQuantMetadata | None,
+    n_timesteps: float | None = None,
+    mask_token_id: int | None = None,
+) -> None:
+    """Have a model note its time as its tables were calibrated, or as the user says where they differ.
+
+    Of a model that is given neither a timestep nor masked tokens the caller says the time.
+    """
+    reading = UNKNOWN_READING if tables is None else tables.reading
+    if n_timesteps is not None:
+        reading = replace(reading, time_range=(0.0, float(n_timesteps)))
+    if mask_token_id is not None:
+        reading = replace(reading, mask_token_id=mask_token_id)
+    if reading.mask_token_id is not None or time_argument(model.forward) is not None:
+        follow_reading(model, reading, N_TIMESTEPS if tables is None else tables.n_timesteps)
 
 
 def _check_names(model: Any, folder: QuantizedModel) -> None:

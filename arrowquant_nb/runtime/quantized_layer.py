@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -95,6 +96,14 @@ class QuantizedLayer(torch.nn.Module):
     def form(self) -> FolderLayer:
         """How the weight is stored."""
         return self.weight.form
+
+    def described(self) -> FolderLayer:
+        """Return how the weight is stored and how the inputs are rounded, as the exported folder says it."""
+        inputs = self.inputs
+        if inputs.is_float:
+            return replace(self.form, activation_bit_width=0, activation_rule="per_token")
+        rule = "per_group" if inputs.rule == "per_group" else "per_token"
+        return replace(self.form, activation_bit_width=inputs.bit_width, activation_rule=rule)
 
     @abstractmethod
     def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:

@@ -21,7 +21,7 @@ __all__ = ["ADVANCED_GROUPS", "Form"]
 
 ADVANCED_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Method": ("method", "scale_format", "rotation", "low_rank", "gain_correction", "activation_bit_width"),
-    "Structure": ("modality", "enable_time_aware", "enable_spatial"),
+    "Structure": ("modality", "enable_time_aware", "enable_spatial", "fold_equalization"),
     "Layers and gates": (
         "skip_sensitive_layers", "sensitive_layer_names", "sensitive_layer_patterns", "layer_bit_widths",
         "layer_methods", "min_output_sqnr_db", "min_network_sqnr_db", "fail_fast",

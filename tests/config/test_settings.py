@@ -23,6 +23,7 @@ TABLE = {
     "group_size": (16, 32, 64, 128),
     "enable_time_aware": (True, True, True, False),
     "enable_spatial": (False, True, True, False),
+    "fold_equalization": (True, True, True, True),
     "min_accuracy": (0.90, 0.98, 0.999, 0.90),
     "calibration_samples": (32, 128, 512, 128),
     "deployment_profile": ("edge", "local", "cloud", "local"),
