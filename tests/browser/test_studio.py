@@ -163,7 +163,7 @@ def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     assert list(served.glob("**/*-report.html"))
 
     page.set_viewport_size({"width": 380, "height": 1000})
-    page.wait_for_function("document.querySelector('.aq .js-plotly-plot').getBoundingClientRect().width < 380")
+    page.wait_for_function("document.querySelector('.aq .main-svg').getBoundingClientRect().width < 380")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shoot("voila-6-narrow")
 
