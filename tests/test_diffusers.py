@@ -462,6 +462,47 @@ def test_a_pickle_and_a_value_beyond_float16_are_refused(exported):
         loading(exported)
 
 
+def test_folders_of_language_models_are_refused_likewise(folders, tmp_path):
+    kind, good = transformers.BertForMaskedLM, folders.of("BERT")[2]
+    tensors = load_file(good / "model.safetensors")
+    words = "bert.embeddings.word_embeddings.weight"
+    for number, (match, error, change) in enumerate([
+        (r"lacks \['bert\.encoder\.layer\.1\.", ShapeMismatchError, lambda _, c: c.update(num_hidden_layers=2)),
+        (r"is \(400, 64\) in the folder, \(401, 64\)", ShapeMismatchError, lambda _, c: c.update(vocab_size=401)),
+        ("format_version 7.0.*update arrowquant_nb", MetadataError, lambda s, _: s.update(format_version="7.0")),
+        (rf"'{words}' is damaged.*bit_width 3", MetadataError, lambda s, _: s["layers"][words].update(bit_width=3)),
+    ]):  # fmt: skip
+        folder = shutil.copytree(good, tmp_path / str(number))
+        changed_config(folder, change)
+        with pytest.raises(error, match=match):
+            kind.from_pretrained(folder)
+    folder = shutil.copytree(good, tmp_path / "tensors")
+    for change in ({f"{words}.packed": torch.zeros(400, 63, dtype=torch.uint8)}, {f"{words}.scales": None}):
+        damaged = {name: value for name, value in (tensors | change).items() if value is not None}
+        save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ShapeMismatchError, match=words):
+            kind.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="a PyTorch pickle; nothing in it is executed here"):
+        kind.from_pretrained(folder)
+
+
+def test_a_timestep_that_no_grid_was_found_for_names_the_layer_and_the_fix(tmp_path):
+    model, call = tiny_torch.seeded("DiT")
+    calls = [call(t) for t in (500, 600, 900) for _ in range(2)]
+    quantize_pipeline(model, ROUNDED, calls, 3, output=tmp_path / "master")
+    model.save_pretrained(tmp_path / "saved")
+    loaded = loading(tmp_path / "saved")
+    for covered in (400, 999, 1000):
+        output_of(loaded, call(covered))
+    message = r"transformer_blocks\.0\..*weight: the grids of its inputs cover timesteps 400\.\.999 of 1000.*at 399"
+    with pytest.raises(aq.ValidationError, match=message):
+        output_of(loaded, call(399))
+    free = aq.load_quantized(tiny_torch.seeded("DiT")[0], tmp_path / "master", inputs="per_token")
+    output_of(free, call(399))
+
+
 def test_refusals_of_the_pipeline_functions():
     with pytest.raises(ConfigurationError, match="is no pipeline and no model of diffusers or transformers"):
         quantize_pipeline(torch.nn.Linear(2, 2))

@@ -6,6 +6,8 @@ so.
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -25,20 +27,23 @@ from arrowquant_nb.storage.policy import steers_all_channels
 from arrowquant_nb.time_reading import UNKNOWN_READING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
-    from arrowquant_nb.storage.lazy_tensor import LazyTensor
     from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["follow_tables", "layer_over", "load_into", "swappable"]
 
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
+READERS = 2
+"""Threads that check hashes and copy while layers are put into the model; more gain nothing."""
 _CONVOLUTIONS = {torch.nn.Conv1d: QuantizedConv1d, torch.nn.Conv2d: QuantizedConv2d, torch.nn.Conv3d: QuantizedConv3d}
 _CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -58,7 +63,9 @@ def load_into(
     _check_names(model, folder)
     rules = _InputRules(folder, inputs, folder.rounded_inputs)
     slots = _Slots(model)
-    rest = [name for name in folder if not _swap(model, rules, name, slots)]
+    rest = [name for name in folder if not slots.users_of(model, folder, name)]
+    for name, stored in _read_ahead(folder, [name for name in folder if name not in rest]):
+        _swap(model, rules, name, stored, slots)
     places = _places(model)  # after the swaps: layers have taken biases over
     for name in rest:
         _set(model, places, folder, name)
@@ -125,25 +132,37 @@ def _listed(what: str, names: list[str], others: Iterable[str]) -> str:
     return f"{what} {', '.join(map(repr, names[:SHOWN]))}{more}{hint}"
 
 
-def _swap(model: Any, rules: _InputRules, name: str, slots: _Slots) -> bool:
-    """Put quantized layers in the place of all modules that share a weight; False where it is to be set instead."""
-    folder, tensor = rules.folder, rules.folder[name]
-    path, _, leaf = name.rpartition(".")
-    if tensor.kept or leaf != "weight" or not path:
-        return False
-    old = getattr(model.get_submodule(path), leaf)
-    users = slots.users.get(id(old), []) if isinstance(old, torch.nn.Parameter) else []
-    if not users or any(place != leaf or not swappable(module) for module, place in users):
-        return False
-    rounding = rules.of_layer(name)
-    weight = _stored(tensor, old, None if rounding is None else _means_of(folder, name, rounding))
-    for module, _ in users:
+def _read_ahead(folder: QuantizedModel, names: list[str]) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Yield tensors as they are stored, in order; threads check and join the next ones meanwhile."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque[tuple[str, Future[QuantizedTensor]]] = deque()
+        for name in names:
+            waiting.append((name, pool.submit(join_tiles, folder[name])))
+            if len(waiting) > READERS:
+                first, ready = waiting.popleft()
+                yield first, ready.result()
+        for name, ready in waiting:
+            yield name, ready.result()
+
+
+def _swap(model: Any, rules: _InputRules, name: str, stored: QuantizedTensor, slots: _Slots) -> None:
+    """Put quantized layers in the place of all modules that share a weight."""
+    folder, rounding = rules.folder, rules.of_layer(name)
+    users = slots.users_of(model, folder, name)
+    if not users:  # a tied weight that the folder holds under another name too
+        return
+    old = users[0].weight
+    means = None if rounding is None else _means_of(folder, name, rounding)
+    weight = StoredWeight(form_of(stored, 0 if means is None else len(means)), old.dtype, "meta")
+    weight.set_quantized(stored, means, name)
+    if old.device.type not in ("cpu", "meta"):
+        weight = weight.to(old.device)
+    for module in users:
         layer = layer_over(weight, module, name, rounding)
         for parent, child in slots.of_modules.pop(id(module)):
             setattr(parent, child, layer)
     del slots.users[id(old)]  # so that the floats go before the next layer comes
     folder.release(name)
-    return True
 
 
 class _Slots:
@@ -158,13 +177,14 @@ class _Slots:
             for child, module in parent._modules.items():  # noqa: SLF001
                 self.of_modules.setdefault(id(module), []).append((parent, child))
 
-
-def _stored(tensor: LazyTensor, old: torch.Tensor, means: NDArray[np.float32] | None) -> StoredWeight:
-    """Return a folder's tensor as the weight that takes a float one's place, on its device."""
-    stored = join_tiles(tensor)
-    weight = StoredWeight(form_of(stored, 0 if means is None else len(means)), old.dtype, "meta")
-    weight.set_quantized(stored, means, tensor.name)
-    return weight if old.device.type in ("cpu", "meta") else weight.to(old.device)
+    def users_of(self, model: Any, folder: QuantizedModel, name: str) -> list[Any]:
+        """Return the modules whose weight a stored tensor is; none where it is kept or not all can be swapped."""
+        path, _, leaf = name.rpartition(".")
+        if folder[name].kept or leaf != "weight" or not path:
+            return []
+        old = getattr(model.get_submodule(path), leaf)
+        users = self.users.get(id(old), []) if isinstance(old, torch.nn.Parameter) else []
+        return [m for m, _ in users] if all(place == leaf and swappable(m) for m, place in users) else []
 
 
 def _set(model: Any, places: Places, folder: QuantizedModel, name: str) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional
 
-from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.runtime.product import multiply
+from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.runtime.product import multiply, multiply_groups
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
@@ -80,10 +80,6 @@ class _QuantizedConvolution(QuantizedLayer):
         super().__init__(form, inputs, **settings)
         if len(form.shape) != self.n_axes + 2:
             raise ShapeMismatchError(f"{self.name}: a weight of shape {form.shape} is none of {type(self).__name__}")
-        if groups != 1 and not self.inputs.is_float:
-            raise ConfigurationError(
-                f"{self.name}: a convolution of {groups} groups cannot round its inputs: leave them float"
-            )
         self.in_channels, self.out_channels = form.shape[1] * groups, form.shape[0]
         self.kernel_size = form.shape[2:]
         self.stride, self.dilation = self._axes(stride), self._axes(dilation)
@@ -140,7 +136,12 @@ class _QuantizedConvolution(QuantizedLayer):
             windows = windows.unfold(axis + 2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         places = windows.shape[2 : 2 + self.n_axes]
         order = (0, *range(2, 2 + self.n_axes), 1, *range(2 + self.n_axes, windows.ndim))
-        y = multiply(self, windows.permute(order).reshape(len(x), places.numel(), self.form.layout.columns))
+        rows, columns = (len(x), places.numel()), self.form.layout.columns
+        windows = windows.permute(order)
+        if self.groups == 1:
+            y = multiply(self, windows.reshape(*rows, columns))
+        else:
+            y = multiply_groups(self, windows.reshape(*rows, self.groups, columns))
         return y.transpose(1, 2).reshape(len(x), self.out_channels, *places)
 
 

@@ -80,6 +80,25 @@ def test_a_grouped_convolution_gives_its_groups_one_after_the_other():
     np.testing.assert_allclose(y, conv(x).detach().numpy(), atol=1e-5)
 
 
+def test_convolutions_in_groups_are_named_and_left_to_data_free_methods(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.depthwise = torch.nn.Conv2d(64, 64, 17, padding=8, groups=64)
+            self.linear = torch.nn.Linear(64, 512)
+
+        def forward(self, x, timestep):
+            return self.linear(self.depthwise(x).mean((-1, -2)))
+
+    net = Net()
+    calls = [{"x": torch.randn(2, 64, 4, 4), "timestep": torch.tensor(t)} for t in (900, 500, 100) for _ in range(2)]
+    config = DiffusionQuantConfig(layer_bit_widths={"*": 4}, bit_width=4)
+    found = aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", config=config)
+    assert (list(found), found.unobserved) == (["linear.weight"], ("depthwise.weight",))
+    with pytest.raises(ConfigurationError, match=r"'depthwise\.weight' is a convolution in groups"):
+        aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", layers=["depthwise.weight"])
+
+
 def seen_by(model, name, calls):
     """Float64 rows of one linear layer in every call."""
     rows = []

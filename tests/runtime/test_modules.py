@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
+from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
@@ -243,5 +243,21 @@ def test_convolutions_refuse_what_does_not_fit():
         layer(torch.ones(1, 31, 4, 4))
     with pytest.raises(ShapeMismatchError, match="QuantizedConv1d"):
         QuantizedConv1d.empty(layer.form)
-    with pytest.raises(ConfigurationError, match="2 groups"):
-        QuantizedConv2d.empty(layer.form, InputFormat("per_token"), groups=2)
+
+
+@pytest.mark.parametrize("rule", ["float", "per_token", "per_group"])
+def test_a_convolution_in_groups_multiplies_each_with_its_own_rows(rule):
+    torch.manual_seed(0)
+    reference = torch.nn.Conv2d(64, 24, 3, padding=1, groups=4)
+    matrix = reference.weight.detach().numpy().reshape(24, -1)
+    tensor = dressed(quantize_tensor(matrix, 8, 32, rotation="hadamard", seed=5), 2, np.ones(144, np.float16))
+    tensor = QuantizedTensor(**{**vars(tensor), "shape": (24, 16, 3, 3)})
+    with torch.no_grad():
+        reference.weight.copy_(torch.from_numpy(tensor.dequantize()))
+    layer = QuantizedConv2d.from_arrays(tensor, reference.bias.detach(), InputFormat(rule), padding=(1, 1), groups=4)
+    x = torch.randn(2, 64, 5, 6)
+    with torch.no_grad():
+        y = reference(x)
+        assert (layer(x) - y).norm() <= (1e-5 if rule == "float" else 0.02) * y.norm()
+    rows = layer.float_form()[0](64, 24, 3, groups=4)
+    assert rows.weight.shape == layer.weight.shape
