@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from arrowquant_nb.calibration import torch_runs
 from arrowquant_nb.calibration.call_time import CallTime
-from arrowquant_nb.calibration.files import write_calibration
+from arrowquant_nb.calibration.capture_file import write_calibration
 from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.calibration.torch_capture import TorchCapture

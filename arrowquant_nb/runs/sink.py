@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, LEAST_SQUARES_METHODS
 from arrowquant_nb.results import LayerReport
 from arrowquant_nb.runs.folding import NOTHING_FOLDED, RunFolding
+from arrowquant_nb.runs.kept_tensors import (
+    KEPT_TILE_NBYTES,
+    KEPT_TOGETHER_NBYTES,
+    absolute_maximum,
+    kept_report,
+    kept_tile,
+)
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
 from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from numpy.typing import NDArray
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
@@ -34,11 +36,6 @@ if TYPE_CHECKING:
 
 # Raised whenever the bytes that a setting produces change.
 ALGORITHM_VERSION = 4
-# Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
-KEPT_TOGETHER_NBYTES = 1 << 20
-KEPT_TILE_NBYTES = 1 << 24
-# Elements looked at together for the largest one.
-KEPT_CHUNK = 1 << 18
 
 
 def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, calibration: str) -> str:
@@ -155,7 +152,7 @@ class ModelSink:
             data = self._checkpoint.read_bytes(task.name, start * row_nbytes, count * row_nbytes)
             w_absmax = absolute_maximum(data, task.dtype)
             largest = max(largest, w_absmax)
-            file.append(_kept_tile(task, number, start, count, data, w_absmax))
+            file.append(kept_tile(task, number, start, count, data, w_absmax))
         report = kept_report(task, largest)
         self._commit(file, task, report)
         return report
@@ -178,7 +175,7 @@ class ModelSink:
         tasks = list(reports)
         for number, (task, report) in enumerate(reports.items()):
             raw = self._checkpoint.read_bytes(task.name)
-            file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
+            file.append(kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
         hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
@@ -302,63 +299,3 @@ def input_entry(task: LayerTask, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if metadata["spatial"] is not None:
         found["spatial"] = True  # the numbers stand in the data file
     return found
-
-
-def _kept_tile(task: LayerTask, number: int, start: int, count: int, data: NDArray[np.uint8], absmax: float) -> Tile:
-    return Tile(
-        layer_name=task.name,
-        tile=number,
-        row_start=start,
-        row_count=count,
-        bit_width=KEPT_BIT_WIDTH,
-        group_size=0,
-        quant_type="kept",
-        method="",
-        grid="",
-        data=data,
-        scales=None,
-        zero_points=None,
-        sqnr_db=math.inf,
-        cosine=1.0,
-        mse=0.0,
-        w_absmax=absmax,
-    )
-
-
-def absolute_maximum(raw: NDArray[np.uint8], dtype: str) -> float:
-    """Return the largest absolute finite value of stored bytes, 0 when there is none; a few megabytes at a time."""
-    array = raw.view(numpy_dtype(dtype))
-    if array.dtype.kind not in "fVbiu":
-        return 0.0
-    largest = 0.0
-    for start in range(0, array.size, KEPT_CHUNK):
-        values = np.abs(array[start : start + KEPT_CHUNK].astype(np.float64))
-        largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
-    return largest
-
-
-def kept_report(task: LayerTask, w_absmax: float) -> LayerReport:
-    """Report of a tensor that is stored bit-exactly."""
-    return LayerReport(
-        name=task.name,
-        shape=task.shape,
-        dtype=task.dtype,
-        action="kept",
-        role=task.role,
-        reason=task.reason,
-        rule=task.rule,
-        requested_bit_width=KEPT_BIT_WIDTH,
-        bit_width=KEPT_BIT_WIDTH,
-        method="",
-        grid="",
-        group_size=0,
-        n_weights=task.n_weights,
-        source_nbytes=task.source_nbytes,
-        nbytes=task.n_weights * numpy_dtype(task.dtype).itemsize,
-        sqnr_db=math.inf,
-        cosine=1.0,
-        mse=0.0,
-        gain=1.0,
-        w_absmax=w_absmax,
-        folding=task.folding,
-    )

@@ -15,7 +15,7 @@ import arrowquant_nb as aq  # noqa: E402
 from arrowquant_nb import ConfigurationError, DiffusionQuantConfig, MetadataError, OutputError, samples  # noqa: E402
 from arrowquant_nb.calibration.call_time import CallTime  # noqa: E402
 from arrowquant_nb.calibration.capture import capture  # noqa: E402
-from arrowquant_nb.calibration.files import read_calibration  # noqa: E402
+from arrowquant_nb.calibration.capture_file import read_calibration  # noqa: E402
 from arrowquant_nb.calibration.scratch import SLAB_NBYTES, Scratch  # noqa: E402
 from arrowquant_nb.calibration.statistics import CalibrationSettings, model_hash  # noqa: E402
 from arrowquant_nb.calibration.torch_layers import torch_layers, torch_model_hash  # noqa: E402

@@ -271,7 +271,7 @@ def test_least_squares_grids_shrink_a_row_and_are_stretched_back(w, group_size, 
     powers, products = (x * x).sum(1), (x * q).sum(1)
     live = (powers > 0) & (plain.scales.reshape(len(w), -1).astype(np.float64).min(1) > 2.0**-12)
     shrunk = products[live] / powers[live]
-    if method != "mse":  # a clipped range is no exact fit
+    if method != "mse":  # whose zero point is an integer: no exact fit
         assert (shrunk <= 1 + 2e-3).all()
-    if bits == 8:
+    if bits == 8 and method == "uls":
         assert np.abs(shrunk - 1).max(initial=0) < 2e-3

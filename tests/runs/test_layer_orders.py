@@ -76,3 +76,25 @@ def test_an_order_that_does_not_fit_stops_the_run_resumably(models, tmp_path, la
         run(models.dit, tmp_path / "out", config, {FIRST: config.replace(layer_methods={FIRST: "r2q"})})
     ArrowQuantV2(config).quantize_diffusion_model(models.dit, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(models.quantized("dit", method="mse"))
+
+
+@pytest.mark.usefixtures("one_thread", "layer_by_layer")
+def test_an_order_that_changes_what_is_folded_reaches_the_neighbours(tmp_path):
+    """Values that are kept fold nothing: neither they nor query, key and modulation, some of which are done already."""
+    block = "transformer_blocks.0"
+    config = DiffusionQuantConfig(
+        activation_bit_width=4, num_time_groups=1, calibration_samples=2,
+        layer_bit_widths={"transformer_blocks.[123].*": 16},
+    )  # fmt: skip
+    ordered = config.replace(layer_bit_widths=config.layer_bit_widths | {f"{block}.attn1.to_v.weight": 16})
+    first = f"{block}.attn1.to_q.weight"
+    events, result = run("digits-dit", tmp_path / "out", config, {first: ordered})
+    said = next(e for e in events if isinstance(e, LayersOrdered))
+    names = {row["name"] for row in said.rows}
+    assert {f"{block}.attn1.to_{p}.weight" for p in "qkv"} <= names
+    assert f"{block}.norm1.linear.bias" in names
+    finished = [e.name for e in events if isinstance(e, LayerFinished)]
+    assert finished.count(first) == 2
+    assert not next(r for r in result.layers if r.name == first).folding
+    DiffusionOrchestrator(ordered).quantize_model("digits-dit", tmp_path / "fresh")
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
