@@ -156,6 +156,7 @@ class Studio:
             self._run_place.children = (self.run_view.widget,)
             self._dress(self._frame.theme, self._width())
         self._form_place.layout.display = "none"
+        self.run_view.settings.description = "Show settings"
         self.target.status.value = ""
         self.run_view.start(self.model, self.target.folder, self.config)
 
@@ -263,9 +264,11 @@ class Studio:
         """Follow the run: what the user changed of single layers enters the form, and so YAML and copies."""
         if self.run_view is None:
             return
-        session = self.run_view.session
-        if session.config is not None and self.form.config != session.config and not session.running:
-            self.form.set_config(session.config)
+        session, shown = self.run_view.session, self.form.config
+        if session.config is not None and shown is not None and not session.running:
+            changed = {name: getattr(session.config, name) for name in ("layer_bit_widths", "layer_methods")}
+            if any(getattr(shown, name) != value for name, value in changed.items()):
+                self.form.set_config(shown.replace(**changed))
         self._check_output()
 
     def _toggle_form(self) -> None:

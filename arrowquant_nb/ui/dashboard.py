@@ -15,11 +15,11 @@ import ipywidgets as widgets
 
 from arrowquant_nb.tables import html_table
 from arrowquant_nb.ui.charts.block_map import BlockMap
-from arrowquant_nb.ui.charts.worst_list import list_name
 from arrowquant_nb.ui.close_up import NO_RANGES, CloseUp
 from arrowquant_nb.ui.figure_box import FigureBox
 from arrowquant_nb.ui.layer_card import LayerCard
 from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page, ordered, ranks
+from arrowquant_nb.ui.layer_name import list_name
 from arrowquant_nb.ui.list_controls import ListControls
 from arrowquant_nb.ui.live_figure import Scene
 from arrowquant_nb.ui.run_folds import RunFolds
@@ -82,6 +82,7 @@ class Dashboard:
         self._order: tuple[str, ...] = ()
         self._heard_s = self._painted_s = self._sorted_s = self._clicked_s = -math.inf
         self._dirty = False
+        self._trouble = ("", "")
         self.close_up = CloseUp(worker, open_viewer, self._viewed)
         self.line = StatusLine()
         self.legend = widgets.HTML(_LEGEND)
@@ -201,8 +202,7 @@ class Dashboard:
         self._worker.pump()
 
     def _viewed(self, name: str, error: BaseException | None) -> None:
-        if error is not None and name in self.state.layers:
-            self.announce(f"{list_name(self.state.layers[name])} cannot be shown from near: {error}", alert=True)
+        self._trouble = (name, "" if error is None else str(error))
         self._dirty = True
         self._card()
 
@@ -262,3 +262,4 @@ class Dashboard:
         places = ranks(self.state)
         sentence = why(layer, seen) if seen is not None else ""
         self.card.show(layer, places.get(layer.name, 0), len(places), sentence, self.state.method_of(layer.name))
+        self.card.say_trouble(self._trouble[1] if self._trouble[0] == layer.name else "")

@@ -48,9 +48,10 @@ class LayerCard:
         self.attempts = widgets.HTML()
         self.attempts.add_class("aq-across")
         self.why = widgets.HTML()
+        self.trouble = widgets.HTML()
         head = widgets.HBox([self.title, self.worse, self.better, self.close])
         head.add_class("aq-row")
-        parts = [head, self.attempts, self.why]
+        parts = [head, self.trouble, self.attempts, self.why]
         self.widget = widgets.VBox(parts if change is None else [*parts, change.widget])
         self.widget.add_class("aq-card")
         self.widget.layout.display = "none"
@@ -69,3 +70,10 @@ class LayerCard:
         self.worse.disabled, self.better.disabled = rank <= 0, rank >= n - 1
         if self.change is not None:
             self.change.show(layer, method, fresh=fresh)
+
+    def say_trouble(self, text: str) -> None:
+        """Say why the layer's weights cannot be shown; "" for no trouble."""
+        said = f"Its weights and errors cannot be drawn: {text}" if text else ""
+        words = f"<span class='aq-error' role='alert'>{escape(said)}</span>" if said else ""
+        if self.trouble.value != words:
+            self.trouble.value = words

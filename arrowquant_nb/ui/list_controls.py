@@ -28,13 +28,13 @@ class ListControls:
     def __init__(self, on_change: Callable[[], None], on_first: Callable[[], None]) -> None:
         self._on_change = on_change
         self._page = 0
-        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "200px"})
-        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "160px"})
-        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "190px"})
+        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "185px"})
+        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "145px"})
+        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "165px"})
         for box, width in ((self.sort, "34px"), (self.show, "40px"), (self.find, "34px")):
             box.style.description_width = width
         self.first = widgets.Button(
-            description="Look closer", tooltip="Select the first layer of the list", layout={"width": "auto"}
+            description="Open", tooltip="Look closer at the first layer of the list", layout={"width": "auto"}
         )
         self.first.on_click(lambda _: on_first())
         self.previous = widgets.Button(description="<", tooltip="Previous page", layout={"width": "40px"})
@@ -43,7 +43,9 @@ class ListControls:
         self.next.add_class("aq-narrow")
         self.place = widgets.HTML()
         self.hold = widgets.ToggleButton(
-            description="Hold order", tooltip="Rows keep their places", layout={"width": "auto"}
+            description="Hold",
+            tooltip="Hold the order: rows keep their places while new ones come in",
+            layout={"width": "auto"},
         )
         self.table = widgets.ToggleButton(
             description="Table", tooltip="The same rows as a table", layout={"width": "auto"}

@@ -77,7 +77,7 @@ def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[di
     traces += size_plan_traces(state, colours)
     traces += time_ranges_traces(scene.ranges, scene.ranges_words, colours)
     if shape.map_rows:
-        traces += block_map_traces(state, scene.places, scene.view.selected, colours)
+        traces += block_map_traces(state, scene.places, scene.view.selected, colours, shape.mark_size)
     if shape.panels:
         traces += layer_panel_traces(scene.layer, scene.selected_gate, colours)
     return traces

@@ -121,12 +121,12 @@ class RunSession:
             return _NEXT if order.name in self.waiting else "Taken back."
         return f"{_AT_END}{why}." if order.name in self.waiting else "Taken back."
 
-    def keep_failed(self) -> None:
-        """Keep every layer that failed at all widths in float, and go on."""
+    def with_failed_kept(self) -> DiffusionQuantConfig | None:
+        """Return the settings with every layer that failed at all widths kept in float; None where none has."""
         failed = [layer.name for layer in self.state.decided if layer.report is not None and not layer.report.passed]
-        if self.config is not None and failed and not self.running:
-            config = applied(self.config, [LayerOrder(name, KEEP) for name in failed])
-            self.start(self.model, self.output, config)
+        if self.config is None or not failed or self.running:
+            return None
+        return applied(self.config, [LayerOrder(name, KEEP) for name in failed])
 
     def open_viewer(self) -> LayerViewer:
         """Open the run's files for looking at its layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ipywidgets as widgets
 
@@ -19,13 +19,16 @@ from arrowquant_nb.ui.run_words import headline
 from arrowquant_nb.ui.samples_fold import SamplesFold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.ui.worker import Worker
 
-__all__ = ["RunView"]
+__all__ = ["RunView", "error_html"]
+
+_SPELLED_OUT: Final = 5
+"""More orders of layers than this fold away."""
 
 
 class RunView:
@@ -60,10 +63,10 @@ class RunView:
         self.changed = widgets.HTML()
         head = widgets.HBox([self.title, self.cancel, self.settings])
         head.add_class("aq-row")
-        ends = widgets.HBox([self.resume, self.keep, self.again, self.save, self.other])
-        ends.add_class("aq-row")
+        self.ends = widgets.HBox([self.resume, self.keep, self.again, self.save, self.other])
+        self.ends.add_class("aq-row")
         self.widget = widgets.VBox([
-            head, self.error, ends, self.compare.widget, self.changed, self.dashboard.widget
+            head, self.error, self.ends, self.compare.widget, self.changed, self.dashboard.widget
         ])  # fmt: skip
         self.widget.add_class("aq-section")
         self._buttons()
@@ -103,10 +106,7 @@ class RunView:
         session = self.session
         if session.error:
             first = "That layer could not be done again" if session.overriding else "Failed"
-            details = f"<details><summary>Show traceback</summary><pre>{escape(session.traceback)}</pre></details>"
-            self.error.value = (
-                f"<div class='aq-error' role='alert'><b>{first}:</b> {escape(session.error)}{details}</div>"
-            )
+            self.error.value = error_html(first, session.error, session.traceback)
         else:
             self.error.value = ""
         self.change.note.value = ""
@@ -135,17 +135,15 @@ class RunView:
         }
         for button, visible in shown.items():
             button.layout.display = "" if visible else "none"
+        self.ends.layout.display = "" if any(shown.values()) else "none"
         self._say_orders()
 
     def _say_orders(self) -> None:
         """Say which layers the user changed, and which changes are still to come."""
         session = self.session
         orders = () if session.config is None else orders_of(session.config)
-        parts = [f"<b>Changed by you ({len(orders)})</b> {escape(ordered_words(orders))}"] if orders else []
-        waiting = session.waiting.values()
-        if waiting:
-            parts.append(f"<b>Queued ({len(waiting)})</b> {escape(ordered_words(waiting))}")
-        self.changed.value = " &nbsp; ".join(parts)
+        parts = [_orders("Changed by you", orders), _orders("Queued", tuple(session.waiting.values()))]
+        self.changed.value = " &nbsp; ".join(filter(None, parts))
         redone = session.overriding if session.running else ()
         self.change.busy("Working..." if redone or self.dashboard.selection in session.redoing else "")
 
@@ -161,8 +159,9 @@ class RunView:
             self.start(self.session.model, self.session.output, self.session.config)
 
     def _keep(self) -> None:
-        self.session.keep_failed()
-        self._buttons()
+        config = self.session.with_failed_kept()
+        if config is not None:
+            self.start(self.session.model, self.session.output, config)
 
     def _report(self) -> None:
         result = self.session.result
@@ -193,6 +192,26 @@ class RunView:
     def _order(self, order: LayerOrder) -> None:
         self.change.note.value = f"<span role='status'>{escape(self.session.override(order))}</span>"
         self._buttons()
+
+
+def error_html(what: str, message: str, traceback: str) -> str:
+    """Return an alert: the message's first line in view, the rest and the traceback folded."""
+    first, _, rest = message.partition("\n")
+    more = f"<details><summary>Show all of it</summary><pre class='aq-scroll'>{escape(rest)}</pre></details>"
+    last = f"<details><summary>Show traceback</summary><pre class='aq-scroll'>{escape(traceback)}</pre></details>"
+    return (
+        f"<div class='aq-error' role='alert'><b>{what}:</b> {escape(first)}{more if rest.strip() else ''}{last}</div>"
+    )
+
+
+def _orders(what: str, orders: Sequence[LayerOrder]) -> str:
+    """Return orders of layers in one line; many of them folded."""
+    if not orders:
+        return ""
+    head, words = f"<b>{what} ({len(orders)})</b>", escape(ordered_words(orders))
+    if len(orders) <= _SPELLED_OUT:
+        return f"{head} {words}"
+    return f"<details><summary>{head}</summary>{words}</details>"
 
 
 def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:

@@ -47,6 +47,12 @@ def test_every_advanced_field_has_a_place_in_a_named_group():
     assert advanced == {name for group in ADVANCED_GROUPS.values() for name in group}
 
 
+def test_seven_settings_are_in_view_and_all_others_fold(form):
+    assert len(form.basic.children) == 7
+    assert form.advanced.selected_index is None
+    assert f"Advanced settings ({len(available_fields()) - 7};" in form.advanced.get_title(0)
+
+
 @pytest.mark.parametrize("name", available_fields())
 def test_each_field_can_be_set_from_the_form_and_shows_that_it_changed(form, name):
     form.set_config(DiffusionQuantConfig())

@@ -215,6 +215,16 @@ def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp
     run.close()
 
 
+def test_what_a_notebook_keeps_of_five_hundred_layers_is_small(tmp_path):
+    write(tmp_path / "events.jsonl", run_events(500))
+    run = drained(ReplayedRun(tmp_path))
+    kept = json.dumps(run._repr_mimebundle_())
+    assert "widget-view" in kept
+    assert len(kept) < 10_000, "figure and words live in the kernel, or in a widget state that is saved on demand"
+    assert len(run.dashboard.figure.figure.to_json()) < 200_000
+    run.close()
+
+
 def test_a_list_of_few_layers_shows_them_all_and_no_map(tmp_path):
     log = tmp_path / "events.jsonl"
     write(log, run_events(12))

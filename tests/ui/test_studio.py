@@ -302,6 +302,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     app = drained(Studio(model, DiffusionQuantConfig(method="mse")))
     app.output.value = str(tmp_path / "out")
     app.run.click()
+    assert "Started." in words_of(app), "a sentence at once"
+    until(app, lambda: "<progress" in app.run_view.dashboard.line.bar.value)
     app.run_view.cancel.click()
     assert app.run_view.cancel.description == "Cancelling..."
     assert "Stopping" in words_of(app)
@@ -371,7 +373,13 @@ def test_a_failed_run_says_why_with_the_traceback_folded_and_can_keep_what_faile
     assert "<details><summary>Show traceback" in app.run_view.error.value
     assert "QuantizationError" in app.run_view.error.value
     assert app.run_view.keep.layout.display == ""
+    n = len(app.run_view.session.state.decided)
+    assert f"Failed: {n} layers failed at every bit width" in words_of(app)
+    assert f"0 of {n} layers are kept. Keep " in words_of(app)
+    assert "layer_bit_widths" not in words_of(app), "the long of it is folded"
+    assert "<details><summary>Show all of it" in app.run_view.error.value
     app.run_view.keep.click()
+    assert app.run_view.dashboard.figure.figure is None, "what failed is not shown any longer"
     drained(app)
     assert "Finished:" in words_of(app)
     assert set(app.result.config["layer_bit_widths"].values()) == {16}

@@ -87,6 +87,12 @@ class FigureShape:
         return min(MOST_LETTERS, int(self.name_share * self.width / LETTER))
 
     @property
+    def mark_size(self) -> float:
+        """Pixels of a mark on a cell of the map."""
+        width = (self.width or WIDE) * (1 - self.name_share * (0.66 if self.wide else 1.0))
+        return min(7.0, max(2.0, round(width / max(1, self.n_blocks), 1)))
+
+    @property
     def list_height(self) -> int:
         """Pixels of the worst list: its rows and one of reference marks on top."""
         return ROW * (max(self.n_rows, LEAST_LIST if self.wide else 1) + 1)
@@ -207,7 +213,7 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
             axis["nticks"] = 6
     rows = {"range": [max(shape.n_rows, LEAST_LIST if shape.wide else 1) - 0.5, -1.6]}
     found[f"yaxis{Axes.ROWS}"] |= rows | {"visible": False}
-    found[f"xaxis{Axes.LIST}"] |= {"nticks": 8}
+    found[f"xaxis{Axes.LIST}"] |= {"nticks": 4 if shape.slim else 8, "tickangle": 0}
     for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
         found[f"xaxis{axis}"]["visible"] = False
     found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}

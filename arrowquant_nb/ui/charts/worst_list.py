@@ -12,36 +12,16 @@ from typing import Any, Final
 from arrowquant_nb.tables import WIDTH_NAMES
 from arrowquant_nb.ui.charts.layout import Axes
 from arrowquant_nb.ui.layer_list import ListPage
+from arrowquant_nb.ui.layer_name import NAME_LENGTH, list_name
 from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.palette import SYMBOLS, Palette
 from arrowquant_nb.ui.reference_points import ReferencePoint
 
-__all__ = ["FALLBACK", "list_name", "worst_list_traces"]
+__all__ = ["worst_list_traces"]
 
-FALLBACK: Final = "\u25b2"
-NAME_LENGTH: Final = 32
 REFERENCE_ROW: Final = -1
 _LIST: Final = {"xaxis": f"x{Axes.LIST}", "yaxis": f"y{Axes.ROWS}"}
 _HIT_PLACES: Final = tuple((i + 0.5) / 10 for i in range(10))
-
-
-def list_name(layer: LayerState, length: int = NAME_LENGTH) -> str:
-    """Return a layer's name as the list shows it: without ".weight", cut in the middle, marked where it fell back.
-
-    `transformer_blocks.3` reads `b3`: what tells layers apart is the role, and it must fit.
-    """
-    name = layer.name.removesuffix(".weight")
-    head, _, rest = name.partition(".")
-    number, _, role = rest.partition(".")
-    if number.isdigit() and role and head.endswith(("blocks", "layers", "block", "layer")):
-        initial = "".join(part[0] for part in head.split("_")[:-1]) + "b"
-        name = f"{initial if len(initial) > 2 else 'b'}{number}.{role}"
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    if len(name) > length:
-        tail = (length - 1) // 2
-        name = f"{name[: length - 1 - tail]}\u2026{name[-tail:]}"
-    mark = f"{FALLBACK} " if layer.report is not None and layer.report.fell_back else ""
-    return mark + name
 
 
 def worst_list_traces(
@@ -188,5 +168,5 @@ def _references(points: tuple[ReferencePoint, ...], colours: Palette, *, named: 
         "textposition": [p.side for p in points], "textfont": {"color": colours.quiet, "size": 10},
         "marker": {"symbol": [p.symbol for p in points], "size": 8, "color": colours.quiet,
                    "line": {"width": 1, "color": colours.quiet}},
-        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", **_LIST,
+        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", "cliponaxis": False, **_LIST,
     }  # fmt: skip
