@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
 from arrowquant_nb.config import DiffusionQuantConfig
@@ -24,6 +25,10 @@ from arrowquant_nb.config import DiffusionQuantConfig
 # Calibrations of the tests are kept apart from the user's own; child processes inherit the place.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="arrowquant-test-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+# How long an example takes says something of the machine's other work, nothing of the claim.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # What may differ between two equal runs; every other file is byte-identical.

@@ -116,7 +116,7 @@ def layer(name="a", **changes):
     return LayerReport(**(values | changes))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(HOSTILE) | st.text(), st.floats(), st.lists(st.integers(0, 2**40), max_size=5))
 def test_any_name_and_any_float_survive_json(name, number, shape):
     attempt = AttemptReport(4, "uls", "minimum", number, number, 0.0, 0.5, True, "not_measured", name)

@@ -258,7 +258,7 @@ BLOCKS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(BLOCKS, st.floats(-10, 10, width=32), st.floats(-10, 10, width=32))
 def test_widening_the_range_keeps_every_count_and_each_value_in_its_bin(blocks, a, b):
     accumulator = InputAccumulator("x", 2, min(a, b), max(a, b), 4, 4)
@@ -278,7 +278,6 @@ def test_widening_the_range_keeps_every_count_and_each_value_in_its_bin(blocks, 
         assert (below <= np.searchsorted(np.sort(values), edges + 1e-6 * width)).all()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(0, 99))
 def test_which_rows_are_kept_does_not_depend_on_how_they_come_in(sizes, n_rows, seed):
     rows = np.arange(2 * sum(sizes), dtype=np.float32).reshape(-1, 2)

@@ -422,7 +422,7 @@ configurations = st.fixed_dictionaries(
 ).map(lambda values: DiffusionQuantConfig(**values))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(config=configurations)
 def test_yaml_round_trips(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("yaml") / "c.yaml"
@@ -545,7 +545,7 @@ def test_the_written_file_is_plain_yaml_for_others_too():
     assert yaml.safe_load(config.to_yaml()) == config.to_dict()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_give_settings_or_our_own_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("fuzz") / "x.yaml"

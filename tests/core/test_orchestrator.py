@@ -249,7 +249,7 @@ def test_an_error_of_the_source_comes_through_and_discards_the_attempt():
     st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 8]), st.floats(0.5, 1.0), st.floats(0.5, 1.0),
     st.sampled_from(["rtn", "uls", "hqq"]), st.floats(1.5, 9.0),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_layer_gets_fewer_bits_than_asked_for_and_a_looser_gate_never_more(seed, bits, one, other, method, tails):
     w = np.random.default_rng(seed).standard_t(tails, (6, 96)).astype(np.float32)
 

@@ -62,7 +62,7 @@ def test_the_bytes_that_comfy_kitchen_wrote_for_dyadic_weights():
     assert scales.tolist() == [[0.0067974901758134365], [0.007658710703253746]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from([(256, 512), (64, 192), (16, 48)]), st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_rotating_twice_is_nothing_and_codes_are_near(sizes, rows, seed):
     group, columns = sizes

@@ -172,7 +172,7 @@ JSON = st.recursive(
 LAYER_KEYS = sorted(item.name for item in dataclasses.fields(FolderLayer))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["modality", "kept", "time_aware", "format_version", "layers", *LAYER_KEYS]), JSON)
 def test_any_json_is_read_or_refused(key, value):
     layer = FolderLayer((4, 32), "float32", 4, 32, "minimum", "uls").to_dict()

@@ -107,7 +107,7 @@ def test_q4_0_and_q8_0_take_over_centred_codes():
     np.testing.assert_array_equal(bits(decoded(blocks_of_codes(two, "Q4_0"), "Q4_0")), bits(two.dequantize()))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from([(4, 32, "k", "Q4_K"), (4, 64, "k", "Q4_K"), (2, 16, "k", "Q2_K"), (2, 32, "k", "Q2_K"),
                      (4, 32, "float16", "Q4_1"), (2, 64, "float16", "Q4_1"), (4, 256, "float16", "Q4_1")]),

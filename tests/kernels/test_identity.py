@@ -76,7 +76,7 @@ def assert_same(expected, found):
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_quantize_equals_the_numpy_path(
     isa, seed, rows, columns, dtype, bits, group_size, method, gain, weighted, wide
 ):
@@ -102,7 +102,7 @@ def test_quantize_equals_the_numpy_path(
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_double_quantized_scales_equal_the_numpy_path(isa, seed, rows, columns, dtype, sizes, gain, weighted, wide):
     w = rows_like_real_weights(seed, rows, columns, dtype, wide)
     importance = (np.random.default_rng(seed).random(columns) ** 3 + 0.001).astype(np.float32) if weighted else None
@@ -115,7 +115,7 @@ def test_double_quantized_scales_equal_the_numpy_path(isa, seed, rows, columns, 
 @pytest.mark.parametrize("isa", COMPILED_ISAS)
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 10), st.integers(1, 800), st.sampled_from(K_FORMATS), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_decoding_double_quantized_scales_equals_the_numpy_path(isa, dtype, seed, rows, columns, sizes, wide):
     rng = np.random.default_rng(seed)
     kind = np.dtype(np.float32 if wide else np.float16)
@@ -137,7 +137,7 @@ def test_decoding_double_quantized_scales_equals_the_numpy_path(isa, dtype, seed
 @pytest.mark.parametrize("isa", COMPILED_ISAS)
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 300), st.sampled_from([2, 4, 8]), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_dequantize_equals_the_numpy_path(isa, dtype, seed, rows, columns, bits, wide):
     rng = np.random.default_rng(seed)
     grids = ("zero_point", "minimum", "levels") if bits == 2 else ("zero_point", "minimum")

@@ -13,7 +13,7 @@ from arrowquant_nb.quantizers.activation_grid import (
     round_to_grid,
 )
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 ends = st.floats(-1e4, 1e4, width=32)
 
 

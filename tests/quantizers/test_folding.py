@@ -10,7 +10,7 @@ from arrowquant_nb.quantizers.folding import fold_equalization, shared_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIT = "DiTTransformer2DModel"
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def some_scales(weights, groups, alone=(), seed=0):

@@ -12,7 +12,7 @@ from arrowquant_nb.errors import CheckpointError, ShapeMismatchError
 from arrowquant_nb.quantizers import MatrixJob, quantize_array, quantize_matrices
 from arrowquant_nb.quantizers.gptq import GptqReport, gptq_matrix
 
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 # Every grid with every width it has.
 GRIDS = [*itertools.product(["rtn", "mse", "uls", "hqq"], [2, 4, 8]), ("r2q", 2)]
 grids = st.sampled_from(GRIDS)

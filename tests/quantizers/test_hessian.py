@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers.hessian import checked_hessian, factorise, mean_outer
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def hessian_of(columns, rank, seed=0):

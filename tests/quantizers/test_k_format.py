@@ -12,7 +12,7 @@ from arrowquant_nb.quantizers import Layout, quantize_array
 
 FORMATS = [(2, 16), (2, 32), (4, 32), (4, 64)]
 BITS_PER_WEIGHT = {(2, 16): 2.625, (2, 32): 2.375, (4, 32): 4.5, (4, 64): 4.3125}
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def quantize(w, bits, group_size, gain=False, **options):

@@ -10,7 +10,7 @@ from arrowquant_nb._kernels.numpy_levels import Planes
 from arrowquant_nb._kernels.numpy_search import Grid
 from arrowquant_nb.quantizers import quantize_array
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 ROWS = np.array([[-1, -1, 1, 1], [-1, 1, -1, 1], [1, 1, 1, 1]], np.float64)  # b1, b2 and 1 of each code
 
 

@@ -10,7 +10,7 @@ from arrowquant_nb.quantizers import MatrixJob, QuantizedTensor, quantize_compen
 from arrowquant_nb.quantizers.low_rank import factors_of
 from arrowquant_nb.quantizers.measure import tiles_of
 
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=12)
 
 
 def with_strong_directions(rows, columns, seed=0, rank=4):

@@ -82,7 +82,7 @@ def test_row_tiles_joined_give_the_whole(weight, dequantized, rows, cut):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 7), st.integers(1, 5))
 def test_the_block_sizes_change_only_the_last_bits(block_rows, block_weights):
     rng = np.random.default_rng(3)

@@ -12,7 +12,7 @@ from arrowquant_nb.quantizers import quantize_array
 
 METHODS = ["rtn", "mse", "uls", "hqq", "r2q"]
 LEAST_SQUARES = ["mse", "uls", "r2q"]
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 bits_of = st.sampled_from([2, 4, 8])
 group_of = st.sampled_from([16, 32, 64, 256])
 

@@ -13,7 +13,7 @@ from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMisma
 from arrowquant_nb.quantizers import MatrixJob, quantize_matrices, quantize_transformed
 from arrowquant_nb.quantizers.rotation import rotate, rotated_hessian, rotated_importance, signs, unrotate
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 columns_of = st.sampled_from([16, 32, 48, 64, 80, 144, 256, 320, 1024])
 seeds = st.integers(0, 2**63 - 1)
 

@@ -25,7 +25,7 @@ from arrowquant_nb.quantizers.scaled_columns import storable_scales
 from arrowquant_nb.quantizers.spatial import smoothed_bias
 from arrowquant_nb.quantizers.transforms import quantize_compensated, quantize_transformed
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def layer_with_outliers(seed=0, columns=64, steps=3):
@@ -120,7 +120,7 @@ def test_loud_channels_are_evened_out_with_a_gain(activation_bits, per_token):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([None, 4, 8]), st.sampled_from([2, 4, 8]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_search_is_never_worse_than_off_by_an_independent_measure(seed, activation_bits, bits):
     rng = np.random.default_rng(seed)
     weight = rng.standard_t(4, (8, 32)).astype(np.float32)

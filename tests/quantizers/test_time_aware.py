@@ -13,7 +13,7 @@ from arrowquant_nb.quantizers.activation_grid import grid_of_range, round_to_gri
 from arrowquant_nb.quantizers.activation_ranges import StepRanges, union_range
 from arrowquant_nb.quantizers.time_aware import WIDENING, grid_error, grouping_cost
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def steps_of(low, high, times=None):

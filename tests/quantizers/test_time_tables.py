@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from arrowquant_nb import MetadataError, TimeAwareQuantMetadata, TimeGroupParams, ValidationError
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, normalised_time
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=60)
 
 
 def table_of(*edges, layer="a.weight", n_timesteps=1000):

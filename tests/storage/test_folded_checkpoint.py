@@ -61,7 +61,7 @@ def test_every_tensor_comes_as_it_should(pair, name):
 
 
 @given(st.sampled_from(sorted(FOLDED)), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_part_is_that_part_of_the_whole(pair, name, data):
     folded = pair[1]
     entry = folded.entries[name]
@@ -79,7 +79,7 @@ def test_any_part_is_that_part_of_the_whole(pair, name, data):
 
 
 @given(st.integers(0, 11), st.integers(1, 12))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_undoing_gives_the_rows_back(start, count):
     for name, tensor in FOLDING.items():
         matrix = TENSORS[name].astype(np.float32).reshape(12, -1)

@@ -224,7 +224,7 @@ def test_the_largest_header_allowed_stays_within_memory(tmp_path):
 GOOD = save({"a.weight": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(3, np.float16)}, {"format": "pt"})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_mutated_files_open_or_raise_our_error(tmp_path_factory, data):
     content = bytearray(GOOD)
@@ -260,7 +260,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -142,7 +142,7 @@ def test_size_labels_change_no_setting(form):
 _names = st.text(min_size=1, max_size=12)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     profile=st.sampled_from(["edge", "local", "cloud", "base_mode"]),
     changes=st.fixed_dictionaries({}, optional={
