@@ -12,7 +12,7 @@ The house, top to bottom; a room imports only what stands below it:
     cli            the `arrowquant` command
     ui             what a notebook shows: forms, live dashboard, figures (ipywidgets, plotly)
     diffusers      the backend of diffusers and transformers, `quantize_pipeline` (torch)
-    api            ArrowQuantV2, DiffusionOrchestrator, functions on arrays and folders
+    api arrays     ArrowQuantV2, DiffusionOrchestrator, functions on folders, arrays and bundled samples
     runtime        a quantized model in torch: modules over packed codes
     export         a quantized model in the formats that other tools load
     runs           one run: joins storage, calibration and core
@@ -48,13 +48,11 @@ if TYPE_CHECKING:
         ArrowQuantV2,
         build_info,
         dequantize_model,
-        evaluate_sample,
         open_checkpoint,
         open_quantized,
-        quantize_tensor,
-        quantized_sample,
         reproduce,
     )
+    from arrowquant_nb.arrays import quantize_tensor
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
     from arrowquant_nb.concurrent_runs import quantize_async
     from arrowquant_nb.config import DeploymentProfile, DiffusionQuantConfig, Modality, QuantMethod
@@ -76,15 +74,16 @@ if TYPE_CHECKING:
         QuantizedLinear,
         dequantize_state_dict,
         follow_time,
-        load_quantized,
         time_context,
     )
+    from arrowquant_nb.sample_quality import evaluate_sample, quantized_sample
     from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
     from arrowquant_nb.storage.quantized import QuantizedModel
-    from arrowquant_nb.ui.app import studio
+    from arrowquant_nb.torch_models import load_quantized
     from arrowquant_nb.ui.compare import compare
     from arrowquant_nb.ui.replayed_run import dashboard
     from arrowquant_nb.ui.report import report
+    from arrowquant_nb.ui.studio_cell import studio
 
 __version__ = "0.1.0"
 
@@ -96,17 +95,17 @@ _HOMES = {
     "compare": "ui.compare",
     "calibrate": "runs.model_calibration",
     "dashboard": "ui.replayed_run",
-    "studio": "ui.app",
+    "studio": "ui.studio_cell",
     "dequantize_model": "api",
-    "evaluate_sample": "api",
+    "evaluate_sample": "sample_quality",
     "export_model": "export",
     "open_exported": "export.folder_reader",
     "ExportReport": "export",
     "open_checkpoint": "api",
     "open_quantized": "api",
     "quantize_async": "concurrent_runs",
-    "quantize_tensor": "api",
-    "quantized_sample": "api",
+    "quantize_tensor": "arrays",
+    "quantized_sample": "sample_quality",
     "report": "ui.report",
     "reproduce": "api",
     "DeploymentProfile": "config",
@@ -124,7 +123,7 @@ _HOMES = {
     "QuantizedLinear": "runtime",
     "dequantize_state_dict": "runtime",
     "follow_time": "runtime",
-    "load_quantized": "runtime",
+    "load_quantized": "torch_models",
     "time_context": "runtime",
     "Forecast": "forecasts",
     "LayerReport": "results",

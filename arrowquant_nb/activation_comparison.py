@@ -4,18 +4,16 @@ Quantizes the sample into folders that are thrown away, with 8-bit weights so th
 network's output. Knows nothing of how the figures are drawn on a page.
 """
 
-import tempfile
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from threadpoolctl import threadpool_limits
-
-from arrowquant_nb import samples, tables
-from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized
+from arrowquant_nb import tables
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.sample_quality import evaluate_sample
+from arrowquant_nb.sample_trials import SampleTrials
+from arrowquant_nb.storage.quantized import open_quantized
 
 __all__ = ["ActivationComparison", "RoundedRun", "compare_activations"]
 
@@ -107,34 +105,24 @@ def compare_activations(
     ModelNotFoundError
         There is no such sample.
     """
-    if sample not in samples.names():
-        raise ModelNotFoundError(f"there is no bundled sample {sample!r}; there are: {', '.join(samples.names())}")
     ways: dict[str, dict[str, Any]] = {
         ONE_GRID: {"enable_time_aware": False, "enable_spatial": False},
         f"{n_groups} timestep groups": {"num_time_groups": n_groups, "enable_spatial": False},
         f"{n_groups} groups, channels evened out": {"num_time_groups": n_groups, "enable_spatial": True},
     }
-    say = progress_callback or _silent
     runs: list[RoundedRun] = []
     float_db = 0.0
-    with tempfile.TemporaryDirectory() as scratch, threadpool_limits(1, user_api="blas"):
-        for bits in (8, 4):
-            for number, (name, settings) in enumerate(ways.items()):
-                say(f"{bits}-bit inputs, {name}", (number + len(ways) * (bits == 4)) / (2 * len(ways)))
-                config = DiffusionQuantConfig(**SETTINGS, activation_bit_width=bits, **settings)
-                folder = Path(scratch, f"{bits}-{number}")
-                ArrowQuantV2(config).quantize_diffusion_model(sample, folder)
-                with open_quantized(folder) as model:
-                    figures = evaluate_sample(sample, model, n, seed)
-                    runs.append(RoundedRun(name, bits, figures["network_sqnr_db"]))
-                    if name == ONE_GRID:
-                        tokens = evaluate_sample(sample, model, n, seed, "per_token")
-                        runs.append(RoundedRun(PER_TOKEN, bits, tokens["network_sqnr_db"]))
-                        if bits == 8:
-                            float_db = evaluate_sample(sample, model, n, seed, "float")["network_sqnr_db"]
-    say("measured", 1.0)
+    with SampleTrials(sample, 2 * len(ways), progress_callback) as trials:
+        for bits, (name, settings) in itertools.product((8, 4), ways.items()):
+            trials.say(f"{bits}-bit inputs, {name}")
+            result = trials.quantize(DiffusionQuantConfig(**SETTINGS, activation_bit_width=bits, **settings))
+            with open_quantized(result.quantized_path) as model:
+                figures = evaluate_sample(sample, model, n, seed)
+                runs.append(RoundedRun(name, bits, figures["network_sqnr_db"]))
+                if name == ONE_GRID:
+                    tokens = evaluate_sample(sample, model, n, seed, "per_token")
+                    runs.append(RoundedRun(PER_TOKEN, bits, tokens["network_sqnr_db"]))
+                    if bits == 8:
+                        float_db = evaluate_sample(sample, model, n, seed, "float")["network_sqnr_db"]
+        trials.say("measured")
     return ActivationComparison(sample, n, seed, float_db, tuple(runs))
-
-
-def _silent(message: str, fraction: float) -> None:
-    """Take progress and show none of it."""

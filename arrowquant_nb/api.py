@@ -1,4 +1,4 @@
-"""The public entry: `ArrowQuantV2`, the orchestrator's interpreted face, and functions on single arrays and folders.
+"""The public entry: `ArrowQuantV2` and `build_info`; single arrays and bundled samples have modules of their own.
 
 Everything here is interpreted, so that `?`, tab completion and pickling work; the work is done below.
 """
@@ -12,29 +12,26 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from arrowquant_nb import _kernels, samples
-from arrowquant_nb.config import DiffusionQuantConfig, QuantMethod
+from arrowquant_nb import _kernels
+from arrowquant_nb.arrays import quantize_tensor
+from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
-from arrowquant_nb.quantizers.affine import quantize_array
-from arrowquant_nb.quantizers.transforms import quantize_rotated_array
-from arrowquant_nb.runs import forecasting, record, running, validation
+from arrowquant_nb.runs import forecasting, record, validation
 from arrowquant_nb.runs.dequantization import dequantize_model
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.runs.reproduction import reproduce
+from arrowquant_nb.sample_quality import evaluate_sample, quantized_sample
 from arrowquant_nb.storage.checkpoint import open_checkpoint
-from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
+from arrowquant_nb.storage.quantized import open_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from arrowquant_nb.comparisons import ValidationReport
     from arrowquant_nb.events import Event
     from arrowquant_nb.forecasts import Forecast
-    from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.results import Plan, QuantizationResult
     from arrowquant_nb.runs.size_budget import SizeBudget
 
@@ -171,10 +168,8 @@ class ArrowQuantV2:
         one layer at a time quantized, which gives the signal over error of the network's output. What was measured is
         kept for the next call. Other arguments are those of `quantize_diffusion_model`.
         """
-        return forecasting.forecast_model(
-            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
-            calibration=calibration, progress=_measuring(progress_callback),
-        )  # fmt: skip
+        choice = ModelChoice(model_path, component, variant, requantize, calibration)
+        return forecasting.forecast_model(choice, config or self.config, _measuring(progress_callback))
 
     def budget(
         self,
@@ -192,10 +187,8 @@ class ArrowQuantV2:
         `budget.solve(target_mb)` gives the width and group size of every layer with the least error at the network's
         output whose payload is at most the target; a run with `target_model_size_mb` takes the same.
         """
-        return forecasting.budget_model(
-            model_path, config or self.config, requantize=requantize, component=component, variant=variant,
-            calibration=calibration, progress=_measuring(progress_callback),
-        )  # fmt: skip
+        choice = ModelChoice(model_path, component, variant, requantize, calibration)
+        return forecasting.budget_model(choice, config or self.config, _measuring(progress_callback))
 
     def validate_quality(
         self,
@@ -271,122 +264,6 @@ def _measuring(callback: Callable[[str, float], None] | None) -> Callable[[float
             callback("measuring layers", fraction)
 
     return tell
-
-
-def quantize_tensor(
-    array: NDArray[Any],
-    bit_width: int = 4,
-    group_size: int = 64,
-    method: str = "uls",
-    scale_format: str = "float16",
-    rotation: str = "none",
-    gain_correction: bool = True,
-    importance: NDArray[np.float32] | None = None,
-    seed: int = 0,
-    out: QuantizedTensor | None = None,
-    n_threads: int = 0,
-) -> QuantizedTensor:
-    """Quantize one array and measure the error in the same pass.
-
-    Parameters
-    ----------
-    array : array of float32, float16, bfloat16 or float64, shape [O, ...]
-        Seen as the matrix [O, rest]; 1-D counts as one row. Strided, big-endian and read-only arrays work; the
-        caller's array is never written.
-    bit_width : 2, 4 or 8.
-    group_size : weights along a row that share a scale; a multiple of 16 from 16 to 256 (see scale_format).
-    method : "uls" (least-squares scale and minimum), "mse" (clipped ranges), "rtn" (min/max), "hqq" (minimum fitted to
-        small errors), "r2q" (two sign planes and an offset, 2 bits only), or "auto" (= uls).
-    scale_format : "float16", one float16 scale and minimum per group; or "k" (method uls; INT2 with group_size 16 or
-        32, INT4 with 32 or 64): integers under one float16 pair per 256 weights, which Q2_K and Q4_K blocks can take.
-    rotation : "none", "hadamard" (spreads outliers over their row; undone by `dequantize`), or "auto": hadamard where
-        the squared error of the weights is lower by it, at equal bytes; `.rotation_seed` of the result says which.
-        Rows need a length that 16 divides; otherwise "auto" leaves them, and "hadamard" is an error.
-    gain_correction : rescale each row of uls, mse and r2q grids so that <w, w'> = <w, w>.
-    importance : float32 (columns,), optional
-        Weight of each column's squared error; uls, mse and r2q only.
-    seed : signs of the rotation, 0 to 2**63 - 1.
-    out : a result of the same layout whose buffers are filled; what is returned views them with its own statistics.
-    n_threads : 0 = all cores this process may use.
-
-    Returns
-    -------
-    QuantizedTensor
-        `.packed .scales .zero_points .shape .bits_per_weight .nbytes .statistics .dequantize()`.
-
-    Raises
-    ------
-    ConfigurationError, ShapeMismatchError, CheckpointError, TypeError
-        A setting out of range or not available yet; sizes that do not fit; NaN or infinite weights; a dtype that is
-        not a float.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> tensor = quantize_tensor(np.linspace(-1, 1, 256, dtype=np.float32).reshape(2, 128))
-    >>> tensor.bits_per_weight
-    4.5
-    """
-    settings: dict[str, Any] = {
-        "bit_width": bit_width, "group_size": group_size, "gain_correction": gain_correction, "importance": importance,
-        "method": "uls" if method == str(QuantMethod.AUTO) else method, "scale_format": str(scale_format),
-    }  # fmt: skip
-    if rotation == "none":
-        return quantize_array(array, **settings, out=out, n_threads=n_threads)
-    return quantize_rotated_array(array, settings, rotation, seed, out=out, n_threads=n_threads)
-
-
-def quantized_sample(name: str, model: QuantizedModel | str | Path, activations: str = "stored") -> samples.Sample:
-    """Return a bundled sample that runs with the weights of its quantized form and rounds inputs as that says.
-
-    Parameters
-    ----------
-    name : a bundled sample.
-    model : its quantized form, open or as a folder.
-    activations : "stored", as the model was quantized: on its grids per timestep group, with a scale per token where a
-        layer has none; "per_token", a scale per token in all those layers, the reference; "float", not rounded.
-
-    Returns
-    -------
-    samples.Sample
-        `.forward`, `.sample`, `.trajectories`; its `.linear` is the hook, for any other forward pass of that model.
-
-    Raises
-    ------
-    ModelNotFoundError, ShapeMismatchError, ConfigurationError
-        There is no such sample; the folder holds another model; an unknown `activations`.
-    """
-    return running.quantized_sample(name, _opened(model), activations)
-
-
-def _opened(model: QuantizedModel | str | Path) -> QuantizedModel:
-    return model if isinstance(model, QuantizedModel) else open_quantized(model)
-
-
-def evaluate_sample(
-    name: str, model: QuantizedModel | str | Path, n: int = 20, seed: int = 0, activations: str = "stored"
-) -> dict[str, Any]:
-    """Measure what quantization cost a bundled sample at its output, its rounded inputs included.
-
-    Parameters
-    ----------
-    name : a bundled sample.
-    model : its quantized form, open or as a folder.
-    n, seed : number of samples and seed of their starting noise.
-    activations : what becomes of the inputs of layers, see `quantized_sample`.
-
-    Returns
-    -------
-    dict
-        `network_sqnr_db` (teacher-forced, over all sampling steps); images and audio: `sample_psnr_db` (median, same
-        seed) and `frechet_distance` or `log_spectral_distance_db`; text and code: `kl`, `top1_agreement`, `nelbo` and
-        `trained_nelbo`; and what they were measured on: n, steps, seed. `samples.evaluate` describes each.
-    """
-    opened = _opened(model)
-    weights = opened.weights()
-    running.bundled(name, opened, weights)  # refuses another model
-    hook = running.rounding_hook(opened, running.product_with(weights), activations)
-    return dict(samples.evaluate(name, weights, n, seed, hook))
 
 
 def build_info() -> dict[str, Any]:

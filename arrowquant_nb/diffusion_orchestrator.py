@@ -15,6 +15,7 @@ from arrowquant_nb.errors import ConfigurationError, QuantizationError
 from arrowquant_nb.quantizers.layout import matrix_shape
 from arrowquant_nb.runs import header_plan, planning, quantization
 from arrowquant_nb.runs.control import Progress
+from arrowquant_nb.runs.model_choice import ModelChoice
 
 if TYPE_CHECKING:
     import threading
@@ -64,7 +65,7 @@ class DiffusionOrchestrator:
 
     def plan(self, model_path: str | Path, **options: Any) -> Plan:
         """Say what a run would do; see `ArrowQuantV2.plan`."""
-        return header_plan.plan_model(model_path, self.config, **options)
+        return header_plan.plan_model(ModelChoice(model_path, **options), self.config)
 
     def select_strategy(self, modality: Modality | str, has_calibration: bool = False) -> Strategy:
         """Return preferred and used method for a modality under this config, with the reason."""
@@ -130,19 +131,26 @@ class DiffusionOrchestrator:
         *,
         on_event: Callable[[Event], None] | None = None,
         stop: threading.Event | None = None,
+        newer_settings: Callable[[], DiffusionQuantConfig | None] = lambda: None,
         requantize: bool = False,
         component: str | None = None,
         variant: str | None = None,
         overwrite: bool = False,
         calibration: str | Path | None = None,
     ) -> QuantizationResult:
-        """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`."""
+        """Quantize a whole model; see `ArrowQuantV2.quantize_diffusion_model`.
+
+        `newer_settings` is asked between any two batches of layers for what the user orders of single layers
+        (`layer_bit_widths`, `layer_methods`) while the run goes on; nothing else of it is taken. Runs that choose
+        widths by measuring (`target_model_size_mb`, `skip_sensitive_layers`) do not ask: there one layer moves others.
+        """
         listeners: list[Callable[[Event], None]] = []
         if on_event is not None:
             listeners.append(on_event)
         if progress_callback is not None:
             listeners.append(Progress(progress_callback))
+        choice = ModelChoice(model_path, component, variant, requantize, calibration)
         return quantization.quantize_model(
-            model_path, output_path, self.config, listeners=listeners, stop=stop, requantize=requantize,
-            component=component, variant=variant, overwrite=overwrite, calibration=calibration,
+            choice, output_path, self.config, listeners=listeners, stop=stop, newer_settings=newer_settings,
+            overwrite=overwrite,
         )  # fmt: skip

@@ -42,14 +42,28 @@ class Event:
 class RunStarted(Event):
     """The plan is made and the output is locked; `rows` has one dictionary per tensor of the plan.
 
-    `model` is the model's name, never a path; `config` is the run's profile with the settings that differ from it. Logs
-    of older versions have neither.
+    `model` is the model's name, never a path; `config` is the run's profile with the settings that differ from it.
+    `given` is what the run was told to read, so that the same can be opened again: model (a path where it is no bundled
+    sample), component, variant and calibration, None where that was left open. Logs of older versions have none of it.
     """
 
     kind: ClassVar[str] = "run_started"
     n_layers: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     model: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersOrdered(Event):
+    """The user has changed the settings of single layers while the run goes on; they are done (again) next.
+
+    `rows` are the plan's rows of those layers, `config` the run's settings from now on, as in `RunStarted`.
+    """
+
+    kind: ClassVar[str] = "layers_ordered"
+    rows: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +149,7 @@ _KINDS: dict[str, type[Event]] = {
     c.kind: c
     for c in (
         RunStarted,
+        LayersOrdered,
         CalibrationProgress,
         LayerStarted,
         LayerProgress,

@@ -108,9 +108,9 @@ def settings(result: QuantizationResult) -> DiffusionQuantConfig | None:
 
 
 def command(result: QuantizationResult) -> str:
-    """Return the command that makes the model again, "" where the settings are not known."""
+    """Return the command that makes the model again, "" where the settings or the folder are not known."""
     config = settings(result)
-    return "" if config is None else command_line(result.model, config)
+    return "" if config is None or result.quantized_path is None else command_line(result.model, config)
 
 
 def without_folders(text: str) -> str:
@@ -131,8 +131,9 @@ def card_html(result: QuantizationResult) -> str:
     repeat = command(result)
     config = settings(result)
     warnings = [("warning", without_folders(warning)) for warning in result.warnings]
+    folder = [("model folder", tables.IN_PLACE)] if result.quantized_path is None else []
     parts = [
-        tables.headline_html([("", verdict(result)), *figures(result), *warnings]),
+        tables.headline_html([("", verdict(result)), *figures(result), *folder, *warnings]),
         tables.html_table(WORST_HEADER, worst_rows(result)),
         tables.headline_html([("", f'{more}aq.report(result, "report.html")')]),
         tables.headline_html([("Run again", repeat)]) if repeat else "",

@@ -71,6 +71,7 @@ class InputReport(JsonForm):
     n_groups : grids; 0 where there are none to store.
     table_gain_db : expected input error of one static grid over that of the best grouping.
     alpha : exponent of the equalization that was kept; None = not equalized.
+    folded : whether the equalization is in the weights before the layer, so that nothing divides when the model runs.
     equalization_gain_db : error at the layer's output without equalization over that with it, on calibration data, also
         where it was not kept because it gains less than the bits of its scales are worth; 0 where it was not tried.
     centred : whether the channels' means are taken off before rounding.
@@ -90,6 +91,7 @@ class InputReport(JsonForm):
     smoothing_gain_db: float = 0.0
     output_sqnr: float | str = "not_measured"
     worst_output_sqnr: float | str = "not_measured"
+    folded: bool = False
 
     @property
     def sentence(self) -> str:
@@ -117,6 +119,8 @@ class LayerReport(JsonForm):
     inputs : what is done to the layer's input; None = nothing, and nothing was tried.
     held : a size limit decided the width, so a missed gate is recorded and no wider one was tried.
     costs : what each way of storing it costs, where that was measured; None elsewhere.
+    folding : what folding equalization did to the weights before they were stored, such as "its outputs are divided";
+        empty where nothing. Errors are against the folded weights, and a kept tensor is bit-exact in that form.
     """
 
     name: str
@@ -146,6 +150,7 @@ class LayerReport(JsonForm):
     inputs: InputReport | None = None
     held: bool = False
     costs: LayerCosts | None = None
+    folding: str = ""
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
@@ -217,6 +222,8 @@ class PlanRow(JsonForm):
     source_nbytes: int
     nbytes: int
     scale_format: str = ""
+    ordered_method: str = ""
+    """What `layer_methods` orders for this layer; "" for the run's method."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -273,7 +280,7 @@ class QuantizationResult(JsonForm):
 
     Attributes
     ----------
-    quantized_path : folder of the model.
+    quantized_path : folder of the model; None where none was kept (a pipeline that was quantized in place).
     compression_ratio : source bytes over stored payload bytes, all tensors.
     compression_ratio_quantized : the same over the quantized tensors only.
     cosine_similarity : weight cosine of the quantized tensors, weighted by number of weights.
@@ -294,7 +301,7 @@ class QuantizationResult(JsonForm):
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
 
-    quantized_path: str
+    quantized_path: str | None
     model: str
     compression_ratio: float
     compression_ratio_quantized: float

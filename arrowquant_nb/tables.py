@@ -14,10 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from arrowquant_nb.comparisons import ReproductionReport, ValidationReport
-    from arrowquant_nb.results import InputReport, LayerReport, Plan, PlanRow, QuantizationResult, Strategy
+    from arrowquant_nb.results import (
+        AttemptReport,
+        InputReport,
+        LayerReport,
+        Plan,
+        PlanRow,
+        QuantizationResult,
+        Strategy,
+    )
 
 WIDTH_NAMES = {2: "INT2", 4: "INT4", 8: "INT8", 16: "kept"}
 SHOWN_LAYERS = 12
+IN_PLACE = "in place; its model folder was not kept, give output= to keep it"
+"""Where a model went that has no folder."""
 # Headlines hold our own sentences, which are not cut.
 _SENTENCE = 1000
 
@@ -100,7 +110,9 @@ def input_sentence(inputs: InputReport) -> str:
         gain = f", {inputs.table_gain_db:.1f} dB over one" if inputs.mode == "time groups" else ""
         words.append(f"{inputs.bit_width}-bit {grids.get(inputs.mode, 'with a scale per token')}{gain}")
     if inputs.alpha is not None:
-        words.append(f"equalized (exponent {inputs.alpha:g}): {inputs.equalization_gain_db:+.2f} dB at the output")
+        where = ", folded" if inputs.folded else ", stored"
+        gain = f"{inputs.equalization_gain_db:+.2f} dB at the output"
+        words.append(f"equalized (exponent {inputs.alpha:g}{where}): {gain}")
     elif inputs.equalization_gain_db:
         words.append(f"not equalized: {inputs.equalization_gain_db:+.2f} dB would not pay for the scales")
     if inputs.centred:
@@ -180,10 +192,19 @@ def layer_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
             f"{r.cosine:.5f}",
             "-" if isinstance(r.output_sqnr, str) else decibels(r.output_sqnr),
             f"{r.bits_per_weight:.4f}",
-            r.attempts[-1].sentence if r.attempts else "",
+            _why(r.attempts[-1]) if r.attempts else "",
         ]
         for r in done
     ]
+
+
+def _why(attempt: AttemptReport) -> str:
+    """Return why an attempt was taken: what it beats first, where ways were compared, and then what its gate says."""
+    least = min(attempt.compared.values(), default=0.0)
+    rivals = [f"{way} by {10 * math.log10(e / least):.2f} dB" for way, e in attempt.compared.items() if e > least > 0]
+    if not rivals:
+        return attempt.sentence
+    return f"Beats {' and '.join(rivals)}; {attempt.sentence.split(';')[0].split('. ')[0].rstrip('.')}."
 
 
 def input_rows(layers: Iterable[LayerReport]) -> list[list[str]]:
@@ -227,7 +248,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
     overhead = result.container_nbytes / max(1, result.payload_nbytes)
     n_failed = len({name for name, _ in result.fallback_history})
     return [
-        ("model", f"{result.model} -> {result.quantized_path}"),
+        ("model", f"{result.model} -> {result.quantized_path or IN_PLACE}"),
         ("modality", f"{result.modality}: {result.modality_reason}"),
         ("strategy", result.strategy.reason),
         *_inputs_line(result.strategy),
@@ -236,7 +257,7 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
             "size",
             (
                 f"{result.source_size_mb:.3f} MB -> {result.model_size_mb:.3f} MB on disk, of which "
-                f"{result.container_nbytes / 1000:.1f} kB ({overhead:.1%}) container and text"
+                f"{result.container_nbytes / 1000:.1f} kB container and text ({overhead:.1%} of the payload)"
             ),
         ),
         (

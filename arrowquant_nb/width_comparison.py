@@ -5,21 +5,19 @@ and measures what came out. Knows nothing of how the images are drawn on a page.
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from arrowquant_nb import samples, tables
-from arrowquant_nb.api import ArrowQuantV2, evaluate_sample, open_quantized, quantized_sample
+from arrowquant_nb.api import ArrowQuantV2, open_quantized
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.errors import ModelNotFoundError
 from arrowquant_nb.results import PlanRow, QuantizationResult
+from arrowquant_nb.sample_quality import evaluate_sample, quantized_sample
+from arrowquant_nb.sample_trials import SampleTrials
 
 __all__ = ["DrawnModel", "WidthComparison", "compare_widths"]
 
@@ -165,31 +163,26 @@ def compare_widths(
     ModelNotFoundError
         There is no such sample.
     """
-    if sample not in samples.names():
-        raise ModelNotFoundError(f"there is no bundled sample {sample!r}; there are: {', '.join(samples.names())}")
-    say = progress_callback or _silent
     unmatched = finished
-    # The model's matrices are small: one BLAS thread is faster than several, and the same on every machine.
-    with tempfile.TemporaryDirectory() as scratch, threadpool_limits(1, user_api="blas"):
-        say("drawing from the original", 0.0)
+    with SampleTrials(sample, 5, progress_callback) as trials:
+        trials.say("drawing from the original")
         rows = [_original(sample, n=n, n_images=n_images, seed=seed)]
-        for i, profile in enumerate(PROFILES):
+        for profile in PROFILES:
             config = DiffusionQuantConfig.from_profile(profile, calibration_samples=CALIBRATION_SAMPLES)
-            say(f"INT{config.bit_width}: quantizing, drawing, measuring", 0.2 * (i + 1))
+            trials.say(f"INT{config.bit_width}: quantizing, drawing, measuring")
             if finished is not None and _equal_but_for_the_machine(finished, config):
                 result, unmatched = finished, None
             else:
-                result = ArrowQuantV2(config).quantize_diffusion_model(sample, Path(scratch, profile))
+                result = trials.quantize(config)
             rows.append(_drawn(f"INT{config.bit_width} ({profile})", sample, result, n=n, n_images=n_images, seed=seed))
-        say("INT2 in every layer: quantizing, drawing, measuring", 0.8)
-        result = ArrowQuantV2(_two_bits_everywhere(sample)).quantize_diffusion_model(sample, Path(scratch, "int2"))
+        trials.say("INT2 in every layer: quantizing, drawing, measuring")
+        result = trials.quantize(_two_bits_everywhere(sample))
         rows.append(_drawn("INT2 (every layer)", sample, result, n=n, n_images=n_images, seed=seed))
         if unmatched is not None:
-            say("this run: drawing, measuring", 0.9)
             rows.append(
                 _drawn(f"INT{unmatched.bit_width} (this run)", sample, unmatched, n=n, n_images=n_images, seed=seed)
             )
-    say("drawn and measured", 1.0)
+        trials.say("drawn and measured")
     return WidthComparison(sample, n, seed, tuple(rows))
 
 
@@ -204,10 +197,6 @@ def _two_bits_everywhere(sample: str) -> DiffusionQuantConfig:
         calibration_samples=CALIBRATION_SAMPLES,
         layer_bit_widths=widths,
     )
-
-
-def _silent(message: str, fraction: float) -> None:
-    """Take progress and show none of it."""
 
 
 def _original(sample: str, *, n: int, n_images: int, seed: int) -> DrawnModel:

@@ -28,7 +28,9 @@ from arrowquant_nb import (  # noqa: E402
 )
 from arrowquant_nb.cli import main  # noqa: E402
 from arrowquant_nb.diffusers import PixelDiTPipeline, load_sample, quantize_pipeline, through_torch  # noqa: E402
-from arrowquant_nb.runtime import QuantizedConv2d, QuantizedLinear  # noqa: E402
+from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, current_time  # noqa: E402
+from arrowquant_nb.time_reading import TimeReading  # noqa: E402
+from arrowquant_nb.ui.report import report_html  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -128,15 +130,42 @@ def test_a_language_model_loads_with_its_class_and_stays_tied(folders, tmp_path)
     _, master, exported = folders.of("BERT")
     loaded = transformers.BertForMaskedLM.from_pretrained(exported)
     assert isinstance(loaded.bert.encoder.layer[0].intermediate.dense, QuantizedLinear)
+    assert isinstance(loaded.bert.embeddings.word_embeddings, QuantizedEmbedding)
+    assert isinstance(loaded.cls.predictions.decoder, QuantizedLinear)
     assert loaded.cls.predictions.decoder.weight is loaded.bert.embeddings.word_embeddings.weight
     float_model = language_model()
     float_model.load_state_dict(aq.dequantize_state_dict(master), strict=False)
     call = {"input_ids": torch.arange(5, 25)[None]}
     torch.testing.assert_close(output_of(loaded, call), output_of(float_model, call), rtol=1e-4, atol=1e-5)
     loaded.save_pretrained(tmp_path)
+    stored, first = (json.loads((f / "config.json").read_text()) for f in (tmp_path, exported))
+    assert stored["quantization_config"] == first["quantization_config"]
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(exported / "model.safetensors").keys()
     again = transformers.BertForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert again.bert.encoder.layer[0].intermediate.dense.weight.scales.dtype == torch.float16
     assert (output_of(again, call).float() - output_of(loaded, call)).abs().max() < 0.05
+
+
+def test_a_vocabulary_that_a_model_scales_is_decoded_once_for_all_its_readers(tmp_path):
+    """BART looks words up in a subclass that multiplies them: no quantized layer stands for that."""
+    config = transformers.BartConfig(
+        vocab_size=700, d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, scale_embedding=True,
+        decoder_attention_heads=2, encoder_ffn_dim=256, decoder_ffn_dim=256, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BartModel(config).save_pretrained(tmp_path / "float")
+    settings = RTN.model_copy(update={"modality": "text"})
+    aq.ArrowQuantV2(settings).quantize_diffusion_model(tmp_path / "float", tmp_path / "master", calibration="none")
+    assert not aq.open_quantized(tmp_path / "master")["shared.weight"].kept
+    aq.export_model(tmp_path / "master", "diffusers", tmp_path / "exported")
+    loaded = transformers.BartModel.from_pretrained(tmp_path / "exported")
+    swapped = aq.load_quantized(transformers.BartModel(config).eval(), tmp_path / "master")
+    call = {"input_ids": torch.arange(8)[None], "decoder_input_ids": torch.arange(3)[None]}
+    with torch.no_grad():
+        expected, found = (model(**call).last_hidden_state for model in (swapped, loaded))
+    assert torch.equal(found, expected)
+    assert isinstance(loaded.shared.weight, torch.nn.Parameter)
+    assert loaded.encoder.embed_tokens.weight is loaded.shared.weight
 
 
 def test_a_cast_changes_the_model_and_nothing_that_is_stored(folders):
@@ -170,8 +199,8 @@ def test_a_pipeline_is_quantized_in_place_saved_and_loaded_by_a_fresh_process(tm
     np.save(tmp_path / "after.npy", after)
     code = (
         "import sys, numpy as np, torch, diffusers; import arrowquant_nb; torch.set_num_threads(1)\n"
-        "from arrowquant_nb.diffusers import PixelDiTPipeline\n"
-        "pipe = PixelDiTPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True)\n"
+        "import arrowquant_nb.diffusers\n"
+        "pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]); pipe.set_progress_bar_config(disable=True)\n"
         "seed = torch.Generator().manual_seed(3)\n"
         "images = pipe(class_labels=[3, 5], num_inference_steps=4, generator=seed).images\n"
         "assert 'QuantizedLinear' in repr(pipe.transformer)\n"
@@ -189,6 +218,12 @@ def test_a_pipeline_of_diffusers_loads_whole_and_its_text_encoder_too(tmp_path):
     pipeline = quiet(tiny_torch.dit_pipeline())
     report = quantize_pipeline(pipeline, RTN, [1, 2], 2)
     assert report.n_compared == 2
+    assert report.result.quantized_path is None
+    for page in (str(report.result), report.result._repr_html_(), report_html(report.result)):
+        assert "not kept" in page
+    assert "Run again" not in report.result._repr_html_()
+    with pytest.raises(ModelNotFoundError, match="output=FOLDER"):
+        aq.open_quantized(report.result.quantized_path)
     pipeline.save_pretrained(tmp_path / "dit")
     again = quiet(diffusers.DiffusionPipeline.from_pretrained(tmp_path / "dit"))
     assert isinstance(again.transformer.transformer_blocks[0].attn1.to_q, QuantizedLinear)
@@ -208,6 +243,46 @@ def test_a_pipeline_of_diffusers_loads_whole_and_its_text_encoder_too(tmp_path):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ["UNet", "BERT"])
+def test_layers_that_were_swapped_are_saved_like_loaded_ones(name, folders, tmp_path):
+    _, master, exported = folders.of(name)
+    model, call = (language_model(), None) if name == "BERT" else tiny_torch.seeded(name)
+    call = {"input_ids": torch.arange(5, 25)[None]} if call is None else call(500)
+    kind = type(model)
+    aq.load_quantized(model, master)
+    model.save_pretrained(tmp_path)
+    stored, wanted = (json.loads((f / "config.json").read_text())["quantization_config"] for f in (tmp_path, exported))
+    assert stored == wanted
+    assert torch.equal(output_of(kind.from_pretrained(tmp_path), call), output_of(model, call))
+
+
+@pytest.mark.parametrize("name", ["DiT", "UNet", "BERT"])
+def test_dequantizing_gives_the_float_model_that_the_codes_stand_for(name, folders, tmp_path):
+    _, master, exported = folders.of(name)
+    float_model, call = (language_model(), None) if name == "BERT" else tiny_torch.seeded(name)
+    call = {"input_ids": torch.arange(5, 25)[None]} if call is None else call(500)
+    float_model.load_state_dict(aq.dequantize_state_dict(master), strict=False)
+    model = type(float_model).from_pretrained(exported)
+    model.dequantize()
+    assert not any(isinstance(m, (QuantizedLinear, QuantizedConv2d)) for m in model.modules())
+    assert model.state_dict().keys() == float_model.state_dict().keys()
+    assert torch.equal(output_of(model, call), output_of(float_model, call))
+    model.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(output_of(type(model).from_pretrained(tmp_path), call), output_of(model, call))
+
+
+def test_a_loaded_model_is_cast_and_dequantized_in_half_precision(folders):
+    model = loading(folders.of("DiT")[2]).to(torch.float16)
+    assert model.transformer_blocks[0].attn1.to_q.weight.scales.dtype == torch.float16
+    assert {p.dtype for p in model.dequantize().parameters()} == {torch.float16}
+    huge = loading(folders.of("DiT")[2])
+    layer = huge.transformer_blocks[0].attn1.to_q
+    layer.weight.scales.fill_(60000.0)
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn1\.to_q\.weight overflows torch\.float16"):
+        huge.half().dequantize()
+
+
 def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
     pipeline = quiet(tiny_torch.dit_pipeline())
     config = DiffusionQuantConfig(bit_width=8, method="rtn", activation_bit_width=8, num_time_groups=3)
@@ -221,8 +296,61 @@ def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
     torch.manual_seed(0)
     call = tiny_torch.seeded("DiT")[1](500)
     assert torch.equal(output_of(loaded, call), output_of(pipeline.transformer, call))
-    with pytest.raises(aq.ValidationError, match=r"not in 0\.\.1"):
+    with pytest.raises(aq.ValidationError, match=r"DiTTransformer2DModel was called with timestep \[1001\.0"):
         loaded(**(call | {"timestep": torch.tensor([1001, 1001])}))
+
+
+ROUNDED = DiffusionQuantConfig(bit_width=8, method="rtn", activation_bit_width=8, num_time_groups=3, modality="image")
+
+
+def test_time_is_read_after_loading_as_it_was_calibrated(tmp_path):
+    """A model that counts its timesteps backwards, from 1000 for the clean end to 0."""
+    model, call = tiny_torch.seeded("DiT")
+    calls = [call(t) for t in (100, 300, 500, 700, 900) for _ in range(2)]
+    quantize_pipeline(model, ROUNDED, calls, 5, output=tmp_path / "master", time_range=(1000, 0))
+    model.save_pretrained(tmp_path / "saved")
+    aq.export_model(tmp_path / "master", "diffusers", tmp_path / "exported")
+    swapped = aq.load_quantized(tiny_torch.seeded("DiT")[0], tmp_path / "master")
+    others = [swapped, loading(tmp_path / "saved"), loading(tmp_path / "exported")]
+    assert {m.forward.reading for m in others} == {TimeReading((1000.0, 0.0))}
+    for timestep in (100, 900):
+        inputs = call(timestep)
+        expected = output_of(model, inputs)
+        assert all(torch.equal(output_of(other, inputs), expected) for other in others)
+    table = next(t for t in aq.open_quantized(tmp_path / "master").time_aware.tables if len(t.groups) > 1)
+    assert table.group_at(0.1) != table.group_at(0.9)
+    seen = []
+    layer = others[1].get_submodule(table.layer.removesuffix(".weight"))
+    layer.register_forward_hook(lambda *_: seen.append(current_time().values))
+    output_of(others[1], call(900))
+    assert seen == [(pytest.approx(0.1),)]
+
+
+def test_a_language_model_reads_its_masks_after_loading(tmp_path):
+    model = language_model()
+    texts = np.random.default_rng(0).integers(5, 400, (4, 16))
+    config = ROUNDED.model_copy(update={"modality": "text"})
+    quantize_pipeline(model, config, texts, 4, mask_token_id=4)
+    model.save_pretrained(tmp_path)
+    again = transformers.BertForMaskedLM.from_pretrained(tmp_path)
+    assert again.forward.reading == TimeReading(mask_token_id=4)
+    call = {"input_ids": torch.tensor([[4, 4, 5, 6, 7, 8], [4, 4, 4, 4, 4, 8]])}
+    assert torch.equal(output_of(again, call), output_of(model, call))
+
+
+def test_the_rule_by_which_inputs_are_rounded_is_saved(folders, tmp_path):
+    _, master, _ = folders.of("DiT")
+    model, call = tiny_torch.seeded("DiT")
+    aq.load_quantized(model, master, inputs="per_group").save_pretrained(tmp_path)
+    again = loading(tmp_path)
+    rules = [{n: m.inputs for n, m in x.named_modules() if isinstance(m, QuantizedLinear)} for x in (model, again)]
+    assert rules[0] == rules[1]
+    assert rules[0]["transformer_blocks.0.attn1.to_q"].rule == "per_group"
+    inputs = call(500)
+    assert torch.equal(output_of(again, inputs), output_of(model, inputs))
+    changed_config(tmp_path, lambda settings, _: settings["layers"][Q].update(activation_rule="per_row"))
+    with pytest.raises(MetadataError, match=r"to_q\.weight.*activation_rule 'per_row' is not one of"):
+        loading(tmp_path)
 
 
 def test_the_bundled_models_through_torch_are_what_numpy_computes():
@@ -332,6 +460,47 @@ def test_a_pickle_and_a_value_beyond_float16_are_refused(exported):
     torch.save(tensors, exported / "diffusion_pytorch_model.bin")
     with pytest.raises(CheckpointError, match="a PyTorch pickle; nothing in it is executed here"):
         loading(exported)
+
+
+def test_folders_of_language_models_are_refused_likewise(folders, tmp_path):
+    kind, good = transformers.BertForMaskedLM, folders.of("BERT")[2]
+    tensors = load_file(good / "model.safetensors")
+    words = "bert.embeddings.word_embeddings.weight"
+    for number, (match, error, change) in enumerate([
+        (r"lacks \['bert\.encoder\.layer\.1\.", ShapeMismatchError, lambda _, c: c.update(num_hidden_layers=2)),
+        (r"is \(400, 64\) in the folder, \(401, 64\)", ShapeMismatchError, lambda _, c: c.update(vocab_size=401)),
+        ("format_version 7.0.*update arrowquant_nb", MetadataError, lambda s, _: s.update(format_version="7.0")),
+        (rf"'{words}' is damaged.*bit_width 3", MetadataError, lambda s, _: s["layers"][words].update(bit_width=3)),
+    ]):  # fmt: skip
+        folder = shutil.copytree(good, tmp_path / str(number))
+        changed_config(folder, change)
+        with pytest.raises(error, match=match):
+            kind.from_pretrained(folder)
+    folder = shutil.copytree(good, tmp_path / "tensors")
+    for change in ({f"{words}.packed": torch.zeros(400, 63, dtype=torch.uint8)}, {f"{words}.scales": None}):
+        damaged = {name: value for name, value in (tensors | change).items() if value is not None}
+        save_file(damaged, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ShapeMismatchError, match=words):
+            kind.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="a PyTorch pickle; nothing in it is executed here"):
+        kind.from_pretrained(folder)
+
+
+def test_a_timestep_that_no_grid_was_found_for_names_the_layer_and_the_fix(tmp_path):
+    model, call = tiny_torch.seeded("DiT")
+    calls = [call(t) for t in (500, 600, 900) for _ in range(2)]
+    quantize_pipeline(model, ROUNDED, calls, 3, output=tmp_path / "master")
+    model.save_pretrained(tmp_path / "saved")
+    loaded = loading(tmp_path / "saved")
+    for covered in (400, 999, 1000):
+        output_of(loaded, call(covered))
+    message = r"transformer_blocks\.0\..*weight: the grids of its inputs cover timesteps 400\.\.999 of 1000.*at 399"
+    with pytest.raises(aq.ValidationError, match=message):
+        output_of(loaded, call(399))
+    free = aq.load_quantized(tiny_torch.seeded("DiT")[0], tmp_path / "master", inputs="per_token")
+    output_of(free, call(399))
 
 
 def test_refusals_of_the_pipeline_functions():

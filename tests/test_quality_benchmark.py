@@ -67,6 +67,23 @@ def test_a_peer_that_cannot_be_installed_is_a_row_with_the_reason(tmp_path):
     assert row["failed"].startswith("not installed: ")
 
 
+def test_a_peers_script_finds_what_lies_beside_it_though_make_forbids_that_to_tests(tmp_path, monkeypatch):
+    import environments
+    import peer_runs
+
+    (tmp_path / "beside.py").write_text("ANSWER = 'peer 1'\n")
+    (tmp_path / "mine_types.py").write_text(
+        "import json, sys, beside\n"
+        "request = json.load(open(sys.argv[1]))\n"
+        "json.dump({'version': beside.ANSWER, 'rows': [{'format': 'good'}]}, open(request['answer'], 'w'))\n"
+    )
+    monkeypatch.setattr(peer_runs, "SCRIPTS", tmp_path)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    peer = environments.Peer("mine", ())
+    rows = list(peer_runs.answers(peer, Path(sys.executable), "", {}, tmp_path / "scratch", timed=False))
+    assert rows == [{"by": "peer 1", "format": "good"}]
+
+
 def test_a_format_that_fails_is_a_row_and_the_others_go_on(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

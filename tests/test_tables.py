@@ -1,10 +1,12 @@
 """Text and HTML tables: alignment, escaping, formats."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from arrowquant_nb import tables
+from arrowquant_nb import LayerReport, tables
+from arrowquant_nb.results import AttemptReport
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,18 @@ def test_width_counts_read_like_a_sentence(models):
     from arrowquant_nb import ArrowQuantV2
 
     assert tables.width_counts(ArrowQuantV2().plan(models.dit).rows) == "16 INT4, 2 INT8, 14 kept"
+
+
+def test_why_a_layer_is_as_it_is_begins_with_what_it_beats():
+    sentence = "INT2 gives the layer's output 15.74 dB, at or above the 12 dB asked for; that outweighs a cosine. More."
+    attempt = AttemptReport(
+        2, "gptq-uls", "k", 0.9, 7.0, 1.0, 0.9, True, 15.74, sentence, compared={"uls": 2.0, "r2q": 20.0, "hqq": 2.0}
+    )
+    report = LayerReport(
+        "w", (1, 4), "float32", "quantized", "linear", "", "", 2, 2, n_weights=4, source_nbytes=16, nbytes=2,
+        w_absmax=1.0, attempts=(attempt,),
+    )  # fmt: skip
+    [row] = tables.layer_rows([report])
+    assert row[-1] == "Beats r2q by 10.00 dB; INT2 gives the layer's output 15.74 dB, at or above the 12 dB asked for."
+    [plain] = tables.layer_rows([replace(report, attempts=(replace(attempt, compared={}),))])
+    assert plain[-1] == sentence

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.calibration.capture import capture, chosen_layers
-from arrowquant_nb.calibration.files import read_calibration, write_calibration
+from arrowquant_nb.calibration.capture_file import read_calibration, write_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings, calibration_key, model_hash
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError, OutputError
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from arrowquant_nb.errors import ConfigurationError, MetadataError
+from arrowquant_nb.time_reading import TimeReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ def noisy_end(class_name: str, time: Any, n_timesteps: int) -> float:
         its noisiest time); else `n_timesteps`.
 
     """
-    raw, counted = _numbers(time)
+    raw, counted = times_of(time)
     fraction = class_name.startswith(UNIT_CLASSES) or not (counted or raw.max() > 1)
     return 1.0 if fraction else float(n_timesteps)
 
@@ -108,6 +109,14 @@ class CallTime:
             times = times[:1]
         return times, n_samples
 
+    @property
+    def reading(self) -> TimeReading:
+        """How the calls so far said their time."""
+        if self.counts_masks:
+            return TimeReading(mask_token_id=self._mask_token_id)
+        ends = self.time_range
+        return TimeReading(None if ends is None else (float(ends[0]), float(ends[1])))
+
     def at(self, unit: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the training timesteps of times between 0 and 1."""
         return np.minimum(np.rint(unit * self.n_timesteps), self.n_timesteps - 1).astype(np.int64)
@@ -115,7 +124,7 @@ class CallTime:
     def _timesteps(self, value: Any) -> NDArray[np.int64]:
         if value is None:
             raise MetadataError(f"calibration: {self._class_name} was called without its {self.parameter!r}; give it")
-        raw, _ = _numbers(value)
+        raw, _ = times_of(value)
         if self.time_range is None:
             self.time_range = (0.0, noisy_end(self._class_name, value, self.n_timesteps))
         low, high = self.time_range
@@ -140,8 +149,8 @@ def _n_samples(value: Any) -> int:
     return int(value.shape[0]) if getattr(value, "shape", ()) else 0
 
 
-def _numbers(value: Any) -> tuple[NDArray[np.float64], bool]:
-    """Return the time of every sample, or one, as float64, and whether it is counted in integers.
+def times_of(value: Any) -> tuple[NDArray[np.float64], bool]:
+    """Return the time of every sample, or one, as float64 (n,), and whether it is counted in integers.
 
     Where every token has a time of its own (Wan with a given first frame), a sample's is the noisiest.
     """

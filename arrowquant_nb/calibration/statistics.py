@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ShapeMismatchError
+from arrowquant_nb.time_reading import UNKNOWN_READING, TimeReading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,6 +200,8 @@ class Calibration(Mapping[str, LayerCapture]):
     """xxh3-128 of the user's record file, "" without one."""
     unobserved: tuple[str, ...] = ()
     """Layers that were to be recorded and were not used at every timestep; they are quantized without calibration."""
+    time_reading: TimeReading = UNKNOWN_READING
+    """How the calls said their time."""
 
     def __post_init__(self) -> None:
         """Refuse a mixture of models or steps."""
@@ -244,8 +247,10 @@ class Calibration(Mapping[str, LayerCapture]):
 
     @cached_property
     def data_hash(self) -> str:
-        """xxh3-128 of every array: equal hashes are the same statistics."""
+        """xxh3-128 of every array and of how time was read: equal hashes are the same statistics."""
         digest = xxhash.xxh3_128()
+        if self.time_reading != UNKNOWN_READING:
+            digest.update(json.dumps(self.time_reading.to_dict()).encode())
         for name, sharing in self.inputs.items():
             layer = self.layers[name]
             digest.update(json.dumps([name, sharing, layer.n_rows, [v.hex() for v in layer.histogram_range]]).encode())

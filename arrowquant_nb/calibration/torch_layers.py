@@ -48,6 +48,11 @@ class TorchLayer:
     """A `Linear` or `Conv1d/2d/3d`."""
 
     @property
+    def groups(self) -> int:
+        """Channel groups of a convolution, each with inputs and outputs of its own; 1 elsewhere."""
+        return int(getattr(self.module, "groups", 1))
+
+    @property
     def columns(self) -> int:
         """Columns of the weight's matrix view."""
         return int(np.prod(self.module.weight.shape[1:]))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DENOISERS: Final = ("transformer", "unet", "prior", "decoder")
 """What diffusers pipelines call the model that denoises."""
 MAX_HELD_OUT: Final = 32
+SUBJECTS: Final = ("prompt", "class_labels")
+"""Arguments of which a pipeline needs one (or one made from it, such as `prompt_embeds`)."""
 
 T = TypeVar("T")
 
@@ -116,12 +118,24 @@ def pipeline_call(pipeline: Any, entry: Any, steps: int, seed: int, options: Map
     options
         Further arguments; those of the entry win. An `output_type` is left out where the pipeline has none.
 
+    Raises
+    ------
+    ConfigurationError
+        The pipeline needs a prompt or a class, and has none.
+
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     found = {"num_inference_steps": steps, "generator": torch_module().Generator("cpu").manual_seed(seed)}
     known = {k: v for k, v in (found | {"output_type": options.get("output_type", "np")}).items() if k in parameters}
     rest = {k: v for k, v in options.items() if k != "output_type"}
-    return pipeline(**{**known, **rest, **_arguments(pipeline, entry)})
+    given = {**rest, **_arguments(pipeline, entry)}
+    subject = next((name for name in SUBJECTS if name in parameters), None)
+    if subject is not None and not any(name.startswith(subject) for name in given):
+        raise ConfigurationError(
+            f"{type(pipeline).__name__} draws what its {subject} says, and none is given: "
+            "give prompts or classes, on the command line by --prompts FILE with one a line"
+        )
+    return pipeline(**{**known, **given})
 
 
 def loop_runs(loop: Callable[[int], object], settings: CalibrationSettings) -> Runs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb import samples
 from arrowquant_nb.calibration.capture import capture
-from arrowquant_nb.calibration.files import write_calibration
+from arrowquant_nb.calibration.capture_file import write_calibration
 from arrowquant_nb.calibration.statistics import CalibrationSettings
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
 from arrowquant_nb.runs.model_calibration import calibrate

@@ -231,7 +231,10 @@ def validate(
 @_json
 @_quiet
 def dequantize(quantized: str, output: str, as_json: bool, quiet: bool) -> None:
-    """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read."""
+    """Write QUANTIZED back as a safetensors folder of the original layout, for any other tool to read.
+
+    Of a pipeline it writes the quantized component; `export --to safetensors --pipeline FOLDER` adds the others.
+    """
     with progress_bar(quiet=quiet or as_json) as progress:
         folder = str(aq.dequantize_model(quantized, output, progress))
     _print({"path": folder} if as_json else folder, as_json)
@@ -322,11 +325,11 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Execute a notebook with parameters; without NOTEBOOK the one that quantizes a model and shows what it cost.
+    """Execute a notebook with parameters; without NOTEBOOK the one that quantizes a model and shows what it cost.
 
     \b
     arrowquant run out.ipynb -p model digits-dit -p bit_width 4 --html
-    """
+    """  # noqa: D301 - click looks for the backspace itself
     if len(paths) > 2:
         raise click.UsageError(f"at most two notebooks, NOTEBOOK and OUTPUT.ipynb, but {len(paths)} paths were given")
     notebook = Path(paths[0]) if len(paths) == 2 else batch.packaged_notebook()
@@ -358,7 +361,7 @@ def run_batch(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Execute a notebook once for every combination of parameters; exit code 1 when a job failed.
+    """Execute a notebook once for every combination of parameters; exit code 1 when a job failed.
 
     \b
     JOBS.yaml, such as:
@@ -366,7 +369,7 @@ def run_batch(
       grid:
         model: [digits-dit, docs-mlm]
         profile: [edge, local]
-    """
+    """  # noqa: D301 - click looks for the backspace itself
     silent = quiet or as_json
     with progress_bar(quiet=silent) as progress:
 

@@ -27,8 +27,11 @@ _SINGULAR: Final = {
     "sensitive_layer_names": "sensitive-layer-name",
     "sensitive_layer_patterns": "sensitive-layer-pattern",
     "layer_bit_widths": "layer-bit-width",
+    "layer_methods": "layer-method",
 }
-_METAVARS: Final = {"integer": "N", "number": "X", "word": "WORD", "words": "TEXT", "table": "NAME=BITS"}
+_METAVARS: Final = {"integer": "N", "number": "X", "word": "WORD", "words": "TEXT"}
+_TABLES: Final = {"layer_bit_widths": ("NAME=BITS", "8"), "layer_methods": ("NAME=METHOD", "mse")}
+"""What an entry of a table is spelled like, and a value for the example."""
 
 
 def config_options(command: _Command) -> _Command:
@@ -63,7 +66,7 @@ def load_config(yaml: str | None, settings: Mapping[str, Any]) -> DiffusionQuant
     ConfigurationError
         Names the option, variable or line of the file.
     click.BadParameter
-        `--layer-bit-width` is not NAME=BITS, or names a layer twice.
+        `--layer-bit-width` is not NAME=BITS, `--layer-method` not NAME=METHOD, or one names a layer twice.
     """
     explicit: dict[str, object] = {}
     for name, facts in field_facts().items():
@@ -71,7 +74,7 @@ def load_config(yaml: str | None, settings: Mapping[str, Any]) -> DiffusionQuant
         if given is None or given == ():
             continue
         if facts["kind"] == "table":
-            explicit[name] = _widths(given)
+            explicit[name] = _table(name, given)
         elif facts["kind"] in ("words", "flag"):
             explicit[name] = given
         else:
@@ -122,7 +125,8 @@ def _spellings(name: str, facts: Mapping[str, object]) -> list[str]:
 def _behaviour(name: str, facts: Mapping[str, object], offered: tuple[str, ...]) -> dict[str, Any]:
     behaviour: dict[str, Any] = {"default": None, "help": _help(name, facts), "hidden": name not in offered}
     if facts["kind"] != "flag":
-        behaviour |= {"metavar": _METAVARS[str(facts["kind"])], "multiple": facts["kind"] in ("words", "table")}
+        spelled = _TABLES[name][0] if facts["kind"] == "table" else _METAVARS[str(facts["kind"])]
+        behaviour |= {"metavar": spelled, "multiple": facts["kind"] in ("words", "table")}
     return behaviour
 
 
@@ -149,14 +153,16 @@ def _word(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _widths(pairs: tuple[str, ...]) -> dict[str, object]:
-    widths: dict[str, object] = {}
+def _table(setting: str, pairs: tuple[str, ...]) -> dict[str, object]:
+    spelled, example = _TABLES[setting]
+    found: dict[str, object] = {}
     for pair in pairs:
-        name, equals, bits = pair.rpartition("=")
+        name, equals, value = pair.rpartition("=")
         if not equals or not name:
-            example = "'proj_out.weight=8'"
-            raise click.BadParameter(f"{pair!r} is not NAME=BITS, such as {example}", param_hint="--layer-bit-width")
-        if name in widths:
-            raise click.BadParameter(f"{name!r} is given twice; keep one of the two", param_hint="--layer-bit-width")
-        widths[name] = from_text("integer", bits)
-    return widths
+            raise click.BadParameter(
+                f"{pair!r} is not {spelled}, such as 'proj_out.weight={example}'", param_hint=_option(setting)
+            )
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice; keep one of the two", param_hint=_option(setting))
+        found[name] = from_text("integer", value)
+    return found

@@ -79,6 +79,7 @@ NamesField = Annotated[tuple[NameField, ...], BeforeValidator(_list)]
 PatternsField = Annotated[tuple[Annotated[NameField, AfterValidator(_regex)], ...], BeforeValidator(_list)]
 LayerBitsField = Annotated[int, BeforeValidator(_integer), AfterValidator(_layer_bits)]
 WidthsField = Annotated[Mapping[NameField, LayerBitsField], AfterValidator(MappingProxyType)]
+MethodsField = Annotated[Mapping[NameField, QuantMethod], AfterValidator(MappingProxyType)]
 
 
 def _setting(
@@ -149,6 +150,11 @@ class ConfigFields(BaseModel):
         "layer_bit_widths", "Bits per layer", "Layer name or glob to width; 16 keeps the layer in float. Goes before "
         "every other rule.", kind="table", valid="layer names or globs, each with 2, 4, 8 or 16", unit="bits",
     )  # fmt: skip
+    layer_methods: MethodsField = _setting(
+        "layer_methods", "Method per layer", "Layer name or glob to method, in place of the run's method; its width "
+        "stays what the other rules say. r2q exists at 2 bits only.", kind="table",
+        valid="layer names or globs, each with auto, rtn, mse, uls, hqq, r2q or gptq",
+    )  # fmt: skip
     modality: Modality | None = _setting(
         "modality", "Modality", "What the model makes; none lets its files tell.",
         kind="word", valid="text, code, image, audio or none",
@@ -160,8 +166,14 @@ class ConfigFields(BaseModel):
     )  # fmt: skip
     enable_spatial: FlagField = _setting(
         "enable_spatial", "Spatial", "Even out the channels of image and audio models where that lowers the error of a "
-        "layer's output (needs calibration); with quantized activations also take their means off.",
+        "layer's output (needs calibration); with quantized activations, where it gains most, also take their means "
+        "off. With float inputs GPTQ leaves it little to gain.",
         kind="flag", valid="true or false",
+    )  # fmt: skip
+    fold_equalization: FlagField = _setting(
+        "fold_equalization", "Fold equalization", "Put the divisors of evened-out channels into the weights before a "
+        "layer where the architecture allows (DiT), so that nothing divides when the model runs; false stores all of "
+        "them beside the codes and leaves every kept tensor bit-exact.", kind="flag", valid="true or false",
     )  # fmt: skip
     num_time_groups: IntegerField = _setting(
         "num_time_groups", "Time groups", "Most groups that the timesteps are divided into.",

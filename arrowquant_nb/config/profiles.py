@@ -77,12 +77,13 @@ FLOAT16_GROUP_SIZES: Final[Mapping[str, int]] = MappingProxyType({"edge": 32, "l
 
 _LOCAL: Final[dict[str, object]] = {
     "bit_width": 4, "modality": None, "num_time_groups": 10, "group_size": 32, "enable_time_aware": True,
-    "enable_spatial": True, "min_accuracy": 0.98, "calibration_samples": 128, "deployment_profile": "local",
+    "enable_spatial": True, "fold_equalization": True, "min_accuracy": 0.98, "calibration_samples": 128,
+    "deployment_profile": "local",
     "fail_fast": False, "num_threads": 0, "activation_bit_width": None, "min_output_sqnr_db": None,
     "min_network_sqnr_db": None, "method": "auto",
     "scale_format": "k", "rotation": "none", "low_rank": 0, "gain_correction": True,
     "skip_sensitive_layers": False, "sensitive_layer_names": (), "sensitive_layer_patterns": (),
-    "layer_bit_widths": {}, "target_model_size_mb": None, "seed": 0,
+    "layer_bit_widths": {}, "layer_methods": {}, "target_model_size_mb": None, "seed": 0,
 }  # fmt: skip
 
 PROFILES: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({

@@ -275,7 +275,7 @@ def _plain(value: object) -> object:
         return value.value
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if isinstance(value, Mapping) else value
+    return {name: _plain(entry) for name, entry in value.items()} if isinstance(value, Mapping) else value
 
 
 def _spelled(value: object) -> str:

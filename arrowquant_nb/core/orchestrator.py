@@ -313,8 +313,15 @@ def output_figures(outputs: list[OutputStatistics]) -> OutputFigures | None:
     return OutputFigures(joined.sqnr_db, joined.worst_sqnr_db, joined.cosine, joined.gain)
 
 
-def quantize_layers(tasks: list[LayerTask], source: Source, sink: Sink, control: Control) -> list[LayerReport]:
+def quantize_layers(
+    tasks: list[LayerTask], source: Source, sink: Sink, control: Control, n_layers: int | None = None
+) -> list[LayerReport]:
     """Process every task in order; return the reports so far when cancelled, all of them otherwise.
+
+    Parameters
+    ----------
+    tasks : all tensors, or some of them.
+    n_layers : tensors of the whole run, for the events; default as many as there are tasks.
 
     Raises
     ------
@@ -322,7 +329,7 @@ def quantize_layers(tasks: list[LayerTask], source: Source, sink: Sink, control:
         With `fail_fast`, at the first failed gate. Without it a layer that fails at every width is reported
         (`LayerReport.passed` is false), is not committed, and the run goes on.
     """
-    loop = LayerLoop(source, sink, control, len(tasks))
+    loop = LayerLoop(source, sink, control, len(tasks) if n_layers is None else n_layers)
     reports: list[LayerReport] = []
     for batch in batches(tasks):
         if loop.stopped or control.cancelled():

@@ -53,6 +53,14 @@ class Recipe:
         return Layout(1, columns, self.bit_width, self.group_size, grid).nbytes()
 
 
+def float16_group_size(method: str, reference: Recipe, columns: int) -> int:
+    """Return the smallest groups with which a float16 grid stores no more than `reference`; else the largest."""
+    for size in GROUP_SIZES:
+        if Recipe(reference.bit_width, method, size, False).row_nbytes(columns) <= reference.row_nbytes(columns):
+            return size
+    return GROUP_SIZES[-1]
+
+
 def recipes(
     methods: list[str],
     bit_width: int,

@@ -90,4 +90,5 @@ def layer_report(
         inputs=inputs,
         scale_format=scale_format_of(tensor),
         held=task.held,
+        folding=task.folding,
     )

@@ -47,6 +47,8 @@ class LayerTask:
         scale_format: str = "float16",
         activation_bit_width: int = 16,
         held: bool = False,
+        folding: str = "",
+        ordered_method: str = "",
     ) -> None:
         self.index = index
         self.file = file
@@ -73,6 +75,9 @@ class LayerTask:
         self.activation_bit_width = activation_bit_width  # 16: the layer's input stays float
         # A size limit decided the width: a missed gate is recorded, and no wider one is tried.
         self.held = held
+        # What folding equalization did to the weights before they came here, in words; empty: nothing.
+        self.folding = folding
+        self.ordered_method = ordered_method  # by the user, for this layer; "": the run's method
 
     def stored_as(
         self,
@@ -113,7 +118,20 @@ class LayerTask:
             "" if kept else scale_format,
             16 if kept else self.activation_bit_width,
             held,
+            self.folding,
+            "" if kept else self.ordered_method,
         )
+
+    def folded(self, words: str, kept_dtype: str) -> LayerTask:
+        """Return the same tensor with equalization folded into it; a kept one is carried over in `kept_dtype`."""
+        how = ", kept as float32" if self.kept else ""
+        sentence = f"Folded: {words} by equalization scales{how}; the float model computes what it did before."
+        found = self.stored_as(
+            self.bit_width, self.group_size, self.scale_format, self.methods, kept_dtype if self.kept else self.dtype,
+            self.rule, f"{self.reason} {sentence}", self.min_accuracy, self.held,
+        )  # fmt: skip
+        found.folding = words
+        return found
 
     @property
     def method(self) -> str:

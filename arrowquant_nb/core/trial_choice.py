@@ -99,13 +99,13 @@ class Choice:
         if self.treatment is None or inputs is None:
             return None
         output = OutputStatistics.combine(self.rounded) if self.rounded else None
-        return self.treatment.report(inputs.rounding, output)
+        return self.treatment.report(inputs, output)
 
     def facts(self, task: LayerTask, inputs: LayerInputs | None) -> dict[str, Any]:
         """Return what is stored with the layer of its inputs."""
         if self.treatment is None or inputs is None:
             return {}
-        return self.treatment.facts(task.name, inputs.rounding)
+        return self.treatment.facts(task.name, inputs)
 
     def explain(self, calibrated: bool) -> str:
         """Say why this way was taken, "" where there was no other."""

@@ -6,8 +6,10 @@ model = FluxTransformer2DModel.from_pretrained("folder-of-arrowquant-export-to-d
 
 skeleton.py              a float model made ready for packed codes, and finished
 folder_config.py         `quantization_config` as the two libraries want it
+folder_loader.py         what the two methods do alike
 diffusers_backend.py     the method of diffusers
 transformers_backend.py  the method of transformers, for text encoders and language models
+saving.py                a model with swapped layers made known to its library
 pipelines.py             `quantize_pipeline`: a pipeline quantized in place
 pixel_pipeline.py        a pipeline for transformers on pixels, such as the bundled ones
 """
@@ -22,7 +24,7 @@ if _MISSING:
     )
 
 # ruff: noqa: E402 - the check comes first, so that what is missing is said in one sentence
-from arrowquant_nb.diffusers import diffusers_backend, transformers_backend
+from arrowquant_nb.diffusers import diffusers_backend, pixel_pipeline, transformers_backend
 from arrowquant_nb.diffusers.diffusers_backend import ArrowQuantConfig
 from arrowquant_nb.diffusers.pipelines import PipelineQuantization, quantize_pipeline
 from arrowquant_nb.diffusers.pixel_pipeline import PixelDiTPipeline
@@ -39,3 +41,4 @@ __all__ = [
 
 diffusers_backend.register()
 transformers_backend.register()
+pixel_pipeline.register()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
-from arrowquant_nb.diffusers.skeleton import check_model, finish, headers, make_room, stored_weight_at
-from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
+from arrowquant_nb.diffusers.folder_loader import FolderLoader
+from arrowquant_nb.diffusers.skeleton import finish, stored_weight_at
+from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.export.folder_settings import QUANT_METHOD
+from arrowquant_nb.runtime.float_layers import restore_floats
 
 if TYPE_CHECKING:
     import torch
 
+    from arrowquant_nb.storage.quantized import QuantizedModel
     from arrowquant_nb.storage.safetensors_file import TensorEntry
 
 __all__ = ["ArrowQuantConfig", "ArrowQuantizer", "attach", "register"]
@@ -25,31 +29,23 @@ class ArrowQuantConfig(FolderConfig, QuantizationConfigMixin):
     """`quantization_config` of a model of diffusers."""
 
 
-class ArrowQuantizer(DiffusersQuantizer):
-    """Loads packed codes into quantized layers, and saves them as they are."""
+class ArrowQuantizer(FolderLoader, DiffusersQuantizer):
+    """Loads packed codes into quantized layers, saves them as they are, and decodes them on demand."""
 
     quantization_config: ArrowQuantConfig
 
     def __init__(self, quantization_config: ArrowQuantConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._files: list[str] = []
         self._entries: dict[str, TensorEntry] = {}
 
-    def validate_environment(self, *_: object, **__: object) -> None:
-        """Refuse to quantize while loading: that takes the master copy and its calibration."""
-        if not self.pre_quantized:
-            raise ConfigurationError(
-                "from_pretrained loads our quantized folders; to quantize a float model, load it and call "
-                "arrowquant_nb.diffusers.quantize_pipeline"
-            )
-
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Check the files' headers against the settings; names stay."""
-        self._entries = headers(checkpoint_files, self.quantization_config.settings)
+        """Note the files, which come with no other call; names stay."""
+        self._files = checkpoint_files
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **_: object) -> None:
-        check_model(model, self.quantization_config.settings, self._entries)
-        make_room(model, self.quantization_config.settings)
+        self._entries = self.make_ready(model, self._files)
 
     def check_if_quantized_param(
         self, model: Any, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **_: object
@@ -88,21 +84,23 @@ class ArrowQuantizer(DiffusersQuantizer):
         return [key for key in missing_keys if key not in self._entries]
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
-        decoded = finish(model)
+        decoded = finish(model, self.quantization_config.settings)
         if decoded:
             self.quantization_config = self.quantization_config.without(decoded)
             model.register_to_config(quantization_config=self.quantization_config)
+        # By this mark diffusers refuses `to(dtype)`; our layers take a cast and keep their codes.
+        model.is_quantized = False
         return model
+
+    def _dequantize(self, model: Any) -> Any:
+        config = {name: value for name, value in model.config.items() if name != "quantization_config"}
+        model._internal_dict = FrozenDict(config)  # noqa: SLF001 - diffusers has no way to take a key out
+        return restore_floats(model)
 
     @property
     def is_serializable(self) -> bool:
         """`save_pretrained` writes the codes."""
         return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Codes are not trained."""
-        return False
 
 
 def register() -> None:
@@ -111,10 +109,9 @@ def register() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = ArrowQuantConfig
 
 
-def attach(model: Any, settings: FolderSettings) -> None:
-    """Let a model that was quantized in place be saved like one that was loaded."""
-    config = ArrowQuantConfig(settings).held_by(model)
+def attach(model: Any, folder: QuantizedModel) -> None:
+    """Let a model whose layers come from a model folder be saved like one that was loaded."""
+    config = ArrowQuantConfig.held_by(model, folder)
     model.hf_quantizer = ArrowQuantizer(config, pre_quantized=True)
-    model.is_quantized = True
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)

@@ -15,6 +15,8 @@ from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from arrowquant_nb.storage.quantized import QuantizedModel
+
 __all__ = ["FolderConfig", "Method"]
 
 
@@ -63,24 +65,21 @@ class FolderConfig:
         kept = None if self.settings.kept is None else (*self.settings.kept, *names)
         return type(self)(replace(self.settings, layers=layers, kept=kept))
 
-    def held_by(self, model: Any) -> Self:
-        """Return what a model that was quantized in place holds: its layers as they are, the other weights kept.
+    @classmethod
+    def held_by(cls, model: Any, folder: QuantizedModel) -> Self:
+        """Return what a model holds whose layers come from a model folder: these as they are, other weights kept.
 
-        Inputs rounded per group of channels are written down as rounded per token; the format knows no groups.
+        Of layers that share their codes the folder names one.
         """
-        layers = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
-        forms = {
-            name: replace(layer.form, activation_bit_width=0 if layer.inputs.is_float else layer.inputs.bit_width)
-            for name, layer in layers.items()
-        }
-        tables = self.settings.time_aware
+        modules = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+        layers = {name: modules[name] for name in folder if name in modules}
+        forms = {name: layer.described() for name, layer in layers.items()}
+        tables = folder.time_aware
         if tables is not None:
-            static = {name for name, layer in layers.items() if layer.inputs.table is not None}
-            kept_tables = tuple(table for table in tables.tables if table.layer in static)
-            tables = replace(tables, tables=kept_tables) if kept_tables else None
-        rest = [name for name in self.settings.layers if name not in forms]
-        kept = None if self.settings.kept is None else (*self.settings.kept, *rest)
-        return type(self)(replace(self.settings, layers=forms, kept=kept, time_aware=tables))
+            kept = tuple(table for table in tables.tables if table.layer in layers and layers[table.layer].inputs.table)
+            tables = replace(tables, tables=kept) if kept else None
+        rest = tuple(name for name in folder if name not in forms)
+        return cls(FolderSettings(forms, folder.modality, rest, tables))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.settings.layers)} quantized tensors)"

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from diffusers import ModelMixin
 
 from arrowquant_nb.calibration.torch_runs import component_of, is_pipeline, listed, pipeline_call
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.diffusers import diffusers_backend, transformers_backend
+from arrowquant_nb.diffusers.saving import let_save
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.errors import ConfigurationError
-from arrowquant_nb.export.diffusers_folder import settings_of
 from arrowquant_nb.runs.model_calibration import calibrate
-from arrowquant_nb.runtime.loading import load_quantized
-from arrowquant_nb.storage.quantized import open_quantized
+from arrowquant_nb.runtime.loading import load_into
+from arrowquant_nb.storage.quantized import open_privately
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -86,7 +84,8 @@ def quantize_pipeline(
     steps : sampling steps.
     component : of a pipeline; default the one that denoises.
     calibration : a file of `calibrate`, instead of `inputs`.
-    output : keep the master copy, a Parquet model folder, here; default it is thrown away.
+    output : keep the master copy, a Parquet model folder, here; by default none is kept, and the result's
+        `quantized_path` is None.
     options : further arguments of every call of the pipeline, such as height and width.
     progress_callback : see `quantize_diffusion_model`.
     calibrating : further arguments of `calibrate`: seed, n_samples, tokenizer, mask_token_id, time_range, ...
@@ -129,13 +128,11 @@ def quantize_pipeline(
         result = DiffusionOrchestrator(config).quantize_model(
             source, folder, progress_callback, calibration=calibration or "none"
         )
-        load_quantized(model, folder, mask_token_id=calibrating.get("mask_token_id"))
-        with open_quantized(folder) as opened:
-            settings = settings_of(opened)
-    if isinstance(model, ModelMixin):
-        diffusers_backend.attach(model, settings)
-    else:
-        transformers_backend.attach(model, settings)
+        with open_privately(folder) as opened:
+            load_into(model, opened, mask_token_id=calibrating.get("mask_token_id"))
+            let_save(model, opened)
+    if output is None:
+        result = replace(result, quantized_path=None)
     if drawn is None:
         return PipelineQuantization(result, name, None, 0)
     again = _drawn(pipeline, inputs, steps, options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTTransformer2DModel
 from diffusers.utils.outputs import BaseOutput
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PixelDiTPipeline", "PixelOutput"]
+__all__ = ["PixelDiTPipeline", "PixelOutput", "register"]
 
 
 class PixelOutput(BaseOutput):
@@ -120,3 +121,8 @@ class PixelDiTPipeline(DiffusionPipeline):
             images = self.scheduler.step(output, t, images).prev_sample
         found: Any = (images.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return PixelOutput(images=found) if return_dict else (found,)
+
+
+def register() -> None:
+    """Let `DiffusionPipeline.from_pretrained` find the class, which it looks for among the names of diffusers."""
+    diffusers.PixelDiTPipeline = PixelDiTPipeline

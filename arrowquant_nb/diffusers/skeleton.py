@@ -14,10 +14,9 @@ import torch
 from arrowquant_nb.errors import CheckpointError, MetadataError, ShapeMismatchError
 from arrowquant_nb.export.folder_reader import check_names
 from arrowquant_nb.runtime.input_format import InputFormat
-from arrowquant_nb.runtime.loading import empty_layer, swappable
+from arrowquant_nb.runtime.loading import follow_tables, layer_over, swappable
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight
-from arrowquant_nb.runtime.time import follow_time, time_argument
 from arrowquant_nb.storage.safetensors_file import TensorEntry, quoted, read_header
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderSettings
 
-__all__ = ["check_model", "decode_rest", "finish", "headers", "make_room", "stored_weight_at"]
+__all__ = ["check_model", "decode_rest", "finish", "headers", "make_room", "stored_weight_at", "tied_names"]
 
 SHOWN = 5
 
@@ -82,31 +81,42 @@ def check_model(model: Any, settings: FolderSettings, entries: Mapping[str, Tens
 def make_room(model: Any, settings: FolderSettings) -> None:
     """Put empty quantized layers in the place of those that are stored as codes.
 
-    A weight that no quantized layer can hold, such as a table of embeddings, gets room for its codes where it stood;
-    `finish` decodes it.
+    A weight that no quantized layer can hold, or that is tied to one that none can, gets room for its codes where it
+    stood; `finish` decodes it.
     """
     for name, form in settings.layers.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if leaf == "weight" and path and swappable(module):
-            inputs = _input_format(settings, name)
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, empty_layer(module, name, form, inputs))
-            continue
         old = getattr(module, leaf, None)
         if not isinstance(old, torch.nn.Parameter):
             raise MetadataError(f"{quoted(name)} is stored as codes, and {type(model).__name__} has no such weight")
-        delattr(module, leaf)
-        module.add_module(leaf, StoredWeight(form, old.dtype, "meta"))
+        weight = StoredWeight(form, old.dtype, "meta")
+        if leaf == "weight" and path and all(map(swappable, (module, *_tied_modules(model, name)))):
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer_over(weight, module, name, _input_format(settings, name)))
+        else:
+            delattr(module, leaf)
+            module.add_module(leaf, weight)
+
+
+def tied_names(model: Any, name: str) -> list[str]:
+    """Return the other weights that a model of transformers ties to one; of other models none are known."""
+    pairs: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    source = pairs.get(name, name)
+    return [other for other in (source, *(t for t, s in pairs.items() if s == source)) if other != name]
+
+
+def _tied_modules(model: Any, name: str) -> list[Any]:
+    return [model.get_submodule(other.rpartition(".")[0]) for other in tied_names(model, name)]
 
 
 def _input_format(settings: FolderSettings, name: str) -> InputFormat | None:
-    """Return how a layer's inputs are rounded: by its table, else per token where they are rounded at all."""
+    """Return how a layer's inputs are rounded: by its table, else by their own range where they are rounded at all."""
     tables = settings.time_aware
     if tables is not None and name in tables.by_layer:
         return InputFormat("static", tables.bit_width, tables.by_layer[name])
-    bits = settings.layers[name].activation_bit_width
-    return InputFormat("per_token", bits) if bits else None
+    layer = settings.layers[name]
+    return InputFormat(layer.activation_rule, layer.activation_bit_width) if layer.activation_bit_width else None
 
 
 def stored_weight_at(model: Any, name: str) -> tuple[StoredWeight, str] | None:
@@ -135,7 +145,7 @@ def decode_rest(model: Any) -> list[str]:
     return decoded
 
 
-def finish(model: Any) -> list[str]:
+def finish(model: Any, settings: FolderSettings) -> list[str]:
     """Decode what no quantized layer holds, check that all is filled, and let layers know the timestep if they need it.
 
     Returns
@@ -162,8 +172,8 @@ def finish(model: Any) -> list[str]:
             raise CheckpointError(
                 f"{quoted(name)} overflows float16, whose largest is 65504: load it as bfloat16 or float32"
             )
-    if any(layer.inputs.table is not None for layer in layers.values()) and time_argument(model.forward) is not None:
-        follow_time(model)
+    if any(layer.inputs.table is not None for layer in layers.values()):
+        follow_tables(model, settings.time_aware)
     return decoded
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
-from arrowquant_nb.diffusers.skeleton import check_model, decode_rest, finish, headers, make_room
-from arrowquant_nb.errors import ConfigurationError
-from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
+from arrowquant_nb.diffusers.folder_loader import FolderLoader
+from arrowquant_nb.diffusers.skeleton import decode_rest, finish, tied_names
+from arrowquant_nb.export.folder_settings import QUANT_METHOD
+from arrowquant_nb.runtime.float_layers import restore_floats
+from arrowquant_nb.runtime.loading import layer_over
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+
+if TYPE_CHECKING:
+    from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["ArrowQuantLanguageConfig", "ArrowQuantLanguageQuantizer", "attach", "register"]
 
@@ -20,8 +26,8 @@ class ArrowQuantLanguageConfig(FolderConfig, QuantizationConfigMixin):
     """`quantization_config` of a model of transformers."""
 
 
-class ArrowQuantLanguageQuantizer(HfQuantizer):
-    """Loads packed codes into quantized layers, and saves them as they are."""
+class ArrowQuantLanguageQuantizer(FolderLoader, HfQuantizer):
+    """Loads packed codes into quantized layers, saves them as they are, and decodes them on demand."""
 
     quantization_config: ArrowQuantLanguageConfig
 
@@ -29,25 +35,15 @@ class ArrowQuantLanguageQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._decoded: list[str] = []
 
-    def validate_environment(self, *_: object, **__: object) -> None:
-        """Refuse to quantize while loading: that takes the master copy and its calibration."""
-        if not self.pre_quantized:
-            raise ConfigurationError(
-                "from_pretrained loads our quantized folders; to quantize a float model, load it and call "
-                "arrowquant_nb.diffusers.quantize_pipeline"
-            )
-
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **_: object
     ) -> Any:
-        settings = self.quantization_config.settings
-        check_model(model, settings, headers(checkpoint_files or [], settings))
-        make_room(model, settings)
-        _decode_before_tying(model, self._decoded)
+        self.make_ready(model, checkpoint_files or [])
+        _prepare_tying(model, self._decoded)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: object) -> Any:
-        finish(model)
+        finish(model, self.quantization_config.settings)
         if self._decoded:
             self.quantization_config = self.quantization_config.without(self._decoded)
             model.config.quantization_config = self.quantization_config
@@ -57,24 +53,40 @@ class ArrowQuantLanguageQuantizer(HfQuantizer):
         """`save_pretrained` writes the codes."""
         return True
 
-    @property
-    def is_trainable(self) -> bool:
-        """Codes are not trained."""
-        return False
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        restore_floats(model, dtype)
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        return model
 
 
-def _decode_before_tying(model: Any, decoded: list[str]) -> None:
-    """Have the next `tie_weights` of a model decode first what no quantized layer holds, and note the names.
+def _prepare_tying(model: Any, decoded: list[str]) -> None:
+    """Have the next `tie_weights` of a model deal with codes first, and note the names of what was decoded.
 
-    transformers ties weights before it lets us finish, and ties parameters only.
+    transformers ties weights before it lets us finish, and ties parameters only: what no quantized layer holds is
+    decoded, and a layer that is tied to a quantized one gets its codes.
     """
 
-    def tie_weights(*args: Any, **kwargs: Any) -> Any:
+    def tie_weights(missing_keys: set[str] | None = None, **options: Any) -> Any:
         del model.tie_weights  # the class's own is back
         decoded.extend(decode_rest(model))
-        return model.tie_weights(*args, **kwargs)
+        _share_codes(model, missing_keys)
+        return model.tie_weights(missing_keys=missing_keys, **options)
 
     model.tie_weights = tie_weights
+
+
+def _share_codes(model: Any, missing_keys: set[str] | None) -> None:
+    layers = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    for name, layer in layers.items():
+        for other in tied_names(model, name):
+            path = other.rpartition(".")[0]
+            parent, _, child = path.rpartition(".")
+            module = model.get_submodule(path)
+            setattr(model.get_submodule(parent), child, layer_over(layer.weight, module, name, layer.inputs))
+            if missing_keys is not None:
+                missing_keys.discard(other)
+    pairs = model.all_tied_weights_keys
+    model.all_tied_weights_keys = {t: s for t, s in pairs.items() if t not in layers and s not in layers}
 
 
 def register() -> None:
@@ -83,9 +95,9 @@ def register() -> None:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = ArrowQuantLanguageConfig
 
 
-def attach(model: Any, settings: FolderSettings) -> None:
-    """Let a model that was quantized in place be saved like one that was loaded."""
-    config = ArrowQuantLanguageConfig(settings).held_by(model)
+def attach(model: Any, folder: QuantizedModel) -> None:
+    """Let a model whose layers come from a model folder be saved like one that was loaded."""
+    config = ArrowQuantLanguageConfig.held_by(model, folder)
     model.hf_quantizer = ArrowQuantLanguageQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = config.quant_method

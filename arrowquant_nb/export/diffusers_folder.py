@@ -1,6 +1,6 @@
 """The folder that diffusers loads: `config.json` with our `quantization_config`, and safetensors with packed codes.
 
-Layout, format version 1.0. The folder has the source's files and names (`diffusion_pytorch_model*.safetensors`, index,
+Layout, format version 1.1. The folder has the source's files and names (`diffusion_pytorch_model*.safetensors`, index,
 `config.json`, of a pipeline also `model_index.json` and the small files beside it), with two changes:
 
 1. In the safetensors, a quantized tensor NAME (such as `blocks.0.to_q.weight`, matrix view `[rows, columns]` =
@@ -27,12 +27,14 @@ Layout, format version 1.0. The folder has the source's files and names (`diffus
 
 2. In `config.json`, the key `quantization_config` holds
 
-   - `quant_method` "arrowquant", `format_version` "1.0", `modality`;
+   - `quant_method` "arrowquant", `format_version` "1.1", `modality`;
    - `layers`: {NAME: {shape, dtype, bit_width, group_size, grid, method, and where they apply scale_dtype
      (default "float16"), rotation_seed, low_rank, equalization (a dtype), activation_means (number of groups),
-     activation_bit_width (4 or 8: the input is rounded, with a scale per token where `time_aware` has no grids)}};
+     activation_bit_width (4 or 8: the input is rounded, by its own range where `time_aware` has no grids),
+     activation_rule (since 1.1; "per_token" by default, "per_group": a scale per token and 64 channels)}};
    - `kept`: names of all other tensors (or null: not listed);
-   - `time_aware`: null, or `TimeAwareQuantMetadata.to_dict()`: activation grids per timestep group, by NAME.
+   - `time_aware`: null, or `TimeAwareQuantMetadata.to_dict()`: activation grids per timestep group, by NAME, and
+     (since 1.1) how the model's calls say their time.
 
 Unknown major versions are refused; unknown keys too, unless the minor version is newer. `FolderSettings` reads and
 checks all this, `FolderLayer.parts` says which tensors there must be, `FolderLayer.tensor` joins arrays to a

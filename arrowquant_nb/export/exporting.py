@@ -16,7 +16,7 @@ from arrowquant_nb.export.diffusers_folder import write_folder
 from arrowquant_nb.export.float_folder import write_floats
 from arrowquant_nb.export.gguf_file import write_gguf
 from arrowquant_nb.export.options import ExportOptions
-from arrowquant_nb.export.other_components import copy_components
+from arrowquant_nb.export.other_components import copy_components, missing_components
 from arrowquant_nb.export.staging import RECORD_NAME, check_output, staged_file, staged_folder
 from arrowquant_nb.runs.source_layout import component_of
 from arrowquant_nb.storage.durable import write_file
@@ -111,17 +111,26 @@ def export_model(
     with open_quantized(model) as opened, stage(place.resolve()) as temporary:
         report = replace(_WRITERS[target](opened, temporary, options, progress_callback), output=place.name)
         _refuse_ruined(report, min_sqnr_db)
-        if pipeline is not None:
-            left = copy_components(Path(pipeline), temporary, component_of(opened))
-            if left:
-                report = replace(report, remarks=(*report.remarks, f"not copied from the pipeline: {', '.join(left)}"))
         if not suffix:
+            remarks = _complete(temporary, component_of(opened), pipeline)
+            report = replace(report, remarks=(*report.remarks, *remarks))
             write_file(temporary / RECORD_NAME, (json.dumps(report.to_record(), indent=1) + "\n").encode())
     if progress_callback is not None:
         progress_callback("finished", 1.0)
     for line in report.warnings:
         _log.warning("%s: %s", target, line)
     return replace(report, output=str(output))
+
+
+def _complete(folder: Path, component: str, pipeline: str | Path | None) -> tuple[str, ...]:
+    """Copy a pipeline's other components where it is given; say what a folder of a pipeline lacks."""
+    left = () if pipeline is None else copy_components(Path(pipeline), folder, component)
+    missing = missing_components(folder) if component else ()
+    remarks = (f"not copied from the pipeline: {', '.join(left)}",) if left else ()
+    if not missing:
+        return remarks
+    alone = f"{component}/ alone; to load the folder as a pipeline it lacks {', '.join(missing)}"
+    return (*remarks, f"holds {alone}: export with pipeline=ORIGINAL (--pipeline) to copy what the original has")
 
 
 def _refuse_ruined(report: ExportReport, min_sqnr_db: float | None) -> None:

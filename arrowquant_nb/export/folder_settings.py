@@ -30,9 +30,10 @@ __all__ = ["FORMAT_VERSION", "QUANT_METHOD", "FolderLayer", "FolderSettings"]
 
 QUANT_METHOD = "arrowquant"
 """`quant_method` in `quantization_config`, by which diffusers finds the backend."""
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 """A new optional key is a minor version; what an older reader would misread is a major one."""
 SCALE_DTYPES = ("float16", "float32")
+ACTIVATION_RULES = ("per_token", "per_group")
 MOST_WEIGHTS, MOST_DIMENSIONS = 2**40, 8
 
 
@@ -63,8 +64,10 @@ class FolderLayer:
     activation_means: int = 0
     """Time groups that have channel means to take off the input; 0 = none."""
     activation_bit_width: int = 0
-    """Bits that the input is rounded to: on the grids of `time_aware` where it has the layer, else with a scale per
-    token; 0 = it stays float."""
+    """Bits that the input is rounded to: on the grids of `time_aware` where it has the layer, else by
+    `activation_rule`; 0 = it stays float."""
+    activation_rule: str = "per_token"
+    """per_token: a scale for every token. per_group: a scale for every token and 64 channels."""
 
     def __post_init__(self) -> None:
         """Refuse what no tensor can be."""
@@ -73,6 +76,10 @@ class FolderLayer:
             raise MetadataError(f"shape {str(self.shape)[:80]}, widths, ranks and groups must be integers >= 0")
         if type(self.activation_bit_width) is not int or self.activation_bit_width not in (0, *ACTIVATION_BIT_WIDTHS):
             raise MetadataError(f"activation_bit_width {self.activation_bit_width!r} is not 4 or 8")
+        if self.activation_rule not in ACTIVATION_RULES:
+            raise MetadataError(
+                f"activation_rule {str(self.activation_rule)[:40]!r} is not one of {', '.join(ACTIVATION_RULES)}"
+            )
         if len(self.shape) > MOST_DIMENSIONS or not 0 < math.prod(self.shape) <= MOST_WEIGHTS:
             raise MetadataError(f"a shape of {len(self.shape)} numbers, {str(self.shape)[:80]}, cannot be")
         if self.dtype not in ("float32", "float16", "bfloat16") or not isinstance(self.method, str):

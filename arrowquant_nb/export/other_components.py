@@ -6,20 +6,33 @@ Files only: nothing is executed, and what could be (pickles, Python files) is le
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.storage.durable import as_output_error, publish, temporary_path
 from arrowquant_nb.storage.source_folder import SourceFolder, choose_component
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["copy_components"]
+__all__ = ["copy_components", "missing_components"]
 
 INDEX_NAME = "model_index.json"
 NOT_COPIED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".onnx", ".py")
 """Pickles, weights of other frameworks, and code."""
+
+
+def missing_components(folder: Path) -> tuple[str, ...]:
+    """Return the components that an export's `model_index.json` lists and that have no sub-folder there."""
+    index = SourceFolder.at(folder).json(INDEX_NAME) or {}
+    return tuple(name for name in index if _is_component(index, name) and not (folder / name).is_dir())
+
+
+def _is_component(index: Mapping[str, Any], name: str) -> bool:
+    """Tell whether an entry is a component, [library, class]; one that the pipeline does without is [null, null]."""
+    entry = index[name]
+    return isinstance(entry, list) and any(part is not None for part in entry) and name.isidentifier()
 
 
 def copy_components(pipeline: Path, folder: Path, component: str) -> tuple[str, ...]:
@@ -52,8 +65,8 @@ def copy_components(pipeline: Path, folder: Path, component: str) -> tuple[str, 
     choose_component(root, index, component)
     left: list[str] = []
     for name in index:
-        # A component is listed as [library, class]; its folder's name is the key, a plain one or none of ours.
-        if name != component and isinstance(index[name], list) and name.isidentifier() and (root.path / name).is_dir():
+        # Its folder's name is the key, a plain one or none of ours.
+        if name != component and _is_component(index, name) and (root.path / name).is_dir():
             left += _copy(SourceFolder.at(root.path / name, inside=root), folder / name)
     return tuple(left)
 

@@ -8,7 +8,7 @@ by the error of the layer's output, "off" always among the candidates. Knows arr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,10 @@ class Equalization:
     """Error over signal power of the output with these scales, on the rows of the search."""
     error_without: float
     """The same without equalization."""
+
+    def measured(self, gain_db: float) -> Equalization:
+        """Return the same scales with what they gained in another measure."""
+        return replace(self, error=self.error_without * 10.0 ** (-gain_db / 10.0))
 
     @property
     def gain_db(self) -> float:

@@ -1,11 +1,13 @@
 """Folding equalization into the weights before a layer, so that dividing its input costs nothing at run time.
 
 A small table per architecture says which tensors make the input of which layers; what it does not list is left to be
-stored. Pure functions from name -> array to name -> array; the float model computes what it did before.
+stored. What happens to a tensor is said from names and shapes alone (`plan_folding`), so that a large model can be
+folded tensor by tensor; the float model computes what it did before.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,16 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.quantizers.folded_tensor import FoldedTensor
 from arrowquant_nb.quantizers.scaled_columns import checked_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     Weights = Mapping[str, NDArray[np.float32]]
+    Shapes = Mapping[str, tuple[int, ...]]
+    Scales = Mapping[str, NDArray[np.float32]]
 
-__all__ = ["Folding", "Producer", "fold_equalization", "shared_inputs"]
+__all__ = [
+    "FoldablePlace", "Folding", "FoldingPlan", "Producer", "fold_equalization", "foldable_places", "plan_folding",
+    "shared_inputs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,30 @@ UNFOLDABLE: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class FoldablePlace:
+    """One place of a model where equalization can be folded."""
+
+    consumers: tuple[str, ...]
+    """Weights that read the input: their columns are multiplied."""
+    producers: tuple[str, ...]
+    """Tensors that make it: their outputs are divided."""
+    missing: tuple[str, ...]
+    """Of these, the biases that the model does not have and would need."""
+
+
+@dataclass(frozen=True, eq=False)
+class FoldingPlan:
+    """What folding does to each tensor, and what is left to store."""
+
+    tensors: dict[str, FoldedTensor]
+    """The tensors that change, by name: producers, and consumers with multiplied columns."""
+    folded: tuple[str, ...]
+    """Layers whose input now comes divided."""
+    stored: tuple[str, ...]
+    """Layers whose scales must be stored beside their codes and applied to their input at run time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Folding:
     """Weights with equalization in them, and what is left to store."""
@@ -104,7 +136,7 @@ class Folding:
     """Layers whose scales must be stored beside their codes and applied to their input at run time."""
 
 
-def fold_equalization(weights: Weights, scales: Mapping[str, NDArray[np.float32]], architecture: str) -> Folding:
+def fold_equalization(weights: Weights, scales: Scales, architecture: str) -> Folding:
     """Divide what makes each layer's input, and multiply the layer's columns, where the architecture allows.
 
     Parameters
@@ -123,58 +155,91 @@ def fold_equalization(weights: Weights, scales: Mapping[str, NDArray[np.float32]
         Scales that do not fit their layer, or name none.
 
     """
-    for name, values in scales.items():
-        if name not in weights:
-            raise ShapeMismatchError(f"{name}: there are equalization scales for it, but no such weight")
-        checked_scales(values, weights[name][0].size, name)
+    plan = plan_folding({name: array.shape for name, array in weights.items()}, scales, architecture)
     changed: dict[str, NDArray[np.float32]] = {}
+    for name, tensor in plan.tensors.items():
+        before = weights[name] if name in weights else np.zeros(len(tensor.divisors[0][0]), np.float32)
+        changed[name] = tensor.whole(before)
+    return Folding(changed, plan.folded, plan.stored)
+
+
+def plan_folding(shapes: Shapes, scales: Scales, architecture: str) -> FoldingPlan:
+    """Say what folding does to every tensor; see `fold_equalization`.
+
+    A bias that a modulation needs and does not have counts as zeros, so `tensors` may hold a name that `shapes` lacks.
+    """
+    for name, values in scales.items():
+        if name not in shapes:
+            raise ShapeMismatchError(f"{name}: there are equalization scales for it, but no such weight")
+        checked_scales(values, _columns(shapes[name]), name)
+    divisors: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]] = {}
     folded: list[str] = []
-    for prefix, producer in _producers(weights, architecture):
+    for prefix, producer in _producers(shapes, architecture):
         consumers = [f"{c.format(prefix)}.weight" for c in producer.consumers]
         shared = _shared_scales(consumers, scales)
         if shared is None:
             continue
-        source = producer.producer.format(prefix)
-        changed |= _divide(producer, source, {**weights, **changed}, shared)
+        for name, division in _divisions(producer, producer.producer.format(prefix), shapes, shared).items():
+            divisors.setdefault(name, []).append(division)
         folded += consumers
-    for name in folded:
-        current = changed.get(name, weights[name])
-        shaped = scales[name].astype(np.float32).reshape(1, *current.shape[1:])
-        changed[name] = (current * shaped).astype(np.float32)
-    return Folding(changed, tuple(folded), tuple(name for name in scales if name not in folded))
+    tensors = {
+        name: FoldedTensor(tuple(divisors.get(name, ())), scales[name].astype(np.float32) if name in folded else None)
+        for name in dict.fromkeys((*divisors, *folded))
+    }
+    return FoldingPlan(tensors, tuple(folded), tuple(name for name in scales if name not in folded))
 
 
-def shared_inputs(weights: Weights, architecture: str) -> list[tuple[str, ...]]:
+def foldable_places(names: Iterable[str], architecture: str) -> list[FoldablePlace]:
+    """Return where a model's equalization can be folded, as far as its architecture is known."""
+    known = dict.fromkeys(names)
+    found = []
+    for prefix, producer in _producers(known, architecture):
+        source = producer.producer.format(prefix)
+        bias = f"{source}.bias"
+        needed = producer.kind == "modulation" and bias not in known
+        found.append(
+            FoldablePlace(
+                tuple(f"{c.format(prefix)}.weight" for c in producer.consumers),
+                (f"{source}.weight", *([bias] if bias in known else [])),
+                (bias,) if needed else (),
+            )
+        )
+    return found
+
+
+def shared_inputs(names: Iterable[str], architecture: str) -> list[tuple[str, ...]]:
     """Return the groups of weight names that read one input, as far as the architecture is known."""
-    found = [
-        tuple(f"{c.format(prefix)}.weight" for c in producer.consumers)
-        for prefix, producer in _producers(weights, architecture)
-    ]
+    known = dict.fromkeys(names)
+    found = [place.consumers for place in foldable_places(known, architecture)]
     for pattern, consumers in UNFOLDABLE.get(architecture, ()):
         found += [
-            tuple(f"{c.format(prefix)}.weight" for c in consumers) for prefix in _prefixes(weights, pattern, consumers)
+            tuple(f"{c.format(prefix)}.weight" for c in consumers) for prefix in _prefixes(known, pattern, consumers)
         ]
     return [group for group in found if len(group) > 1]
 
 
-def _producers(weights: Weights, architecture: str) -> list[tuple[str, Producer]]:
+def _columns(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[1:])
+
+
+def _producers(names: Mapping[str, object], architecture: str) -> list[tuple[str, Producer]]:
     """Every place of the architecture's table that this model has, all its tensors there."""
     return [
         (prefix, producer)
         for pattern, producers in ARCHITECTURES.get(architecture, ())
         for producer in producers
-        for prefix in _prefixes(weights, pattern, (producer.producer, *producer.consumers))
+        for prefix in _prefixes(names, pattern, (producer.producer, *producer.consumers))
     ]
 
 
-def _prefixes(weights: Weights, pattern: str, modules: Sequence[str]) -> list[str]:
+def _prefixes(names: Mapping[str, object], pattern: str, modules: Sequence[str]) -> list[str]:
     first = re.compile(re.escape(f"{modules[0]}.weight").replace(r"\{\}", f"({pattern})"))
-    matches = (first.fullmatch(name) for name in weights)
+    matches = (first.fullmatch(name) for name in names)
     prefixes = [m.group(1) if m.groups() else "" for m in matches if m is not None]
-    return [p for p in prefixes if all(f"{module.format(p)}.weight" in weights for module in modules)]
+    return [p for p in prefixes if all(f"{module.format(p)}.weight" in names for module in modules)]
 
 
-def _shared_scales(consumers: Sequence[str], scales: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+def _shared_scales(consumers: Sequence[str], scales: Scales) -> NDArray[np.float32] | None:
     """Scales that all consumers have in common, None when one lacks them or differs."""
     if any(name not in scales for name in consumers):
         return None
@@ -182,24 +247,19 @@ def _shared_scales(consumers: Sequence[str], scales: Mapping[str, NDArray[np.flo
     return first if all(np.array_equal(first, scales[name]) for name in consumers) else None
 
 
-def _divide(
-    producer: Producer, source: str, weights: Weights, scales: NDArray[np.float32]
-) -> dict[str, NDArray[np.float32]]:
-    """Return the producer's tensors, changed so that its output comes divided by `scales`."""
-    weight = weights[f"{source}.weight"].astype(np.float32)
-    bias = weights[f"{source}.bias"].astype(np.float32) if f"{source}.bias" in weights else None
+def _divisions(
+    producer: Producer, source: str, shapes: Shapes, scales: NDArray[np.float32]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Return how the producer's tensors change, so that its output comes divided by `scales`."""
+    weight, bias = f"{source}.weight", f"{source}.bias"
     rows = producer.parts * len(scales) if producer.kind == "modulation" else len(scales)
-    if len(weight) != rows or (bias is not None and len(bias) != rows):
-        raise ShapeMismatchError(f"{source}: {len(weight)} outputs; folding {len(scales)} scales into it needs {rows}")
+    outputs = [shapes[name][0] for name in (weight, bias) if name in shapes]
+    if any(n != rows for n in outputs):
+        raise ShapeMismatchError(f"{source}: {outputs[0]} outputs; folding {len(scales)} scales into it needs {rows}")
     if producer.kind == "rows":
-        divisors, offset = scales, np.zeros_like(scales)
-    else:
-        divisors, offset = _modulation(producer, scales)
-        bias = np.zeros(rows, np.float32) if bias is None else bias
-    result = {f"{source}.weight": weight / divisors.reshape(-1, *[1] * (weight.ndim - 1))}
-    if bias is not None:
-        result[f"{source}.bias"] = (bias + offset) / divisors
-    return result
+        return {name: (scales, None) for name in (weight, bias) if name in shapes}
+    divisors, offset = _modulation(producer, scales)
+    return {weight: (divisors, None), bias: (divisors, offset)}
 
 
 def _modulation(producer: Producer, scales: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
-from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
 from arrowquant_nb.results import InputReport
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.quantizers.activation_fit import FittedInput
     from arrowquant_nb.quantizers.equalization import Equalization
-    from arrowquant_nb.quantizers.layer_inputs import InputRounding
+    from arrowquant_nb.quantizers.layer_inputs import LayerInputs
     from arrowquant_nb.quantizers.metrics import OutputStatistics
 
 __all__ = ["NO_TREATMENT", "InputTreatment"]
@@ -37,14 +36,14 @@ class InputTreatment:
     smoothing_gain_db: float = 0.0
     """Likewise of taking the channels' means off."""
 
-    def report(self, rounding: InputRounding | None, output: OutputStatistics | None) -> InputReport | None:
+    def report(self, inputs: LayerInputs, output: OutputStatistics | None) -> InputReport | None:
         """Return what a layer's report says of its input, None where nothing is done and nothing was tried.
 
         `output` was measured with the rounded input.
         """
-        fitted = self.fitted
-        alpha = None if self.equalization is None else self.equalization.alpha
-        if fitted is None and self.equalization is None and self.equalization_gain_db == 0:
+        fitted, rounding, folded = self.fitted, inputs.rounding, inputs.folded
+        scaled = folded or self.equalization
+        if fitted is None and scaled is None and self.equalization_gain_db == 0:
             return None
         centred = fitted is not None and fitted.transform.means is not None
         return InputReport(
@@ -52,38 +51,37 @@ class InputTreatment:
             bit_width=16 if fitted is None or rounding is None else rounding.quantizer.bit_width,
             n_groups=0 if fitted is None else len(fitted.table.groups),
             table_gain_db=0.0 if fitted is None else fitted.table.gain_db,
-            alpha=alpha,
-            equalization_gain_db=self.equalization_gain_db,
+            alpha=None if scaled is None else scaled.alpha,
+            folded=folded is not None,
+            equalization_gain_db=self.equalization_gain_db if folded is None else folded.gain_db,
             centred=centred,
             smoothing_gain_db=self.smoothing_gain_db,
             output_sqnr="not_measured" if output is None else output.sqnr_db,
             worst_output_sqnr="not_measured" if output is None else output.worst_sqnr_db,
         )
 
-    def facts(self, layer: str, rounding: InputRounding | None) -> dict[str, Any]:
+    def facts(self, layer: str, inputs: LayerInputs) -> dict[str, Any]:
         """Return what is stored with the layer: "spatial", "time_aware" and "activation_stats", JSON values.
 
-        Equalization scales stand in a column of their own, so the metadata hold none of them.
+        Equalization scales stand in a column of their own, so the metadata hold those only that are folded.
         """
         facts: dict[str, Any] = {}
+        rounding, folded = inputs.rounding, inputs.folded
         means = None if self.fitted is None else self.fitted.transform.means
-        if self.equalization is not None or means is not None:
-            scaled = self.equalization
+        scaled = folded or self.equalization
+        if scaled is not None or means is not None:
+            stored = () if folded is None else _plain(folded.scales)
             facts["spatial"] = SpatialQuantMetadata(
                 enabled=True,
                 channel_equalization=scaled is not None,
                 activation_smoothing=means is not None,
-                equalization_scales={} if scaled is None else {layer: ()},
+                equalization_scales={} if scaled is None else {layer: stored},
                 activation_means={} if means is None else {layer: tuple(map(_plain, means))},
                 alphas={} if scaled is None or scaled.alpha is None else {layer: scaled.alpha},
+                folded=() if folded is None else (layer,),
             ).to_dict()
         if self.fitted is not None and rounding is not None:
-            facts["time_aware"] = TimeAwareQuantMetadata(
-                rounding.quantizer.bit_width,
-                rounding.quantizer.n_timesteps,
-                rounding.quantizer.range_rule,
-                (self.fitted.table,),
-            ).to_dict()
+            facts["time_aware"] = rounding.quantizer.metadata([self.fitted.table]).to_dict()
             facts["activation_stats"] = {
                 "times": rounding.times.tolist(),
                 "low": list(_plain(rounding.channel_min.min(1))),

@@ -66,6 +66,13 @@ class InputRounding:
             self._fits[key] = found
         return self._fits[key]
 
+    def divided(self, scales: NDArray[np.float32]) -> InputRounding:
+        """Return the same for an input that comes divided by `scales` (columns,)."""
+        return InputRounding(
+            self.quantizer, self.times, self.channel_min / scales, self.channel_max / scales, self.rows / scales,
+            self.smoothing,
+        )  # fmt: skip
+
     @property
     def plain_groups(self) -> list[tuple[int, int]]:
         """Steps that share a grid when nothing is done to the input: index ranges, earliest timesteps first."""
@@ -107,8 +114,23 @@ class LayerInputs:
     """What the channels may be divided by; not at all is always one more way."""
     rounding: InputRounding | None = None
     """How the input is rounded; None leaves it float."""
+    folded: Equalization | None = None
+    """What the input comes divided by already, in the weights before the layer; all of the above is of that input."""
+
+    def divided(self, equalization: Equalization) -> LayerInputs:
+        """Return the same of an input that comes divided by an equalization's scales."""
+        scales = equalization.scales
+        rounding = self.rounding
+        return LayerInputs(
+            self.hessian / np.outer(scales, scales).astype(np.float64),
+            self.held_out / scales,
+            self.groups,
+            (),
+            None if rounding is None else rounding.divided(scales),
+            equalization,
+        )
 
     @property
     def treated(self) -> bool:
-        """Whether there is more than one way, or an input to round."""
-        return bool(self.equalizations) or self.rounding is not None
+        """Whether there is more than one way, an input to round, or something to say of it."""
+        return bool(self.equalizations) or self.rounding is not None or self.folded is not None

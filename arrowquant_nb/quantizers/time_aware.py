@@ -20,6 +20,7 @@ from arrowquant_nb.quantizers.time_tables import (
     TimeAwareQuantMetadata,
     TimeGroupParams,
 )
+from arrowquant_nb.time_reading import UNKNOWN_READING, TimeReading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,6 +50,8 @@ class TimeAwareQuantizer:
     """Training timesteps of the model."""
     range_rule: str = "minmax"
     """minmax, percentile or mse; see `union_range`."""
+    reading: TimeReading = UNKNOWN_READING
+    """How the model's calls say their time; stored with the tables."""
     grouping: str = "optimal"
     """optimal: as few groups as cost at most 2 % more than a grid per step. uniform: equally many steps each."""
 
@@ -103,7 +106,8 @@ class TimeAwareQuantizer:
         Returns
         -------
         tuple of TimeGroupParams
-            Their time ranges meet half-way between two captured steps and end with the captured ones.
+            Their time ranges meet half-way between two captured steps. The outer ones reach one step's distance
+            beyond the captured ones, within the training timesteps: what a sampler of more steps asks for.
 
         """
         edges = [first for first, _ in ranges]
@@ -113,7 +117,8 @@ class TimeAwareQuantizer:
             raise ConfigurationError(
                 f"{steps.layer}: captured timestep {steps.times[-1]} is beyond the {self.n_timesteps} of the model"
             )
-        borders = [_border(steps.times, first) for first in edges] + [int(steps.times[-1]) + 1]
+        begin, end = _reach(steps.times, self.n_timesteps)
+        borders = [begin, *(int(steps.times[i - 1] + steps.times[i] + 1) // 2 for i in edges[1:]), end]
         params = []
         for k, (first, last) in enumerate(ranges):
             low, high = self._group_range(steps, first, last)
@@ -144,12 +149,16 @@ class TimeAwareQuantizer:
 
     def metadata(self, tables: Iterable[LayerTimeTable]) -> TimeAwareQuantMetadata:
         """Join the tables of a model's layers."""
-        return TimeAwareQuantMetadata(self.bit_width, self.n_timesteps, self.range_rule, tuple(tables))
+        return TimeAwareQuantMetadata(self.bit_width, self.n_timesteps, self.range_rule, tuple(tables), self.reading)
 
 
-def _border(times: NDArray[np.int64], first: int) -> int:
-    """Timestep at which the group that begins with step `first` begins: half-way from the step before."""
-    return int(times[0]) if first == 0 else int(times[first - 1] + times[first] + 1) // 2
+def _reach(times: NDArray[np.int64], n_timesteps: int) -> tuple[int, int]:
+    """Half-open range of timesteps that captured ones speak for; a single one does so for all."""
+    first, last = int(times[0]), int(times[-1])
+    if len(times) == 1:
+        return 0, max(n_timesteps, last + 1)
+    before, after = int(times[1]) - first, last - int(times[-2])
+    return max(0, first - before), max(last + 1, min(n_timesteps, last + after + 1))
 
 
 def grouping_cost(steps: StepRanges, rule: str, bit_width: int) -> list[list[float]]:

@@ -7,6 +7,7 @@ model. Knows nothing of how the groups and parameters were found.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,11 +17,10 @@ import numpy as np
 from arrowquant_nb.errors import MetadataError, ValidationError
 from arrowquant_nb.json_form import JsonForm
 from arrowquant_nb.quantizers.activation_grid import ACTIVATION_BIT_WIDTHS
+from arrowquant_nb.time_reading import UNKNOWN_READING, TimeReading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from numpy.typing import NDArray
 
 __all__ = ["LayerTimeTable", "TimeAwareQuantMetadata", "TimeGroupParams", "normalised_time"]
 
@@ -117,17 +117,34 @@ class LayerTimeTable(JsonForm):
         """Return the table with other grids for the same time ranges."""
         return replace(self, groups=groups)
 
-    @cached_property
-    def _ends(self) -> NDArray[np.float32]:
-        return np.array(self.boundaries, np.float32)
-
     def group_at(self, time: float) -> int:
-        """Return the index of the group that holds a normalised time; the nearest one outside the table."""
-        return min(int(np.searchsorted(self._ends, np.float32(time), side="right")), len(self.groups) - 1)
+        """Return the index of the group that holds a normalised time; a static grid holds every one.
+
+        Raises
+        ------
+        ValidationError
+            The table covers other times: it was found along a part of the trajectory.
+
+        """
+        if len(self.groups) == 1:
+            return 0
+        n_timesteps = self.groups[0].n_timesteps
+        if not self.covers(round(time * n_timesteps)):
+            raise ValidationError(
+                f"{self.layer}: the grids of its inputs cover timesteps {self._covered}, and the model was called at "
+                f"{time * n_timesteps:g}: calibrate along the sampler's own steps, or load with inputs='per_token'"
+            )
+        return min(bisect_right(self.boundaries, float(np.float32(time))), len(self.groups) - 1)
 
     def covers(self, time: int) -> bool:
-        """Tell whether a training timestep lies inside the calibrated range."""
-        return self.groups[0].time_range[0] <= time < self.groups[-1].time_range[1]
+        """Tell whether a training timestep lies inside the calibrated range; the noisiest is the last one trained."""
+        first, end, n = self.groups[0].time_range[0], self.groups[-1].time_range[1], self.groups[0].n_timesteps
+        return first <= (max(n, end) - 1 if time == n else time) < end
+
+    @property
+    def _covered(self) -> str:
+        group = self.groups[-1]
+        return f"{self.groups[0].time_range[0]}..{group.time_range[1] - 1} of {group.n_timesteps}"
 
 
 @dataclass(frozen=True)
@@ -142,10 +159,12 @@ class TimeAwareQuantMetadata(JsonForm):
     """How ranges were chosen: minmax, percentile or mse."""
     tables: tuple[LayerTimeTable, ...]
     """One per layer with quantized inputs, in model order."""
+    reading: TimeReading = UNKNOWN_READING
+    """How the model's calls say their time."""
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
-        return {"tables": LayerTimeTable}
+        return {"reading": TimeReading, "tables": LayerTimeTable}
 
     def __post_init__(self) -> None:
         """Refuse tables of another width or time scale, and two of one layer."""
@@ -171,7 +190,7 @@ class TimeAwareQuantMetadata(JsonForm):
         """Return the part that belongs into the data file of one layer, None when it has no table."""
         if layer not in self.by_layer:
             return None
-        return TimeAwareQuantMetadata(self.bit_width, self.n_timesteps, self.range_rule, (self.by_layer[layer],))
+        return replace(self, tables=(self.by_layer[layer],))
 
     def groups_at(self, time: int) -> dict[str, int]:
         """Return every layer's group for a model call at a training timestep; call it once per model call."""
@@ -196,8 +215,7 @@ class TimeAwareQuantMetadata(JsonForm):
                 raise ValidationError(f"{layer}: there is no time table; calibrate the layer or leave its inputs float")
             missed = [time for time in wanted if not table.covers(time)]
             if missed:
-                first, last = table.groups[0].time_range[0], table.groups[-1].time_range[1]
                 raise ValidationError(
-                    f"{layer}: the time table covers timesteps {first}..{last - 1}, not {missed[0]} "
+                    f"{layer}: the time table covers timesteps {table._covered}, not {missed[0]} "  # noqa: SLF001
                     f"({len(missed)} of {len(wanted)} steps); calibrate with the sampler's own steps"
                 )

@@ -131,7 +131,8 @@ class Progress:
             self._callback("finished", 1.0)
 
     def _fraction(self, part: float) -> float:
-        # A layer that falls back begins again; the bar waits for it.
+        # A layer that falls back, or is ordered otherwise, begins again; the bar waits for it.
         share = self._LAYERS_SHARE - self._base
-        self._last = max(self._last, self._base + share * (self._done + part) / self._n_layers)
+        done = min((self._done + part) / self._n_layers, 1.0)
+        self._last = max(self._last, self._base + share * done)
         return self._last

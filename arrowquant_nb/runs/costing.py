@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xxhash
 
-from arrowquant_nb import samples
 from arrowquant_nb.calibration.cache import cache_folder
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.runs.cost_cache import FOLDER, content_key, read_costs, write_costs
-from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
 from arrowquant_nb.runs.measuring import SampledLayer, judged, kept_nbytes, measure_layers, pieces_of
 from arrowquant_nb.runs.sink import ALGORITHM_VERSION
 from arrowquant_nb.samples.probe import Probe
@@ -25,16 +23,16 @@ from arrowquant_nb.samples.runnable import CALIBRATION
 from arrowquant_nb.storage.policy_table import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.costs import LayerCosts
-    from arrowquant_nb.runs.calibrating import RunCalibration
+    from arrowquant_nb.costs import LayerCosts, WayCost
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.samples import Sample
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 
 # Raised whenever the same rows would give other figures.
-COSTS_VERSION: Final = 1
+COSTS_VERSION: Final = 3
 # The network calls that a layer alone is judged on; of other trajectories than the run's calibration.
 PROBE_TRAJECTORIES: Final = 4
 PROBE_STEPS: Final = 4
@@ -66,32 +64,22 @@ def is_open(task: LayerTask) -> bool:
     return task.rule == "bit_width" and task.bit_width != KEPT_BIT_WIDTH and not ROLES[task.role].least_bit_width
 
 
-def runnable_of(located: LocatedModel) -> Sample | None:
-    """Return the model where it can be run here: a bundled one."""
-    argument = located.argument
-    return samples.runnable(argument.removeprefix(SAMPLE_PREFIX)) if argument.startswith(SAMPLE_PREFIX) else None
-
-
 def measure_model(
-    checkpoint: Checkpoint,
-    tasks: Sequence[LayerTask],
-    calibration: RunCalibration,
-    n_time_groups: int,
-    model: Sample | None,
+    prepared: PreparedModel,
     n_threads: int = 0,
     progress: Callable[[float], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
+    enough: Callable[[LayerTask, WayCost], bool] | None = None,
 ) -> ModelCosts:
     """Measure what the ways of storing each quantized layer cost, or take it from the cache.
 
-    Parameters
-    ----------
-    checkpoint, tasks : the model and what a run would do to it.
-    calibration, n_time_groups : what is known of the layers' inputs.
-    model : the float model where it can be run; else its network's output is not measured.
+    A model that cannot be run here has no figures of its network's output. With `enough` only the planned way of each
+    layer is measured, and wider ones as long as it says no.
     """
-    layers = [_sampled(checkpoint, task) for task in tasks if not task.kept]
-    groups = n_time_groups if calibration.hash else 0
+    calibration, model = prepared.calibration, prepared.runnable()
+    planned = enough is not None
+    layers = [_sampled(prepared.checkpoint, task, planned) for task in prepared.tasks if not task.kept]
+    groups = prepared.inputs.n_time_groups if calibration.hash else 0
     entry = content_key([COSTS_VERSION, ALGORITHM_VERSION, calibration.hash, groups, _network_facts(model)])
     keys = [content_key(_facts(layer)) for layer in layers]
     folder = cache_folder(os.environ).with_name(FOLDER)
@@ -105,11 +93,12 @@ def measure_model(
                 probe = Probe.of(model, PROBE_TRAJECTORIES, PROBE_SEED, PROBE_STEPS, CALIBRATION)
         measured = measure_layers(
             missing,
-            lambda task: calibration.inputs(task.name, task.columns, n_time_groups),
+            prepared.inputs.float_inputs,
             probe,
             n_threads,
             progress,
             cancelled,
+            enough or (lambda _task, _way: False),
         )
         by_name = {costs.name: costs for costs in measured}
         found |= {key: by_name[layer.task.name] for layer, key in zip(layers, keys, strict=True) if layer in missing}
@@ -119,12 +108,12 @@ def measure_model(
     return ModelCosts(costs, reused=not missing, warnings=tuple(text for text in said if text))
 
 
-def _sampled(checkpoint: Checkpoint, task: LayerTask) -> SampledLayer:
+def _sampled(checkpoint: Checkpoint, task: LayerTask, planned_only: bool) -> SampledLayer:
     pieces = pieces_of(task)
     read = [checkpoint.read_rows(task.name, first, count) for first, count in pieces]
     rows = np.ascontiguousarray(np.concatenate(read)) if len(read) > 1 else np.ascontiguousarray(read[0])
     kept = kept_nbytes(task, checkpoint.entries[task.name].kept_dtype)
-    return SampledLayer(task, is_open(task), tuple(first for first, _ in pieces), rows, kept)
+    return SampledLayer(task, is_open(task), tuple(first for first, _ in pieces), rows, kept, planned_only)
 
 
 def _facts(layer: SampledLayer) -> list[Any]:
@@ -132,8 +121,10 @@ def _facts(layer: SampledLayer) -> list[Any]:
     task, rows = layer.task, layer.rows
     return [
         task.name, list(task.shape), str(rows.dtype), xxhash.xxh3_128_hexdigest(rows.view(np.uint8).data),
-        layer.first_rows, layer.open, layer.forms, task.methods, task.compensated, task.gain_correction, task.rotation,
+        layer.first_rows, layer.open, layer.forms, layer.planned_only,
+        task.methods, task.compensated, task.gain_correction, task.rotation,
         task.seed if task.rotation != "none" else 0, task.low_rank, layer.kept_nbytes,
+        *([task.min_accuracy, task.min_output_sqnr_db] if layer.planned_only else []),
     ]  # fmt: skip
 
 

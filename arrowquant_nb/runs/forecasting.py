@@ -18,25 +18,25 @@ from arrowquant_nb.calibration.statistics import CalibrationSettings
 from arrowquant_nb.core.gates import fallback_chain, required_cosine, scale_layout
 from arrowquant_nb.costs import sqnr_db
 from arrowquant_nb.forecasts import Forecast, Interval
-from arrowquant_nb.runs.calibrating import calibrate, find_source, own_trajectories
-from arrowquant_nb.runs.costing import measure_model, runnable_of
+from arrowquant_nb.runs.calibrating import calibrate, own_trajectories
+from arrowquant_nb.runs.costing import measure_model
 from arrowquant_nb.runs.input_strategy import ROUNDED_ROLES
-from arrowquant_nb.runs.locating import locate_model
-from arrowquant_nb.runs.planning import decide, make_tasks, payload_nbytes
+from arrowquant_nb.runs.planning import payload_nbytes
+from arrowquant_nb.runs.preparation import prepare
 from arrowquant_nb.runs.size_budget import MEGABYTE, SizeBudget, judged, kept_forecast, way_forecast
 from arrowquant_nb.runs.widths import keep_sensitive
-from arrowquant_nb.storage.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.core.gates import Judgement
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.costs import LayerCosts, WayCost
     from arrowquant_nb.forecasts import LayerForecast
     from arrowquant_nb.runs.calibrating import CalibrationSource, RunCalibration
     from arrowquant_nb.runs.costing import ModelCosts
+    from arrowquant_nb.runs.model_choice import ModelChoice
 
 # Trajectories of a calibration that nobody has kept yet: enough for a forecast, done in seconds.
 QUICK_TRAJECTORIES: Final = 8
@@ -52,18 +52,13 @@ DEVIATES: Final = 2.0
 
 
 def forecast_model(
-    model: str | Path,
-    config: DiffusionQuantConfig,
-    *,
-    requantize: bool = False,
-    component: str | None = None,
-    variant: str | None = None,
-    calibration: str | Path | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    choice: ModelChoice, config: DiffusionQuantConfig, progress: Callable[[float], None] = lambda _: None
 ) -> Forecast:
     """Forecast a run; see `ArrowQuantV2.forecast`."""
     began = time.perf_counter()
-    found = _measured(model, config, requantize, component, variant, calibration, progress)
+    # A size limit chooses among all ways, and which layers are sensitive is told at the narrowest of them.
+    every_way = config.target_model_size_mb is not None or config.skip_sensitive_layers
+    found = _measured(choice, config, progress, every_way=every_way)
     layers, high = _expected(found, config)
     limit = found.budget
     return Forecast(
@@ -81,17 +76,10 @@ def forecast_model(
 
 
 def budget_model(
-    model: str | Path,
-    config: DiffusionQuantConfig,
-    *,
-    requantize: bool = False,
-    component: str | None = None,
-    variant: str | None = None,
-    calibration: str | Path | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    choice: ModelChoice, config: DiffusionQuantConfig, progress: Callable[[float], None] = lambda _: None
 ) -> SizeBudget:
     """Measure a model for any size limit; see `ArrowQuantV2.budget`."""
-    return _measured(model, config, requantize, component, variant, calibration, progress).budget
+    return _measured(choice, config, progress, every_way=True).budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,29 +95,24 @@ class _Measured:
 
 
 def _measured(
-    model: str | Path,
-    config: DiffusionQuantConfig,
-    requantize: bool,
-    component: str | None,
-    variant: str | None,
-    calibration: str | Path | None,
-    progress: Callable[[float], None],
+    choice: ModelChoice, config: DiffusionQuantConfig, progress: Callable[[float], None], *, every_way: bool
 ) -> _Measured:
-    located = locate_model(model)
-    with open_checkpoint(located.path, component, variant, requantize=requantize) as checkpoint:
-        decisions = decide(checkpoint, located, config, find_source(located, config, calibration))
-        tasks = make_tasks(checkpoint, decisions, config)
-        inputs = quick_calibration(decisions.calibration, tasks, config, lambda part: progress(part / 2))
-        groups = config.num_time_groups if config.enable_time_aware else 1
+    def passes(task: LayerTask, way: WayCost) -> bool:
+        return _verdict(way, task, config, NEAR_DB).passed
+
+    with choice.opened(config) as opened:
+        tasks = opened.tasks
+        inputs = quick_calibration(opened.decisions.calibration, tasks, config, lambda part: progress(part / 2))
+        prepared = prepare(opened, inputs, config)
         found = measure_model(
-            checkpoint, tasks, inputs, groups, runnable_of(located), config.num_threads,
-            lambda part: progress((1 + part) / 2),
-        )  # fmt: skip
+            prepared, config.num_threads, lambda part: progress((1 + part) / 2), enough=None if every_way else passes
+        )
+        tasks = prepared.tasks
         if config.skip_sensitive_layers:
-            tasks = keep_sensitive(tasks, found.by_name, checkpoint)
-    budget = SizeBudget(decisions.model, tasks, found.by_name, config, inputs.source.description)
+            tasks = keep_sensitive(tasks, found.by_name, prepared.checkpoint)
+    budget = SizeBudget(opened.decisions.model, tasks, found.by_name, config, inputs.source.description)
     warnings = (*inputs.warnings, *found.warnings)
-    return _Measured(tasks, found, budget, warnings, spatial=decisions.strategy.spatial)
+    return _Measured(tasks, found, budget, warnings, spatial=opened.decisions.strategy.spatial)
 
 
 def quick_calibration(
@@ -179,12 +162,17 @@ def _stored_as(
     way = costs.ways[-1]
     for bits in fallback_chain(task.bit_width):
         way = costs.way(bits, *scale_layout(bits, task.group_size, task.scale_format)) or way
-        cosine = required_cosine(bits, task.bit_width, task.min_accuracy)
-        verdict = judged(way, task.bit_width, cosine, config.min_output_sqnr_db, margin_db)
+        verdict = _verdict(way, task, config, margin_db)
         if verdict.passed:
             break
         said += f"{verdict.sentence} "
     return way, said
+
+
+def _verdict(way: WayCost, task: LayerTask, config: DiffusionQuantConfig, margin_db: float) -> Judgement:
+    """Judge a way as the run would, its figures made worse by a margin."""
+    cosine = required_cosine(way.bit_width, task.bit_width, task.min_accuracy)
+    return judged(way, task.bit_width, cosine, config.min_output_sqnr_db, margin_db)
 
 
 def _way(costs: LayerCosts, layer: LayerForecast) -> WayCost | None:

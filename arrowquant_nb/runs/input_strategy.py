@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # nothing and would move every channel; a vocabulary's head decides between tokens.
 ROUNDED_ROLES: Final = ("linear", "convolution")
 WEIGHTS_ONLY: Final = "none (weights only)"
-PLANNED_EQUALIZATION: Final = "channels are equalized where a layer's output gains more than the scales cost"
+PLANNED_EQUALIZATION: Final = "channels are equalized where a layer's output gains more than that costs"
 _NAMED: Final = 3
 
 
@@ -50,7 +50,10 @@ def applied_strategy(planned: Strategy, reports: Sequence[LayerReport]) -> Strat
     reason = planned.reason
     if planned.spatial:
         n = sum(r.action == "quantized" and r.role in ROUNDED_ROLES for r in reports)
+        folded = sum(i.folded for i in done)
         applied = f"{equalized} of {n} layers equalized" + (f", {centred} centred" if centred else "")
+        if equalized:
+            applied += f" ({folded} folded into the weights before them, {equalized - folded} stored beside the codes)"
         reason = reason.replace(PLANNED_EQUALIZATION, f"{applied}, where a layer's output gains more than that costs")
     tables = planned.tables
     modes = {mode: sum(i.mode == mode for i in done) for mode in ("time groups", "static", "per token")}

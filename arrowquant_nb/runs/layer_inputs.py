@@ -19,11 +19,11 @@ from arrowquant_nb.quantizers.trials import DB_PER_BIT
 from arrowquant_nb.runs.input_strategy import ROUNDED_ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from arrowquant_nb.calibration.statistics import Calibration, LayerCapture
+    from arrowquant_nb.calibration.statistics import Calibration
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.equalization import Equalization
@@ -61,7 +61,10 @@ class LayerInputSearch:
         self._config = config
         self._spatial = spatial
         self.n_time_groups = config.num_time_groups if config.enable_time_aware else 1
+        self.folded: Mapping[str, Equalization] = {}
+        """What the inputs of some layers come divided by, in the weights before them; set when that is decided."""
         self._roundings: dict[str, InputRounding] = {}
+        self._divided: dict[str, InputRounding] = {}
         self._searched: dict[tuple[Any, ...], Equalization] = {}
 
     @property
@@ -78,26 +81,55 @@ class LayerInputSearch:
         statistics = self._calibration.statistics
         if known is None or statistics is None or task.name not in self._tasks:
             return known
-        rounding = self._rounding(task, statistics[task.name])
-        ways = self._equalizations(task, statistics, rounding) if self._spatial else ()
+        rounding = self._rounding(task, statistics)
+        if task.name in self.folded:
+            found = known.divided(self.folded[task.name])
+            return found if rounding is None else replace(found, rounding=self._divided_rounding(task, rounding))
+        ways = self._worthwhile(task, self.equalization(task))
         return replace(known, equalizations=ways, rounding=rounding)
 
-    def _rounding(self, task: LayerTask, capture: LayerCapture) -> InputRounding | None:
+    def float_inputs(self, task: LayerTask) -> LayerInputs | None:
+        """Return what is known of a layer's inputs where they are neither rounded nor equalized beside the codes."""
+        known = self._calibration.inputs(task.name, task.columns, self.n_time_groups)
+        return known.divided(self.folded[task.name]) if known is not None and task.name in self.folded else known
+
+    def read_by_all(self, layers: Sequence[str]) -> bool:
+        """Tell whether these layers are quantized and are all that read one observed input."""
+        statistics = self._calibration.statistics
+        if not self._spatial or statistics is None or any(n not in statistics or n not in self._tasks for n in layers):
+            return False
+        return set(statistics.inputs[statistics[layers[0]].input_name]) == set(layers)
+
+    def equalization(self, task: LayerTask) -> Equalization | None:
+        """Return the scales with the least error that direct grids find for all layers of an input; None: no search."""
+        statistics = self._calibration.statistics
+        if not self._spatial or statistics is None or task.name not in self._tasks:
+            return None
+        return self._search(task, statistics, self._rounding(task, statistics))
+
+    def _divided_rounding(self, task: LayerTask, rounding: InputRounding) -> InputRounding:
+        """Return the grids of an input that comes divided, one and the same for all layers that read it."""
+        statistics = self._calibration.statistics
+        key = "" if statistics is None else statistics[task.name].input_name
+        if key not in self._divided:
+            self._divided[key] = rounding.divided(self.folded[task.name].scales)
+        return self._divided[key]
+
+    def _rounding(self, task: LayerTask, statistics: Calibration) -> InputRounding | None:
         if task.activation_bit_width not in (4, 8):
             return None
+        capture = statistics[task.name]
         if capture.input_name not in self._roundings:
-            n_timesteps = (
-                1000 if self._calibration.statistics is None else self._calibration.statistics.settings.n_timesteps
-            )
-            quantizer = TimeAwareQuantizer(task.activation_bit_width, self.n_time_groups, n_timesteps)
+            quantizer = TimeAwareQuantizer(
+                task.activation_bit_width, self.n_time_groups, statistics.settings.n_timesteps,
+                reading=statistics.time_reading,
+            )  # fmt: skip
             self._roundings[capture.input_name] = InputRounding(
                 quantizer, capture.times, capture.channel_min, capture.channel_max, capture.rows, self._spatial
             )
         return self._roundings[capture.input_name]
 
-    def _equalizations(
-        self, task: LayerTask, statistics: Calibration, rounding: InputRounding | None
-    ) -> tuple[Equalization, ...]:
+    def _search(self, task: LayerTask, statistics: Calibration, rounding: InputRounding | None) -> Equalization:
         """Search scales for all layers of an input together, so that it needs to be divided and rounded only once."""
         capture = statistics[task.name]
         sharing = [name for name in statistics.inputs[capture.input_name] if name in self._tasks]
@@ -117,9 +149,13 @@ class LayerInputSearch:
                 capture.hessian,
                 SEARCHED_ALPHAS,
             )
-        found = self._searched[key]
-        worth = found.alpha is not None and found.gain_db > DB_PER_BIT * SCALE_BITS / task.rows
-        return (found,) if worth else ()
+        return self._searched[key]
+
+    @staticmethod
+    def _worthwhile(task: LayerTask, found: Equalization | None) -> tuple[Equalization, ...]:
+        """Return scales that gain more than the bits they take."""
+        worth = found is not None and found.alpha is not None and found.gain_db > DB_PER_BIT * SCALE_BITS / task.rows
+        return (found,) if worth and found is not None else ()
 
     def _weight(self, name: str) -> NDArray[np.float32]:
         task = self._tasks[name]

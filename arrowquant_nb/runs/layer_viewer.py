@@ -13,6 +13,7 @@ import numpy as np
 from arrowquant_nb.errors import MetadataError
 from arrowquant_nb.quantizers.metrics import output_statistics
 from arrowquant_nb.runs.calibrating import RunCalibration, calibrate, find_source
+from arrowquant_nb.runs.folding import stored_folding
 from arrowquant_nb.runs.layer_view import LayerView, TimeGroup, TimeRanges
 from arrowquant_nb.runs.locating import locate_model
 from arrowquant_nb.runs.planning import decide, make_tasks
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.storage.checkpoint import Checkpoint
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
+    from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["LayerViewer"]
 
@@ -91,7 +93,7 @@ class LayerViewer:
             tensor = committed[name]
             rows = _rows_to_see(self._checkpoint.entries[name].rows, tensor.columns)
             before = self._source_rows(name, rows)
-            after = np.concatenate([tensor.read_rows(int(r[0]), len(r)) for r in _runs_of(rows)])
+            after = self._stored_rows(committed, tensor, rows)
             return self._compare(tensor, before, after, rows)
 
     def _compare(
@@ -132,6 +134,19 @@ class LayerViewer:
         rows = slice(None, None, -(-len(before) // MOST_OUTPUT_ROWS))
         found = output_statistics(before[rows], after[rows], capture.held_out, groups)
         return _ranges(capture, groups, found.group_sqnr_db)
+
+    def _stored_rows(
+        self, committed: QuantizedModel, tensor: LazyTensor, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Read dequantized rows; of a folded layer in the form of the source."""
+        runs = _runs_of(rows)
+        read = [np.asarray(tensor.read_rows(int(run[0]), len(run)), np.float32) for run in runs]
+        if tensor.folding:
+            folded = stored_folding(committed, self._checkpoint).get(tensor.name)
+            if folded is None or folded.words != tensor.folding:
+                raise MetadataError(f"{tensor.name!r} is folded, and the layers that read it are not stored yet")
+            read = [folded.undone(part, int(run[0])) for part, run in zip(read, runs, strict=True)]
+        return np.concatenate(read)
 
     def _source_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         entry = self._checkpoint.entries[name]

@@ -16,13 +16,14 @@ import numpy as np
 from arrowquant_nb.core import sensitivity
 from arrowquant_nb.core.candidates import candidate_formats
 from arrowquant_nb.core.gates import fallback_chain, scale_layout
-from arrowquant_nb.core.recipes import recipes
 from arrowquant_nb.core.strategy import method_at
-from arrowquant_nb.core.trial_choice import matrix_job
 from arrowquant_nb.costs import NOT_MEASURED, LayerCosts, WayCost
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.layout import Layout, grid_of
-from arrowquant_nb.quantizers.trials import measure_output, try_recipe
+from arrowquant_nb.quantizers.trials import LayerInputs, measure_output
+from arrowquant_nb.runs import wide_layers
+from arrowquant_nb.runs.layer_trials import best_trial
+from arrowquant_nb.runs.wide_layers import as_compensated, wide_gain
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
-    from arrowquant_nb.quantizers.trials import LayerInputs, Trial
     from arrowquant_nb.samples.probe import Probe
 
     Form = tuple[int, int, str]
@@ -42,8 +42,6 @@ SAMPLED_WEIGHTS: Final = 1 << 16
 LEAST_ROWS: Final = 16
 # Rows are taken in so many pieces, spread evenly: parts of a fused matrix differ.
 PIECES: Final = 8
-# GPTQ factorises a Hessian per way, which takes the cube of the columns: wider layers are measured without it.
-COMPENSATED_COLUMNS: Final = 1024
 # Widths at which a layer is put into the network; noise at 8 bits is that at 4, scaled.
 NETWORK_WIDTHS: Final = (2, 4)
 
@@ -61,6 +59,8 @@ class SampledLayer:
     """The pieces, one after the other, (n, columns)."""
     kept_nbytes: int
     """Bytes when it is carried over."""
+    planned_only: bool = False
+    """Whether nothing is asked but what the task's own width costs, and the wider ones that it may fall back to."""
 
     @property
     def forms(self) -> list[Form]:
@@ -68,7 +68,7 @@ class SampledLayer:
         task = self.task
         scales = task.scale_format
         own = {(b, *scale_layout(b, task.group_size, scales)) for b in fallback_chain(task.bit_width)}
-        if self.open:
+        if self.open and not self.planned_only:
             own |= set(candidate_formats(scales, task.columns))
         return sorted(own)
 
@@ -98,6 +98,7 @@ def measure_layers(
     n_threads: int,
     progress: Callable[[float], None],
     cancelled: Callable[[], bool],
+    enough: Callable[[LayerTask, WayCost], bool] = lambda _task, _way: False,
 ) -> list[LayerCosts]:
     """Measure every layer; whether one is sensitive is for `judged` to say.
 
@@ -107,6 +108,7 @@ def measure_layers(
     inputs : what calibration knows of a layer's inputs.
     probe : the model's own network calls, None where it cannot be run.
     progress : called with a rising fraction; an exception in it stops.
+    enough : tells, of a layer of which only its own width is asked, whether a way needs no wider one behind it.
 
     Raises
     ------
@@ -116,7 +118,11 @@ def measure_layers(
     found: list[LayerCosts] = []
     for number, layer in enumerate(layers):
         known = inputs(layer.task)
-        ways = [_measure_way(layer, form, known, n_threads, cancelled) for form in layer.forms]
+        ways: list[_Measured] = []
+        for form in layer.forms:
+            ways.append(_measure_way(layer, form, known, n_threads, cancelled))
+            if layer.planned_only and enough(layer.task, ways[-1].cost):
+                break
         costs = [way.cost for way in ways]
         if probe is not None and layer.task.name in probe.model.weights:
             costs = _with_network(layer, ways, probe)
@@ -130,21 +136,14 @@ def _measure_way(
 ) -> _Measured:
     """Quantize the sampled rows in one way, by the method with the least error."""
     task = layer.task
-    bit_width, group_size, scales = form
-    compensated = task.compensated and inputs is not None and task.columns <= COMPENSATED_COLUMNS
-    best: Trial | None = None
-    for recipe in recipes(task.methods, bit_width, group_size, compensated, scales, task.columns):
-        job = matrix_job(task, recipe, layer.rows, 0, task.rotation)
-        trial = try_recipe(job, inputs, compensated=compensated, n_threads=n_threads, cancelled=cancelled)
-        if trial is None:
-            raise InterruptedError(task.name)
-        if best is None or trial.objective < best.objective:
-            best = trial
-    if best is None:
-        raise AssertionError(task.name)
-    tensor = best.tensor
+    asked = task.compensated and inputs is not None
+    compensated = asked and task.columns <= wide_layers.COMPENSATED_COLUMNS
+    tensor = best_trial(task, form, layer.rows, inputs, compensated, n_threads, cancelled).tensor
     rows = np.asarray(tensor.dequantize("float32", n_threads=n_threads), np.float32).reshape(layer.rows.shape)
-    return _Measured(_way_cost(layer, form, tensor, rows, inputs, compensated, n_threads), rows)
+    cost = _way_cost(layer, form, tensor, rows, inputs, compensated, n_threads)
+    if asked and not compensated and inputs is not None:
+        cost = as_compensated(cost, wide_gain(task, form, layer.rows, inputs, n_threads, cancelled))
+    return _Measured(cost, rows)
 
 
 def _way_cost(

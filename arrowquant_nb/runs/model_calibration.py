@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from arrowquant_nb.calibration import torch_runs
 from arrowquant_nb.calibration.call_time import CallTime
-from arrowquant_nb.calibration.files import write_calibration
+from arrowquant_nb.calibration.capture_file import write_calibration
 from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.calibration.torch_capture import TorchCapture
@@ -90,7 +90,8 @@ def calibrate(
     Returns
     -------
     Calibration
-        The statistics by weight name; `unobserved` names layers that the inputs never reached.
+        The statistics by weight name; `unobserved` names layers that the inputs never reached, and convolutions in
+        channel groups, whose inputs differ from group to group. A run quantizes those data-free and says so.
 
     Raises
     ------
@@ -134,9 +135,20 @@ def calibrate(
     else:
         runs, chosen = _module_runs(module, torch_runs.listed(inputs), steps, time, mask, tokenizer, settings)
     wanted = _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
+    grouped = tuple(name for name, same in wanted.items() if any(layer.groups > 1 for layer in same))
+    wanted = {name: same for name, same in wanted.items() if name not in grouped}
+    if not wanted:
+        raise ConfigurationError(f"calibration: {grouped[0]!r} is a convolution in groups, and nothing else is wanted")
     capture = TorchCapture(module, wanted, time, chosen, Scratch(int(memory_mb * 1e6)), share=share_inputs)
     captures, unobserved = capture.run(runs, progress)
-    calibration = Calibration(captures, "capture", chosen, torch_model_hash(module), unobserved=unobserved)
+    calibration = Calibration(
+        captures,
+        "capture",
+        chosen,
+        torch_model_hash(module),
+        unobserved=(*unobserved, *grouped),
+        time_reading=time.reading,
+    )
     write_calibration(path, calibration)
     return calibration
 

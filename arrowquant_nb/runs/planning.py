@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from arrowquant_nb.config.profiles import K_METHODS
 from arrowquant_nb.core import modality as core_modality
 from arrowquant_nb.core import strategy as core_strategy
 from arrowquant_nb.core.gates import scale_layout
+from arrowquant_nb.core.recipes import Recipe, float16_group_size
 from arrowquant_nb.core.task import LayerTask
+from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
 from arrowquant_nb.quantizers.low_rank import check_low_rank, effective_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
@@ -112,8 +115,7 @@ def _task(
     if not kept:
         check_rotation(entry.name, entry.columns, str(config.rotation), config.seed)
         check_low_rank(entry.name, entry.rows * entry.columns, config.low_rank)
-    why = "" if kept else core_strategy.other_method_reason(decisions.methods[0], assignment.bit_width)
-    group_size, scale_format = scale_layout(assignment.bit_width, config.group_size, str(config.scale_format))
+    grids = _grids(entry, assignment, decisions, config)
     return LayerTask(
         index=index,
         file=str(entry.file),
@@ -124,23 +126,64 @@ def _task(
         columns=entry.columns,
         source_nbytes=entry.nbytes,
         bit_width=assignment.bit_width,
-        group_size=0 if kept else group_size,
-        methods=[]
-        if kept
-        else [core_strategy.method_at(decisions.methods[0], assignment.bit_width), *decisions.methods[1:]],
+        group_size=grids.group_size,
+        methods=list(grids.methods),
         gain_correction=config.gain_correction,
         min_accuracy=config.min_accuracy,
         role=assignment.role,
-        reason=f"{assignment.reason}; {why}" if why else assignment.reason,
+        reason=f"{assignment.reason}; {grids.why}" if grids.why else assignment.reason,
         rule=assignment.rule,
         rotation="none" if kept else str(config.rotation),
         seed=config.seed,
         low_rank=0 if kept else effective_rank(entry.rows, entry.columns, config.low_rank),
-        compensated=decisions.compensated and not kept,
+        compensated=grids.compensated,
         min_output_sqnr_db=config.min_output_sqnr_db,
-        scale_format="" if kept else scale_format,
+        scale_format=grids.scale_format,
         activation_bit_width=input_bit_width(assignment, config),
+        ordered_method=assignment.method,
     )
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """How one layer is quantized at its width; a kept one not at all."""
+
+    methods: tuple[str, ...] = ()
+    compensated: bool = False
+    group_size: int = 0
+    scale_format: str = ""
+    why: str = ""
+    """Why it is another method than the run's, or than the ordered one; "" where it is not."""
+
+
+def _grids(entry: TensorEntry, assignment: Assignment, decisions: Decisions, config: DiffusionQuantConfig) -> _Grids:
+    bits = assignment.bit_width
+    if bits == KEPT_BIT_WIDTH:
+        return _Grids()
+    group_size, scale_format = scale_layout(bits, config.group_size, str(config.scale_format))
+    methods, compensated = decisions.methods, decisions.compensated
+    why = core_strategy.other_method_reason(assignment.method or methods[0], bits)
+    if assignment.method:
+        if why and {entry.name, entry.name.removesuffix(".weight")} & set(config.layer_methods):
+            raise ConfigurationError(
+                f"layer_methods {entry.name!r}: {why}; order another method for it, or 2 bits in layer_bit_widths"
+            )
+        choice = core_strategy.select(
+            decisions.modality, bits, core_strategy.method_at(assignment.method, bits), bool(decisions.calibration),
+            config.enable_time_aware, config.enable_spatial, config.activation_bit_width,
+            decisions.calibration.description,
+        )  # fmt: skip
+        methods, compensated = choice.methods, choice.compensated
+        if assignment.method == core_strategy.COMPENSATED and not compensated:
+            why = f"there is no calibration data ({decisions.calibration.description}), so {methods[0]} is used"
+        if scale_format == "k" and assignment.method not in K_METHODS:
+            reference = Recipe(
+                bits, core_strategy.DIRECT_GRID, group_size, compensated=False, scale_format=scale_format
+            )
+            group_size, scale_format = float16_group_size(methods[0], reference, entry.columns), "float16"
+    return _Grids(
+        (core_strategy.method_at(methods[0], bits), *methods[1:]), compensated, group_size, scale_format, why
+    )  # fmt: skip
 
 
 def payload_nbytes(task: LayerTask) -> int:
@@ -179,6 +222,7 @@ def make_plan(decisions: Decisions, tasks: list[LayerTask], config: DiffusionQua
             source_nbytes=t.source_nbytes,
             nbytes=payload_nbytes(t),
             scale_format=t.scale_format,
+            ordered_method=t.ordered_method,
         )
         for t in tasks
     )

@@ -1,16 +1,13 @@
-"""The run itself: open, plan, lock, loop, seal. On any way out the committed layers stay and the next run resumes."""
+"""The run itself: open, plan, lock, calibrate, loop, seal. On any way out the committed layers stay to be resumed."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
-from arrowquant_nb import _kernels
 from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import (
@@ -22,80 +19,60 @@ from arrowquant_nb.events import (
     RunFinished,
     RunStarted,
 )
-from arrowquant_nb.runs.calibrating import calibrate, find_source
-from arrowquant_nb.runs.card import model_card
+from arrowquant_nb.runs.calibrating import RunCalibration, calibrate
 from arrowquant_nb.runs.control import RunCancelledError, RunControl
-from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
-from arrowquant_nb.runs.layer_inputs import LayerInputSearch
-from arrowquant_nb.runs.locating import LocatedModel, locate_model
-from arrowquant_nb.runs.planning import Decisions, decide, make_plan, make_tasks, payload_nbytes
-from arrowquant_nb.runs.record import (
-    CARD_NAME,
-    STATS_NAME,
-    assemble_result,
-    changed_settings,
-    failure_message,
-    machine,
-    statistics_table,
-    versions,
-)
-from arrowquant_nb.runs.rounds import Rounds, floor_warnings
+from arrowquant_nb.runs.layer_orders import LayerOrders
+from arrowquant_nb.runs.layer_pass import LayerPass
+from arrowquant_nb.runs.planning import make_plan, payload_nbytes
+from arrowquant_nb.runs.preparation import PreparedModel, prepare
+from arrowquant_nb.runs.record import changed_settings, failure_message, what_was_given
+from arrowquant_nb.runs.rounds import Rounds
+from arrowquant_nb.runs.sealing import Outcome, seal
 from arrowquant_nb.runs.sink import ModelSink
 from arrowquant_nb.runs.source import LayerSource
 from arrowquant_nb.runs.widths import Widths, provisional
-from arrowquant_nb.storage.checkpoint import open_checkpoint
-from arrowquant_nb.storage.manifest import Manifest
-from arrowquant_nb.storage.output import RUN_NAME, ModelFolder
+from arrowquant_nb.storage.output import ModelFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
+    from arrowquant_nb.network_quality import NetworkQuality
     from arrowquant_nb.results import LayerReport, QuantizationResult
-    from arrowquant_nb.storage.checkpoint import Checkpoint
+    from arrowquant_nb.runs.model_choice import ModelChoice, OpenedModel
 
 logger = logging.getLogger("arrowquant_nb")
 logger.addHandler(logging.NullHandler())
 
 # Per tensor, what framing, statistics, journal and events may add; used for the free-space estimate only.
-_OVERHEAD_NBYTES = 12_000
+_OVERHEAD_NBYTES: Final = 12_000
 # Progress of a calibration is told this often.
-_CALIBRATION_EVENTS = 20
+_CALIBRATION_EVENTS: Final = 20
 
 
 def quantize_model(
-    model: str | Path,
+    choice: ModelChoice,
     output: str | Path,
     config: DiffusionQuantConfig,
     *,
     listeners: Sequence[Callable[[Event], None]] = (),
     stop: threading.Event | None = None,
-    requantize: bool = False,
-    component: str | None = None,
-    variant: str | None = None,
+    newer_settings: Callable[[], DiffusionQuantConfig | None] = lambda: None,
     overwrite: bool = False,
-    calibration: str | Path | None = None,
 ) -> QuantizationResult:
     """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
-    located = locate_model(model)
     listeners = (_log_attempt, *listeners)
     with (
         RunControl(config.num_threads, config.fail_fast, listeners, stop or threading.Event()) as control,
-        open_checkpoint(located.path, component=component, variant=variant, requantize=requantize) as checkpoint,
+        choice.opened(config) as opened,
     ):
-        decisions = decide(checkpoint, located, config, find_source(located, config, calibration))
-        tasks = make_tasks(checkpoint, decisions, config)
-        needed = sum(payload_nbytes(t) + _OVERHEAD_NBYTES for t in tasks)
-        with (
-            ModelFolder(Path(output), located.path, needed) as folder,
-            LayerSource(checkpoint, tasks) as source,
-        ):
+        needed = sum(payload_nbytes(t) + _OVERHEAD_NBYTES for t in opened.tasks)
+        with ModelFolder(Path(output), opened.located.path, needed) as folder:
             if not overwrite:
-                folder.refuse_other_model({t.name: t.shape for t in tasks}, located.name)
+                folder.refuse_other_model({t.name: t.shape for t in opened.tasks}, opened.located.name)
             control.open_log(folder.folder)
-            run = _Run(checkpoint, decisions, tasks, config, folder, control, located, source)
+            run = _Run(opened, config, folder, control, newer_settings)
             try:
                 return run.execute()
             except (RunCancelledError, KeyboardInterrupt):
@@ -121,82 +98,110 @@ def _emit_quietly(control: RunControl, event: Event) -> None:
 
 
 class _Run:
-    """One execution over an open checkpoint and a locked folder."""
+    """One execution over an open model and a locked folder."""
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        decisions: Decisions,
-        tasks: list[LayerTask],
+        opened: OpenedModel,
         config: DiffusionQuantConfig,
         folder: ModelFolder,
         control: RunControl,
-        located: LocatedModel,
-        source: LayerSource,
+        newer_settings: Callable[[], DiffusionQuantConfig | None],
     ) -> None:
-        self.checkpoint = checkpoint
-        self.decisions = decisions
-        self.tasks = tasks
+        self.opened = opened
         self.config = config
         self.folder = folder
         self.control = control
-        self.located = located
-        self.source = source
-        self.sink = ModelSink(
-            folder,
-            checkpoint,
-            self.source,
-            {"modality": decisions.modality, "is_diffusion_model": True},
-        )
-
-        self.widths = Widths(checkpoint, located, config, tasks, self._measuring, control.cancelled)
-        self.network: NetworkQuality | None = None
-        self.size: SizeOutcome | None = None
-
-    def _measuring(self, fraction: float) -> None:
-        """Tell how far the layers are measured; raise when asked to stop."""
-        if self.control.cancelled():
-            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized")
-        self.control.emit(CalibrationProgress(source="what each width costs each layer", fraction=fraction))
+        self.newer_settings = newer_settings
+        self.calibration = RunCalibration(opened.decisions.calibration)
+        self.sink: ModelSink | None = None
+        self.done: set[str] = set()
 
     def execute(self) -> QuantizationResult:
-        """Run the loop; seal the folder when every layer passed."""
-        plan = make_plan(self.decisions, provisional(self.tasks, self.checkpoint, self.config), self.config)
-        rows = [r.to_record() for r in plan.rows]
-        self.control.emit(
-            RunStarted(n_layers=len(self.tasks), rows=rows, model=plan.model, config=changed_settings(self.config))
-        )
-        logger.info("%s: %s", plan.model, plan.strategy.reason)
-        self._calibrate()
-        try:
-            self.tasks = self.widths.decide(self.source.calibration)
-        except InterruptedError as error:
-            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized") from error
-        rounds = Rounds(self._quantize, self.sink, self.widths, self.tasks, self._quantize(self.tasks))
+        """Calibrate, prepare and quantize; seal the folder when every layer passed."""
+        self._announce()
+        self.calibration = self._calibrate()
+        self.prepared = self._prepare(self.opened, self.config)
+        self.widths = self._make_widths()
+        with _cancelled_while("the layers were measured"):
+            tasks = self.widths.decide()
+        with LayerSource(self.prepared.checkpoint, tasks, self.prepared.inputs) as source:
+            self.sink = sink = ModelSink(
+                self.folder, self.prepared.checkpoint, source,
+                {"modality": self.opened.decisions.modality, "is_diffusion_model": True},
+                calibration=self.prepared.inputs.key, folding=self.prepared.folding,
+            )  # fmt: skip
+            rounds, network = self._store(tasks, source, sink)
+        return self._seal(rounds, network, sink)
+
+    def _store(
+        self, tasks: list[LayerTask], source: LayerSource, sink: ModelSink
+    ) -> tuple[Rounds, NetworkQuality | None]:
+        """Quantize and keep until limit, gates and floor hold."""
+        orders = LayerOrders(self.newer_settings, self._prepare, sink)
+
+        def quantize(some: list[LayerTask]) -> list[LayerReport]:
+            return self._quantize(some, len(tasks), source, sink)
+
+        def quantize_now(some: list[LayerTask]) -> list[LayerReport]:
+            reports = quantize(some)
+            self.folder.drain()
+            return reports
+
+        first = LayerPass(quantize, sink, lambda: self._revised(orders, first.tasks), tasks)
+        reports = first.run()
+        self.folder.drain()
+        rounds = Rounds(quantize_now, sink, self.widths, first.tasks, reports)
         rounds.keep_limit(self.config)
         failed = [r for r in rounds.reports if not r.passed]
         if failed:
             raise QuantizationError(failure_message(failed, self.folder.sealed))
-        self.network = rounds.reach_floor(self.located, self.folder, self.config)
-        self.tasks, reports = rounds.tasks, rounds.reports
-        self.sink.finish_kept()
+        network = rounds.reach_floor(self.prepared, self.folder, self.config)
+        sink.finish_kept()
         self.folder.drain()
-        return self._seal(reports)
+        return rounds, network
 
-    def _quantize(self, tasks: list[LayerTask]) -> list[LayerReport]:
-        """Run the loop over some tasks, all or nothing."""
-        reports = quantize_layers(tasks, self.source, self.sink, self.control)
+    def _seal(self, rounds: Rounds, network: NetworkQuality | None, sink: ModelSink) -> QuantizationResult:
+        reports = self.widths.with_costs(rounds.reports)
+        outcome = Outcome(
+            self.opened, self.config, self.calibration, rounds.tasks, reports, sink, network,
+            self.widths.outcome(reports), self.widths.warnings,
+        )  # fmt: skip
+        result = seal(outcome, self.folder, self.control.elapsed_s)
+        summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
+        self.control.emit(RunFinished(summary=summary))
+        return result
+
+    def _make_widths(self) -> Widths:
+        return Widths(self.prepared, self.config, self._measuring, self.control.cancelled)
+
+    def _revised(self, orders: LayerOrders, tasks: list[LayerTask]) -> list[LayerTask]:
+        """Take what the user has ordered of single layers, and return their tasks."""
+        found = None if self.widths.measuring else orders.revise(self.config, self.opened, tasks)
+        if found is None:
+            return []
+        self.config, self.opened, self.prepared = found.config, found.opened, found.prepared
+        self.widths = self._make_widths()
+        self.widths.decide()
         self.folder.drain()
-        if len(reports) < len(tasks):
-            raise RunCancelledError(
-                f"cancelled after {len(reports)} of {len(tasks)} tensors; what is committed in "
-                f"{self.folder.folder} stays: run the same command again to resume"
-            )
-        return reports
+        self.control.emit(found.event)
+        return found.changed
 
-    def _calibrate(self) -> None:
+    def _announce(self) -> None:
+        """Tell what is about to be done."""
+        opened = self.opened
+        plan = make_plan(opened.decisions, provisional(opened.tasks, opened.checkpoint, self.config), self.config)
+        rows = [r.to_record() for r in plan.rows]
+        given = what_was_given(opened.located, opened.checkpoint, opened.decisions.calibration)
+        changed = changed_settings(self.config)
+        self.control.emit(
+            RunStarted(n_layers=len(opened.tasks), rows=rows, model=plan.model, config=changed, given=given)
+        )
+        logger.info("%s: %s", plan.model, plan.strategy.reason)
+
+    def _calibrate(self) -> RunCalibration:
         """See what the layers are given, where that can be seen."""
-        found = self.decisions.calibration
+        found = self.opened.decisions.calibration
         shown = -1
 
         def progress(fraction: float) -> None:
@@ -207,127 +212,52 @@ class _Run:
                 shown = int(fraction * _CALIBRATION_EVENTS)
                 self.control.emit(CalibrationProgress(source=found.description, fraction=fraction))
 
-        self.source.calibration = calibrate(found, self.tasks, self.config, progress)
-        inputs = LayerInputSearch(
-            self.source.calibration, self.checkpoint, self.tasks, self.config, spatial=self.decisions.strategy.spatial
-        )
-        self.source.layer_inputs = inputs
-        self.sink.calibration = inputs.key
-        for warning in self.source.calibration.warnings:
+        calibration = calibrate(found, self.opened.tasks, self.config, progress)
+        for warning in calibration.warnings:
             logger.warning("%s", warning)
+        return calibration
+
+    def _prepare(self, opened: OpenedModel, config: DiffusionQuantConfig) -> PreparedModel:
+        with _cancelled_while("it was decided what to fold"):
+            prepared = prepare(opened, self.calibration, config, self.control.cancelled)
+        if prepared.folding:
+            n = len(prepared.folding.equalizations)
+            logger.info("%s: equalization of %d layers is folded into the weights before them", prepared.name, n)
+        return prepared
+
+    def _measuring(self, fraction: float) -> None:
+        """Tell how far the layers are measured; raise when asked to stop."""
+        if self.control.cancelled():
+            raise RunCancelledError("cancelled while the layers were measured; nothing new was quantized")
+        self.control.emit(CalibrationProgress(source="what each width costs each layer", fraction=fraction))
+
+    def _quantize(
+        self, tasks: list[LayerTask], n_tensors: int, source: LayerSource, sink: ModelSink
+    ) -> list[LayerReport]:
+        """Run the loop over some tasks, all or nothing."""
+        reports = quantize_layers(tasks, source, sink, self.control, n_tensors)
+        self.done.update(report.name for report in reports)
+        if len(reports) < len(tasks):
+            self.folder.drain()
+            raise RunCancelledError(
+                f"cancelled after {len(self.done)} of {n_tensors} tensors; what is committed in "
+                f"{self.folder.folder} stays: run the same command again to resume"
+            )
+        return reports
 
     def n_committed(self) -> int:
         """Layers of this run that are safe on disk, those taken over included."""
+        if self.sink is None:
+            return 0
         with contextlib.suppress(Exception):  # on the way out of another error
             self.folder.drain()
         return sum(self.folder.find(file) is not None for file in self.sink.files)
 
-    def _seal(self, reports: list[LayerReport]) -> QuantizationResult:
-        """Write everything that is not tensor data; the manifest is the last file that makes a model of the folder."""
-        self.decisions = replace(self.decisions, strategy=applied_strategy(self.decisions.strategy, reports))
-        files: dict[str, dict[str, Any]] = {}
-        tensors: dict[str, dict[str, Any]] = {}
-        for file in sorted(self.sink.files):  # whatever order they were committed in
-            commit = self.folder.committed(file)
-            files[file] = {"nbytes": commit.nbytes, "xxh3": commit.xxh3}
-            tensors.update(commit.tensors)
-        for source, target in self.checkpoint.metadata_files:
-            files[target] = self.folder.write(target, source.read_bytes())
-        reports = self.widths.with_costs(reports)
-        self.size = self.widths.outcome(reports)
-        files[STATS_NAME] = self.folder.write(STATS_NAME, statistics_table(reports))
-        hashes = {name: str(entry["xxh3"]) for name, entry in files.items()}
-        files[CARD_NAME] = self.folder.write(CARD_NAME, self._card(reports, hashes))
-        seconds = self.control.elapsed_s
-        self.folder.write(RUN_NAME, self._record(seconds, tensors, self._warnings(reports)), listed=False)
-        manifest = Manifest(self._facts(), {t.name: tensors[t.name] for t in self.tasks}, files)
-        self.folder.seal(manifest)
-        result = self._result(reports, seconds, self.folder.size_nbytes(manifest))
-        summary = {k: v for k, v in result.to_dict().items() if k not in ("layers", "config")}
-        self.control.emit(RunFinished(summary=summary))
-        return result
 
-    def _card(self, reports: list[LayerReport], hashes: dict[str, str]) -> bytes:
-        return model_card(self.decisions, self.config, reports, hashes, self.network, self.size)
-
-    def _warnings(self, reports: list[LayerReport]) -> tuple[str, ...]:
-        found = self.source.calibration
-        return (
-            *found.warnings,
-            *self.widths.warnings,
-            *floor_warnings(self.network, self.config),
-            *input_warnings(reports, found),
-        )
-
-    def _facts(self) -> dict[str, Any]:
-        checkpoint, decisions = self.checkpoint, self.decisions
-        return {
-            "name": decisions.model,
-            "kind": checkpoint.kind,
-            "component": checkpoint.component,
-            "variant": checkpoint.variant,
-            "class_name": checkpoint.class_name,
-            "modality": decisions.modality,
-            "modality_reason": decisions.modality_reason,
-            "strategy": decisions.strategy.to_dict(),
-            "calibration": self.source.calibration.facts(),
-            # A thread count changes no byte of a model, so it does not enter the manifest.
-            "config": self.config.to_dict() | {"num_threads": 0},
-            "metadata_files": [target for _, target in checkpoint.metadata_files],
-            "component_files": [
-                t for source, t in checkpoint.metadata_files if _belongs_to_component(checkpoint, source)
-            ],
-            "header": _header_facts(checkpoint),
-            **{
-                name: value.to_dict()
-                for name, value in (("network", self.network), ("size", self.size))
-                if value is not None
-            },
-        }
-
-    def _record(self, seconds: float, tensors: dict[str, dict[str, Any]], warnings: tuple[str, ...]) -> bytes:
-        record = {
-            "model": self.located.argument,
-            "component": self.checkpoint.component,
-            "variant": self.checkpoint.variant,
-            "config": self.config.to_dict(),
-            "sources": dict(self.config.sources),
-            "inputs": {name: entry["source_xxh3"] for name, entry in tensors.items()},
-            "versions": versions(),
-            "machine": machine(),
-            "n_threads": _kernels.resolve_threads(self.config.num_threads),
-            "quantization_time_s": seconds,
-            "reused": self.sink.reused,
-            "calibration": self.source.calibration.record(),
-            "warnings": list(warnings),
-        }
-        return (json.dumps(record, indent=1) + "\n").encode()
-
-    def _result(self, reports: list[LayerReport], seconds: float, size: int) -> QuantizationResult:
-        return assemble_result(
-            reports,
-            size_nbytes=size,
-            quantized_path=str(self.folder.folder),
-            model=self.decisions.model,
-            modality=self.decisions.modality,
-            modality_reason=self.decisions.modality_reason,
-            strategy=self.decisions.strategy,
-            bit_width=self.config.bit_width,
-            quantization_time_s=seconds,
-            reused=self.sink.reused,
-            config=self.config.to_dict(),
-            calibration=self.source.calibration.facts(),
-            warnings=self._warnings(reports),
-            network=self.network,
-            size=self.size,
-        )
-
-
-def _belongs_to_component(checkpoint: Checkpoint, source: Path) -> bool:
-    return checkpoint.component is not None and source.is_relative_to(checkpoint.path / checkpoint.component)
-
-
-def _header_facts(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return what of a safetensors header tells the architecture, for writing it back."""
-    architecture = checkpoint.modality_evidence.header_architecture
-    return {"modelspec.architecture": architecture} if architecture else {}
+@contextlib.contextmanager
+def _cancelled_while(what: str) -> Iterator[None]:
+    """Turn an interruption into the error of a cancelled run."""
+    try:
+        yield
+    except InterruptedError as error:
+        raise RunCancelledError(f"cancelled while {what}; nothing new was quantized") from error

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.network_quality import NetworkQuality
     from arrowquant_nb.results import LayerReport
+    from arrowquant_nb.runs.calibrating import CalibrationSource
+    from arrowquant_nb.runs.locating import LocatedModel
+    from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 
 STATS_NAME = "stats.parquet"
 CARD_NAME = "README.md"
@@ -88,6 +91,16 @@ def changed_settings(config: DiffusionQuantConfig) -> dict[str, object]:
     changed = {"deployment_profile": profile["deployment_profile"], **values}
     # Scales and group size of a profile go together: where one is changed, the other may have to be said too.
     return changed if type(config).from_dict(changed) == config else config.to_dict()
+
+
+def what_was_given(
+    located: LocatedModel, checkpoint: Checkpoint, calibration: CalibrationSource
+) -> dict[str, str | None]:
+    """Return what a run was told to read, so that the same can be opened again from anywhere on this machine."""
+    return {
+        "model": located.argument, "component": checkpoint.component, "variant": checkpoint.variant,
+        "calibration": calibration.given,
+    }  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from arrowquant_nb.comparisons import ReproductionReport
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError
 from arrowquant_nb.runs.control import Progress
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.runs.quantization import quantize_model
 from arrowquant_nb.runs.record import versions
 from arrowquant_nb.storage.durable import hash_file, refuse_used
@@ -66,10 +67,9 @@ def reproduce(
         else:
             second = Path(output)
             refuse_used(second)
-        quantize_model(
-            record["model"], second, config, listeners=listeners, component=record["component"],
-            variant=record["variant"], requantize=True, calibration=record["calibration"].get("given"),
-        )  # fmt: skip
+        given = record["calibration"].get("given")
+        choice = ModelChoice(record["model"], record["component"], record["variant"], True, given)
+        quantize_model(choice, second, config, listeners=listeners)
         return _compare(first, second, (*_version_changes(record), *_input_changes(record, second)))
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.network_quality import Promotion
-from arrowquant_nb.runs.costing import runnable_of
 from arrowquant_nb.runs.network_gate import ROUNDS, NetworkGate
 from arrowquant_nb.runs.record import network_failure
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.network_quality import NetworkQuality
     from arrowquant_nb.results import LayerReport
-    from arrowquant_nb.runs.locating import LocatedModel
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.sink import ModelSink
     from arrowquant_nb.runs.widths import Widths
     from arrowquant_nb.storage.output import ModelFolder
@@ -81,7 +80,7 @@ class Rounds:
             )
 
     def reach_floor(
-        self, located: LocatedModel, folder: ModelFolder, config: DiffusionQuantConfig
+        self, prepared: PreparedModel, folder: ModelFolder, config: DiffusionQuantConfig
     ) -> NetworkQuality | None:
         """Measure the network's output and promote layers while its floor is missed; None where it cannot be run.
 
@@ -90,7 +89,7 @@ class Rounds:
         QuantizationError
             The floor is still missed after `ROUNDS` layers, or with `fail_fast` at once.
         """
-        model = runnable_of(located)
+        model = prepared.runnable()
         if model is None:
             return None
         gate = NetworkGate(model, config)
@@ -98,7 +97,7 @@ class Rounds:
         while True:
             measured = gate.measure(folder, self.tasks, self.reports, self._widths.predicted_noise(self.reports))
             found = replace(measured, promotions=tuple(promotions))
-            logger.info("%s: network output %s", located.name, found.words())
+            logger.info("%s: network output %s", prepared.located.name, found.words())
             if found.passed:
                 return found
             allowed = len(promotions) < ROUNDS and not config.fail_fast

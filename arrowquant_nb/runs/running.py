@@ -66,7 +66,10 @@ def rounding_hook(model: QuantizedModel, product: Linear, activations: str = "st
 def _transforms(model: QuantizedModel) -> dict[str, InputTransform]:
     """Return what precedes the rounding of each layer's input."""
     spatial = model.spatial
-    scales = {} if spatial is None else spatial.equalization_scales
+    # Folded scales are in the weights: what comes is divided already.
+    scales = (
+        {} if spatial is None else {k: v for k, v in spatial.equalization_scales.items() if k not in spatial.folded}
+    )
     means = {} if spatial is None else spatial.activation_means
     found: dict[str, InputTransform] = {}
     for name in model.rounded_inputs:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, LEAST_SQUARES_METHODS
 from arrowquant_nb.results import LayerReport
+from arrowquant_nb.runs.folding import NOTHING_FOLDED, RunFolding
+from arrowquant_nb.runs.kept_tensors import (
+    KEPT_TILE_NBYTES,
+    KEPT_TOGETHER_NBYTES,
+    absolute_maximum,
+    kept_report,
+    kept_tile,
+)
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.output import KEPT_NAME, ModelFolder, data_file_name
 from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
@@ -22,21 +27,15 @@ from arrowquant_nb.storage.parquet_v2 import Tile, TileReference
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.source import LayerSource
     from arrowquant_nb.storage.checkpoint import Checkpoint
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 3
-# Kept tensors below this share one file; larger ones get a file of their own, in tiles of this many bytes.
-KEPT_TOGETHER_NBYTES = 1 << 20
-KEPT_TILE_NBYTES = 1 << 24
-# Elements looked at together for the largest one.
-KEPT_CHUNK = 1 << 18
+ALGORITHM_VERSION = 4
 
 
 def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, calibration: str) -> str:
@@ -80,6 +79,8 @@ class ModelSink:
     checkpoint, source : the model being read, and its hashing reader.
     facts : model-wide metadata that every data file repeats (modality and the like).
     layer_facts : metadata of single layers by name, JSON values: "time_aware", "spatial", "activation_stats".
+    calibration : what is known of the layers' inputs, and how it is grouped, as a hash or words.
+    folding : what was put into the weights of `checkpoint`.
     """
 
     def __init__(
@@ -89,13 +90,15 @@ class ModelSink:
         source: LayerSource,
         facts: dict[str, Any],
         layer_facts: Mapping[str, Mapping[str, Any]] | None = None,
+        calibration: str = "",
+        folding: RunFolding = NOTHING_FOLDED,
     ) -> None:
         self._folder = folder
         self._checkpoint = checkpoint
         self._source = source
         self._facts = facts
-        self.calibration = ""
-        """What is known of the layers' inputs, and how it is grouped; set before the loop begins."""
+        self._calibration = calibration
+        self._folding = folding
         self._layer_facts = layer_facts or {}
         self._kept_together: dict[LayerTask, LayerReport] = {}
         self.files: list[str] = []
@@ -109,7 +112,7 @@ class ModelSink:
             return None
         file = data_file_name(task.index, task.name)
         commit = self._folder.find(file)
-        settings = self._settings_hash(task)
+        settings = self.settings_of(task)
         if commit is None or not commit.key.startswith(settings):
             return None
         if commit.key != f"{settings}-{self._source.source_hash(task.name)}" or not self._folder.intact(commit):
@@ -117,6 +120,12 @@ class ModelSink:
         self.reused += 1
         self.files.append(file)
         return LayerReport.from_dict(commit.reports[task.name])
+
+    def take(self, prepared: PreparedModel) -> None:
+        """Go on with a model in which something else is folded."""
+        self._checkpoint = prepared.checkpoint
+        self._folding = prepared.folding
+        self._source.take(prepared)
 
     def forget(self, task: LayerTask) -> None:
         """Leave out what was stored of a layer, which is about to be done again."""
@@ -143,7 +152,7 @@ class ModelSink:
             data = self._checkpoint.read_bytes(task.name, start * row_nbytes, count * row_nbytes)
             w_absmax = absolute_maximum(data, task.dtype)
             largest = max(largest, w_absmax)
-            file.append(_kept_tile(task, number, start, count, data, w_absmax))
+            file.append(kept_tile(task, number, start, count, data, w_absmax))
         report = kept_report(task, largest)
         self._commit(file, task, report)
         return report
@@ -154,7 +163,7 @@ class ModelSink:
         """Write the small kept tensors into one file, unless an earlier run left the same one."""
         if not self._kept_together:
             return
-        hashes = "".join(self._settings_hash(t) + self._source.source_hash(t.name) for t in self._kept_together)
+        hashes = "".join(self.settings_of(t) + self._source.source_hash(t.name) for t in self._kept_together)
         key = hashlib.sha256(hashes.encode()).hexdigest()
         self.files.append(KEPT_NAME)
         commit = self._folder.find(KEPT_NAME)
@@ -166,7 +175,7 @@ class ModelSink:
         tasks = list(reports)
         for number, (task, report) in enumerate(reports.items()):
             raw = self._checkpoint.read_bytes(task.name)
-            file.append(_kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
+            file.append(kept_tile(task, number, 0, task.rows, raw, report.w_absmax))
         hashes_by_name = {t.name: self._source.source_hash(t.name) for t in tasks}
 
         def describe(references: list[TileReference]) -> dict[str, dict[str, Any]]:
@@ -181,9 +190,12 @@ class ModelSink:
 
     # -- shared ------------------------------------------------------------------------------------------------------
 
-    def _settings_hash(self, task: LayerTask) -> str:
+    def settings_of(self, task: LayerTask) -> str:
+        """Return a hash of every setting that shapes what is stored of a tensor."""
         facts = {**self._facts, **self._layer_facts.get(task.name, {})}
-        return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self.calibration)
+        if folding := self._folding.key(task.name):
+            facts["folding"] = folding
+        return settings_hash(task, facts, self._checkpoint.entries[task.name].file.name, self._calibration)
 
     def _commit(
         self, file: DataFile, task: LayerTask, report: LayerReport, facts: Mapping[str, Any] | None = None
@@ -207,7 +219,7 @@ class ModelSink:
             return {task.name: entry | input_entry(task, metadata)}
 
         self.files.append(file.file)
-        file.commit(f"{self._settings_hash(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
+        file.commit(f"{self.settings_of(task)}-{source_hash}", metadata, describe, {task.name: report.to_record()})
 
     def _entry(
         self, file: str, task: LayerTask, report: LayerReport, source_hash: str, references: list[TileReference]
@@ -222,6 +234,7 @@ class ModelSink:
             "grid": report.grid,
             "group_size": report.group_size,
             **{key: value for key, value in transforms.items() if value is not None},
+            **({"folding": task.folding} if task.folding else {}),
             "source_file": self._checkpoint.entries[task.name].file.name,
             "source_xxh3": source_hash,
             "tiles": [r.to_dict() for r in references],
@@ -286,62 +299,3 @@ def input_entry(task: LayerTask, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if metadata["spatial"] is not None:
         found["spatial"] = True  # the numbers stand in the data file
     return found
-
-
-def _kept_tile(task: LayerTask, number: int, start: int, count: int, data: NDArray[np.uint8], absmax: float) -> Tile:
-    return Tile(
-        layer_name=task.name,
-        tile=number,
-        row_start=start,
-        row_count=count,
-        bit_width=KEPT_BIT_WIDTH,
-        group_size=0,
-        quant_type="kept",
-        method="",
-        grid="",
-        data=data,
-        scales=None,
-        zero_points=None,
-        sqnr_db=math.inf,
-        cosine=1.0,
-        mse=0.0,
-        w_absmax=absmax,
-    )
-
-
-def absolute_maximum(raw: NDArray[np.uint8], dtype: str) -> float:
-    """Return the largest absolute finite value of stored bytes, 0 when there is none; a few megabytes at a time."""
-    array = raw.view(numpy_dtype(dtype))
-    if array.dtype.kind not in "fVbiu":
-        return 0.0
-    largest = 0.0
-    for start in range(0, array.size, KEPT_CHUNK):
-        values = np.abs(array[start : start + KEPT_CHUNK].astype(np.float64))
-        largest = max(largest, float(values.max(initial=0.0, where=np.isfinite(values))))
-    return largest
-
-
-def kept_report(task: LayerTask, w_absmax: float) -> LayerReport:
-    """Report of a tensor that is stored bit-exactly."""
-    return LayerReport(
-        name=task.name,
-        shape=task.shape,
-        dtype=task.dtype,
-        action="kept",
-        role=task.role,
-        reason=task.reason,
-        rule=task.rule,
-        requested_bit_width=KEPT_BIT_WIDTH,
-        bit_width=KEPT_BIT_WIDTH,
-        method="",
-        grid="",
-        group_size=0,
-        n_weights=task.n_weights,
-        source_nbytes=task.source_nbytes,
-        nbytes=task.n_weights * numpy_dtype(task.dtype).itemsize,
-        sqnr_db=math.inf,
-        cosine=1.0,
-        mse=0.0,
-        gain=1.0,
-        w_absmax=w_absmax,
-    )

@@ -14,7 +14,6 @@ import numpy as np
 import xxhash
 
 from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, rows_at_once
-from arrowquant_nb.runs.calibrating import CalibrationSource, RunCalibration
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.quantizers.trials import LayerInputs
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.storage.checkpoint import Checkpoint
 
 # Read and hash this much at a time: it stays in the second-level cache between the two.
 _CHUNK_NBYTES = 1 << 20
-_FLOAT8_PREFIX = "float8"
 
 
 class _Tile(NamedTuple):
@@ -46,9 +45,15 @@ class LayerSource:
     ----------
     checkpoint : where the weights are.
     tasks : what the loop will ask for, in order; tells which tile to read ahead.
+    inputs : what calibration knows of a layer's inputs.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tasks: Sequence[LayerTask]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tasks: Sequence[LayerTask],
+        inputs: Callable[[LayerTask], LayerInputs | None] = lambda _task: None,
+    ) -> None:
         self._checkpoint = checkpoint
         large = [t for t in tasks if not t.kept and t.n_weights >= BATCH_WEIGHTS]
         self._next_large = {a.name: b.name for a, b in itertools.pairwise(large)}
@@ -58,9 +63,7 @@ class LayerSource:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-reader")
         self._digests: dict[str, tuple[int, Any]] = {}
         self._hashes: dict[str, str] = {}
-        self.calibration = RunCalibration(CalibrationSource("not calibrated"))
-        self.layer_inputs: Callable[[LayerTask], LayerInputs | None] = lambda _task: None
-        """What calibration knows of a layer's inputs; set before the loop begins."""
+        self._layer_inputs = inputs
 
     def __enter__(self) -> Self:
         return self
@@ -82,9 +85,18 @@ class LayerSource:
         self._read_ahead(wanted)
         return rows
 
+    def take(self, prepared: PreparedModel) -> None:
+        """Go on with a model in which something else is folded."""
+        if self._ahead is not None:
+            self._ahead[1].result()
+        self._ahead = None
+        self._digests.clear()
+        self._checkpoint = prepared.checkpoint
+        self._layer_inputs = prepared.inputs
+
     def inputs(self, task: LayerTask) -> LayerInputs | None:
         """Return what calibration knows of a layer's inputs; None without."""
-        return self.layer_inputs(task)
+        return self._layer_inputs(task)
 
     def source_hash(self, name: str) -> str:
         """Return the xxh3-128 of a tensor's source bytes, reading them where that has not happened yet."""
@@ -136,7 +148,7 @@ class LayerSource:
 
     def _digest(self, tile: _Tile) -> Any:
         """Return the digest that goes on with this tile; None where the hash is known or the order was broken."""
-        if tile.name in self._hashes or self._checkpoint.entries[tile.name].dtype.startswith(_FLOAT8_PREFIX):
+        if tile.name in self._hashes or not self._checkpoint.entries[tile.name].verbatim:
             return None
         if tile.row_start == 0:
             return xxhash.xxh3_128()

@@ -10,8 +10,10 @@ import numpy as np
 
 from arrowquant_nb.comparisons import TensorComparison, ValidationReport
 from arrowquant_nb.errors import ModelNotFoundError
+from arrowquant_nb.runs.folding import stored_folding
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX, locate_model
 from arrowquant_nb.storage.checkpoint import open_checkpoint
+from arrowquant_nb.storage.folded_checkpoint import folded_checkpoint
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 
 if TYPE_CHECKING:
@@ -82,7 +84,8 @@ def validate_quality(
         component = facts.get("component") if (located.path / "model_index.json").is_file() else None
         with open_checkpoint(
             located.path, component=component, variant=facts.get("variant"), requantize=True
-        ) as checkpoint:
+        ) as source:
+            checkpoint = folded_checkpoint(source, stored_folding(model, source))
             recorded = {r["layer_name"]: r for r in model.stats().to_pylist()}
             tensors: list[TensorComparison] = []
             for number, name in enumerate(checkpoint.entries):
@@ -160,5 +163,6 @@ def _compare_kept(checkpoint: Checkpoint, tensor: LazyTensor) -> TensorCompariso
             tensor.name, tensor, f"Kept as {tensor.dtype}, the original is {checkpoint.entries[tensor.name].dtype}."
         )
     if bytes(checkpoint.read_bytes(tensor.name)) == bytes(tensor.bytes_view()):
-        return TensorComparison(tensor.name, "equal", tensor.bit_width, 1.0, math.inf, 0.0, "Bit-exact.")
+        sentence = f"Folded ({tensor.folding}), and bit-exact in that form." if tensor.folding else "Bit-exact."
+        return TensorComparison(tensor.name, "equal", tensor.bit_width, 1.0, math.inf, 0.0, sentence)
     return _different(tensor.name, tensor, "A kept tensor must be bit-exact, and its bytes differ.")

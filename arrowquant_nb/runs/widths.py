@@ -15,7 +15,7 @@ from arrowquant_nb.costs import NOT_MEASURED, LayerCosts, WayCost
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.network_quality import SizeOutcome
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, Layout, grid_of
-from arrowquant_nb.runs.costing import is_open, measure_model, runnable_of
+from arrowquant_nb.runs.costing import is_open, measure_model
 from arrowquant_nb.runs.measuring import kept_nbytes
 from arrowquant_nb.runs.size_budget import MEGABYTE, SizeBudget, least_cosine
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
     from arrowquant_nb.results import LayerReport
-    from arrowquant_nb.runs.calibrating import RunCalibration
-    from arrowquant_nb.runs.locating import LocatedModel
+    from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 
 logger = logging.getLogger("arrowquant_nb")
@@ -46,34 +45,34 @@ class Widths:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        located: LocatedModel,
+        prepared: PreparedModel,
         config: DiffusionQuantConfig,
-        tasks: Sequence[LayerTask],
         progress: Callable[[float], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self._checkpoint = checkpoint
-        self._located = located
+        self._prepared = prepared
+        self._checkpoint = prepared.checkpoint
+        self._name = prepared.located.name
         self._config = config
-        self._planned = list(tasks)
+        self._planned = prepared.tasks
         self._progress = progress
         self._cancelled = cancelled
-        self._calibration: RunCalibration | None = None
-        self._n_time_groups = config.num_time_groups if config.enable_time_aware else 1
         self._budget: SizeBudget | None = None
         self._method = ""
         self.costs: Mapping[str, LayerCosts] = {}
         self.warnings: tuple[str, ...] = ()
 
-    def decide(self, calibration: RunCalibration) -> list[LayerTask]:
+    @property
+    def measuring(self) -> bool:
+        """Whether widths are chosen by measuring, so that one layer's width moves others."""
+        return self._config.target_model_size_mb is not None or self._config.skip_sensitive_layers
+
+    def decide(self) -> list[LayerTask]:
         """Return the tasks of the run, those of the plan where nothing is to be measured."""
-        self._calibration = calibration
         tasks = self._before_limit()
         if self._config.target_model_size_mb is not None:
-            self._budget = SizeBudget(
-                self._located.name, tasks, self.measured(), self._config, calibration.source.description
-            )
+            said = self._prepared.calibration.source.description
+            self._budget = SizeBudget(self._name, tasks, self.measured(), self._config, said)
             tasks = self._allocated(tasks)
         return tasks
 
@@ -85,11 +84,8 @@ class Widths:
 
     def measured(self) -> Mapping[str, LayerCosts]:
         """Return what every way of storing every layer costs."""
-        if not self.costs and self._calibration is not None:
-            found = measure_model(
-                self._checkpoint, self._planned, self._calibration, self._n_time_groups, runnable_of(self._located),
-                self._config.num_threads, self._progress, self._cancelled,
-            )  # fmt: skip
+        if not self.costs:
+            found = measure_model(self._prepared, self._config.num_threads, self._progress, self._cancelled)
             self.costs, self.warnings = found.by_name, found.warnings
         return self.costs
 
@@ -125,7 +121,7 @@ class Widths:
         self.costs = costs
         planned = self._before_limit()
         said = "" if self._budget is None else self._budget.calibration
-        self._budget = SizeBudget(self._located.name, planned, costs, self._config, said)
+        self._budget = SizeBudget(self._name, planned, costs, self._config, said)
         before = {task.name: task for task in tasks}
         after = self._allocated(planned)
         changed = [task for task in after if _form(task) != _form(before[task.name])]

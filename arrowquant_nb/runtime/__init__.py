@@ -1,10 +1,12 @@
 """Run a quantized model in torch: modules that hold packed codes, and the loader that swaps them into any model.
 
-    model = load_quantized(DiTTransformer2DModel.from_config(config), "digits-int4")
+    with open_privately("digits-int4") as folder:
+        model = load_into(DiTTransformer2DModel.from_config(config), folder)
 
 `stored_weight` holds the codes, `input_format` says how inputs are rounded, `time` carries the timestep from a model's
-`forward` to its layers, `modules` are the layers, `product` multiplies, `loading` swaps. torch is imported with the
-first name that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
+`forward` to its layers, `modules` and `embedding` are the layers, `product` multiplies, `loading` swaps, `float_layers`
+swaps back. torch is imported with the first name that needs it. Knows nothing of how codes were chosen, nor of
+diffusers' own loaders.
 """
 
 from importlib import import_module
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from arrowquant_nb.runtime.embedding import QuantizedEmbedding
     from arrowquant_nb.runtime.input_format import InputFormat
-    from arrowquant_nb.runtime.loading import load_quantized
+    from arrowquant_nb.runtime.loading import load_into
     from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
     from arrowquant_nb.runtime.plain_weights import dequantize_state_dict
     from arrowquant_nb.runtime.time import ModelTime, current_time, follow_time, time_context
@@ -25,11 +28,12 @@ _HOMES = {
     "QuantizedConv1d": "modules",
     "QuantizedConv2d": "modules",
     "QuantizedConv3d": "modules",
+    "QuantizedEmbedding": "embedding",
     "QuantizedLinear": "modules",
     "current_time": "time",
     "dequantize_state_dict": "plain_weights",
     "follow_time": "time",
-    "load_quantized": "loading",
+    "load_into": "loading",
     "time_context": "time",
 }
 
@@ -39,11 +43,12 @@ __all__ = [
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
+    "QuantizedEmbedding",
     "QuantizedLinear",
     "current_time",
     "dequantize_state_dict",
     "follow_time",
-    "load_quantized",
+    "load_into",
     "time_context",
 ]
 

@@ -6,7 +6,9 @@ so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -14,102 +16,82 @@ import numpy as np
 import torch
 
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError, ValidationError
+from arrowquant_nb.runtime.embedding import QuantizedEmbedding
 from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
-from arrowquant_nb.runtime.time import follow_time, time_argument
+from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
+from arrowquant_nb.runtime.time import N_TIMESTEPS, follow_reading, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
 from arrowquant_nb.storage.policy import steers_all_channels
-from arrowquant_nb.storage.quantized import open_privately
+from arrowquant_nb.time_reading import UNKNOWN_READING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from arrowquant_nb.export.folder_settings import FolderLayer
+    from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
-    from arrowquant_nb.storage.lazy_tensor import LazyTensor
-    from arrowquant_nb.storage.quantized import QuantizedModel, Verify
+    from arrowquant_nb.storage.quantized import QuantizedModel
 
-__all__ = ["empty_layer", "load_quantized", "swappable", "swapped_layer"]
+__all__ = ["follow_tables", "layer_over", "load_into", "swappable"]
 
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
+READERS = 2
+"""Threads that check hashes and copy while layers are put into the model; more gain nothing."""
 _CONVOLUTIONS = {torch.nn.Conv1d: QuantizedConv1d, torch.nn.Conv2d: QuantizedConv2d, torch.nn.Conv3d: QuantizedConv3d}
 _CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
-def load_quantized(
+def load_into(
     model: Any,
-    path: str | Path,
+    folder: QuantizedModel,
     *,
     inputs: str | None = None,
-    verify: Verify = "lazy",
     n_timesteps: float | None = None,
     mask_token_id: int | None = None,
 ) -> Any:
-    """Load a quantized model folder into a torch model of its class.
+    """Load an open model folder into a torch model of its class; see `arrowquant_nb.load_quantized`.
 
-    Parameters
-    ----------
-    model
-        A torch module with the tensors of the folder: built from its config, with any weights, or on the meta device.
-        Linear layers and convolutions whose weight is quantized are replaced, other tensors are set; dtypes stay those
-        of the model.
-    path
-        A finished model folder.
-    inputs
-        How the replaced layers round their inputs: None = as the folder was made, "float" = not at all, "per_token",
-        "per_group" (per token and group of 64 channels), or "static" (grids per group of timesteps, from the folder).
-        Layers that see only the timestep and the class stay float.
-    verify
-        "lazy" checks every file's hash, "off" none.
-    n_timesteps
-        Training timesteps that `model.forward` counts, see `follow_time`.
-    mask_token_id
-        Of a masked language model, whose time is the share of masked tokens.
-
-    Returns
-    -------
-    module
-        The model, in evaluation mode; its `forward` now notes the timestep where any layer needs it.
-
-    Raises
-    ------
-    ShapeMismatchError
-        Layers that are missing in the folder or in the model, or of another shape: it is another model's folder.
-    ModelNotFoundError, ValidationError, MetadataError
-        No folder, a damaged one, or one of a newer version; inputs "static" without tables.
-    CheckpointError
-        A kept value that overflows the dtype of the model.
-
-    Examples
-    --------
-    >>> import arrowquant_nb as aq
-    >>> from diffusers import DiTTransformer2DModel  # doctest: +SKIP
-    >>> model = DiTTransformer2DModel.from_config(DiTTransformer2DModel.load_config("digits-int4"))  # doctest: +SKIP
-    >>> aq.load_quantized(model, "digits-int4")  # doctest: +SKIP
-
+    `folder` is privately mapped; its arrays are shared where torch can take them so.
     """
-    with open_privately(path, verify) as folder:
-        _check_names(model, folder)
-        rules = _InputRules(folder, inputs, folder.rounded_inputs)
-        rest = [name for name in folder if not _swap(model, rules, name)]
-        places = _places(model)  # after the swaps: layers have taken biases over
-        for name in rest:
-            _set(model, places, folder, name)
-    _check_filled(model, path)
+    _check_names(model, folder)
+    rules = _InputRules(folder, inputs, folder.rounded_inputs)
+    slots = _Slots(model)
+    rest = [name for name in folder if not slots.users_of(model, folder, name)]
+    for name, stored in _read_ahead(folder, [name for name in folder if name not in rest]):
+        _swap(model, rules, name, stored, slots)
+    places = _places(model)  # after the swaps: layers have taken biases over
+    for name in rest:
+        _set(model, places, folder, name)
+    _check_filled(model, folder.path)
     if any(getattr(layer, "inputs", InputFormat()).table is not None for layer in model.modules()):
-        _follow(model, n_timesteps, mask_token_id)
+        follow_tables(model, folder.time_aware, n_timesteps, mask_token_id)
     return model.eval()
 
 
-def _follow(model: Any, n_timesteps: float | None, mask_token_id: int | None) -> None:
-    """Wrap the forward of a model that has a timestep; of any other the caller says the time."""
-    if mask_token_id is not None or time_argument(model.forward) is not None:
-        follow_time(model, n_timesteps, mask_token_id=mask_token_id)
+def follow_tables(
+    model: Any,
+    tables: TimeAwareQuantMetadata | None,
+    n_timesteps: float | None = None,
+    mask_token_id: int | None = None,
+) -> None:
+    """Have a model note its time as its tables were calibrated, or as the user says where they differ.
+
+    Of a model that is given neither a timestep nor masked tokens the caller says the time.
+    """
+    reading = UNKNOWN_READING if tables is None else tables.reading
+    if n_timesteps is not None:
+        reading = replace(reading, time_range=(0.0, float(n_timesteps)))
+    if mask_token_id is not None:
+        reading = replace(reading, mask_token_id=mask_token_id)
+    if reading.mask_token_id is not None or time_argument(model.forward) is not None:
+        follow_reading(model, reading, N_TIMESTEPS if tables is None else tables.n_timesteps)
 
 
 def _check_names(model: Any, folder: QuantizedModel) -> None:
@@ -150,19 +132,59 @@ def _listed(what: str, names: list[str], others: Iterable[str]) -> str:
     return f"{what} {', '.join(map(repr, names[:SHOWN]))}{more}{hint}"
 
 
-def _swap(model: Any, rules: _InputRules, name: str) -> bool:
-    """Put a quantized layer in a module's place; False where the tensor is to be set instead."""
-    folder, tensor = rules.folder, rules.folder[name]
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if tensor.kept or leaf != "weight" or not path or not swappable(module):
-        return False
-    parent, _, child = path.rpartition(".")
-    rounding = rules.of_layer(name)
-    layer = swapped_layer(module, tensor, rounding, None if rounding is None else _means_of(folder, name, rounding))
-    setattr(model.get_submodule(parent), child, layer)
+def _read_ahead(folder: QuantizedModel, names: list[str]) -> Iterator[tuple[str, QuantizedTensor]]:
+    """Yield tensors as they are stored, in order; threads check and join the next ones meanwhile."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque[tuple[str, Future[QuantizedTensor]]] = deque()
+        for name in names:
+            waiting.append((name, pool.submit(join_tiles, folder[name])))
+            if len(waiting) > READERS:
+                first, ready = waiting.popleft()
+                yield first, ready.result()
+        for name, ready in waiting:
+            yield name, ready.result()
+
+
+def _swap(model: Any, rules: _InputRules, name: str, stored: QuantizedTensor, slots: _Slots) -> None:
+    """Put quantized layers in the place of all modules that share a weight."""
+    folder, rounding = rules.folder, rules.of_layer(name)
+    users = slots.users_of(model, folder, name)
+    if not users:  # a tied weight that the folder holds under another name too
+        return
+    old = users[0].weight
+    means = None if rounding is None else _means_of(folder, name, rounding)
+    weight = StoredWeight(form_of(stored, 0 if means is None else len(means)), old.dtype, "meta")
+    weight.set_quantized(stored, means, name)
+    if old.device.type not in ("cpu", "meta"):
+        weight = weight.to(old.device)
+    for module in users:
+        layer = layer_over(weight, module, name, rounding)
+        for parent, child in slots.of_modules.pop(id(module)):
+            setattr(parent, child, layer)
+    del slots.users[id(old)]  # so that the floats go before the next layer comes
     folder.release(name)
-    return True
+
+
+class _Slots:
+    """Where parameters and modules hang before any is swapped, by identity; what is shared hangs in several places."""
+
+    def __init__(self, model: Any) -> None:
+        self.users: dict[int, list[tuple[Any, str]]] = {}
+        self.of_modules: dict[int, list[tuple[Any, str]]] = {}
+        for parent in model.modules():
+            for leaf, value in parent._parameters.items():  # noqa: SLF001 - torch has no other way to find aliases
+                self.users.setdefault(id(value), []).append((parent, leaf))
+            for child, module in parent._modules.items():  # noqa: SLF001
+                self.of_modules.setdefault(id(module), []).append((parent, child))
+
+    def users_of(self, model: Any, folder: QuantizedModel, name: str) -> list[Any]:
+        """Return the modules whose weight a stored tensor is; none where it is kept or not all can be swapped."""
+        path, _, leaf = name.rpartition(".")
+        if folder[name].kept or leaf != "weight" or not path:
+            return []
+        old = getattr(model.get_submodule(path), leaf)
+        users = self.users.get(id(old), []) if isinstance(old, torch.nn.Parameter) else []
+        return [m for m, _ in users] if all(place == leaf and swappable(m) for m, place in users) else []
 
 
 def _set(model: Any, places: Places, folder: QuantizedModel, name: str) -> None:
@@ -193,38 +215,35 @@ def _places(model: Any) -> Places:
 def swappable(module: Any) -> bool:
     """Tell whether a quantized layer can take a module's place.
 
-    Not that of an output projection that an attention reads as a matrix (`torch.nn.MultiheadAttention`).
+    Not that of an output projection that an attention reads as a matrix (`torch.nn.MultiheadAttention`), nor of a table
+    of embeddings that does more than look rows up.
     """
+    if isinstance(module, torch.nn.Embedding):
+        return type(module) is torch.nn.Embedding and module.max_norm is None
     if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
     return isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS))
 
 
-def swapped_layer(
-    module: Any, tensor: LazyTensor, inputs: InputFormat | None = None, means: NDArray[np.float32] | None = None
-) -> QuantizedLayer:
-    """Return the quantized layer that takes the place of a linear layer or convolution, with its bias as it is now."""
-    kind, settings = _kind_of(module, tensor.name, inputs)
-    layer = kind.from_arrays(join_tiles(tensor), means=means, **settings)
-    layer.bias = module.bias  # its values come, or came, with its own name
-    device = module.weight.device
-    return layer if device.type in ("cpu", "meta") else layer.to(device)
+def layer_over(weight: StoredWeight, module: Any, name: str, inputs: InputFormat | None = None) -> QuantizedLayer:
+    """Return the layer over a stored weight that takes a module's place, with its bias as it is now.
 
-
-def empty_layer(module: Any, name: str, form: FolderLayer, inputs: InputFormat | None = None) -> QuantizedLayer:
-    """Return the layer that takes a module's place and is still to be filled: on the meta device, but for its bias."""
-    kind, settings = _kind_of(module, name, inputs)
-    layer = kind.empty(form, **settings)
-    layer.bias = module.bias
+    `name` is the weight's in the folder, for messages.
+    """
+    kind, settings = _kind_of(module)
+    layer = kind.empty(weight.form, inputs, dtype=module.weight.dtype, name=name, **settings)
+    layer.weight = weight
+    layer.bias = getattr(module, "bias", None)  # its values come, or came, with its own name
     return layer
 
 
-def _kind_of(module: Any, name: str, inputs: InputFormat | None) -> tuple[type[QuantizedLayer], dict[str, Any]]:
-    settings: dict[str, Any] = {"dtype": module.weight.dtype, "name": name, "inputs": inputs}
+def _kind_of(module: Any) -> tuple[type[QuantizedLayer], dict[str, Any]]:
+    if isinstance(module, torch.nn.Embedding):
+        return QuantizedEmbedding, {"padding_idx": module.padding_idx}
     for plain, quantized in _CONVOLUTIONS.items():
         if isinstance(module, plain):
-            return quantized, settings | {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
-    return QuantizedLinear, settings
+            return quantized, {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
+    return QuantizedLinear, {}
 
 
 @dataclass(frozen=True)

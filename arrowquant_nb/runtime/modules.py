@@ -9,15 +9,14 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch.nn import functional
 
-from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.runtime.product import multiply
+from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.runtime.product import multiply, multiply_groups
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 if TYPE_CHECKING:
-    import torch
-
     from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.input_format import InputFormat
 
@@ -42,6 +41,11 @@ class QuantizedLinear(QuantizedLayer):
         """Rows of the weight."""
         return self.form.shape[0]
 
+    def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
+        """Return `torch.nn.Linear` and its sizes."""
+        sizes = {"in_features": self.in_features, "out_features": self.out_features}
+        return torch.nn.Linear, {**sizes, "bias": self.bias is not None}
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x.
 
@@ -59,6 +63,7 @@ class QuantizedLinear(QuantizedLayer):
 
 class _QuantizedConvolution(QuantizedLayer):
     n_axes: ClassVar[int]
+    float_class: ClassVar[type[torch.nn.Module]]
 
     def __init__(
         self,
@@ -75,10 +80,6 @@ class _QuantizedConvolution(QuantizedLayer):
         super().__init__(form, inputs, **settings)
         if len(form.shape) != self.n_axes + 2:
             raise ShapeMismatchError(f"{self.name}: a weight of shape {form.shape} is none of {type(self).__name__}")
-        if groups != 1 and not self.inputs.is_float:
-            raise ConfigurationError(
-                f"{self.name}: a convolution of {groups} groups cannot round its inputs: leave them float"
-            )
         self.in_channels, self.out_channels = form.shape[1] * groups, form.shape[0]
         self.kernel_size = form.shape[2:]
         self.stride, self.dilation = self._axes(stride), self._axes(dilation)
@@ -88,6 +89,12 @@ class _QuantizedConvolution(QuantizedLayer):
 
     def _axes(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value,) * self.n_axes if isinstance(value, int) else tuple(value)
+
+    def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
+        """Return torch's convolution and its settings."""
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        settings = {name: getattr(self, name) for name in (*names, "padding_mode")}
+        return self.float_class, {**settings, "bias": self.bias is not None}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x, (batch, out_channels, ...) for x (batch, in_channels, ...)."""
@@ -129,7 +136,12 @@ class _QuantizedConvolution(QuantizedLayer):
             windows = windows.unfold(axis + 2, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
         places = windows.shape[2 : 2 + self.n_axes]
         order = (0, *range(2, 2 + self.n_axes), 1, *range(2 + self.n_axes, windows.ndim))
-        y = multiply(self, windows.permute(order).reshape(len(x), places.numel(), self.form.layout.columns))
+        rows, columns = (len(x), places.numel()), self.form.layout.columns
+        windows = windows.permute(order)
+        if self.groups == 1:
+            y = multiply(self, windows.reshape(*rows, columns))
+        else:
+            y = multiply_groups(self, windows.reshape(*rows, self.groups, columns))
         return y.transpose(1, 2).reshape(len(x), self.out_channels, *places)
 
 
@@ -137,15 +149,18 @@ class QuantizedConv1d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv1d`."""
 
     n_axes = 1
+    float_class = torch.nn.Conv1d
 
 
 class QuantizedConv2d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv2d`."""
 
     n_axes = 2
+    float_class = torch.nn.Conv2d
 
 
 class QuantizedConv3d(_QuantizedConvolution):
     """Takes the place of `torch.nn.Conv3d`."""
 
     n_axes = 3
+    float_class = torch.nn.Conv3d

@@ -21,7 +21,7 @@ from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_gri
 if TYPE_CHECKING:
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
-__all__ = ["multiply"]
+__all__ = ["multiply", "multiply_groups"]
 
 PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
 
@@ -56,32 +56,44 @@ def _runs_kernels(layer: QuantizedLayer, x: torch.Tensor) -> bool:
     return plain and not recorded and layer.weight.device.type == "cpu"
 
 
-def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+    """Return the outputs (..., outputs) of inputs (batch, ..., groups, columns), each group with its own rows of W."""
+    return _with_bias(layer, _multiply_by_torch(layer, x.float(), x.shape[-2]))
+
+
+def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """Do the same with the codes decoded for this call."""
     form, weight = layer.form, decode(layer.form, layer.weight.arrays()).to(x.dtype)
-    x, branch = _divided(layer, x)
+    x, branch = _divided(layer, x, groups)
     means = _means(layer, x)
     if means is not None:
         x = x - means
     x = x if form.rotation_seed is None else rotate(x, form.rotation_seed)
-    y = functional.linear(round_inputs(layer.inputs, x, layer.name), weight)
+    y = _product(round_inputs(layer.inputs, x, layer.name), weight, groups)
     if means is not None:
-        y = y + functional.linear(means if form.rotation_seed is None else rotate(means, form.rotation_seed), weight)
+        y = y + _product(means if form.rotation_seed is None else rotate(means, form.rotation_seed), weight, groups)
     return y if branch is None else y + branch
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+    if groups == 1:
+        return functional.linear(x, weight)
+    x = x.expand(*x.shape[:-2], groups, x.shape[-1])  # means are the same for all of them
+    return torch.einsum("...gc,goc->...go", x, weight.reshape(groups, -1, weight.shape[-1])).flatten(-2)
 
 
 def _with_bias(layer: QuantizedLayer, y: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 
-def _divided(layer: QuantizedLayer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _divided(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Divide by the equalization, and return the low-rank branch's part of the product too."""
     if layer.form.equalization is not None:
         x = x / layer.weight.equalization.to(x.dtype)
     if not layer.form.low_rank:
         return x, None
     a, b = layer.weight.low_rank_a.to(x.dtype), layer.weight.low_rank_b.to(x.dtype)
-    return x, functional.linear(functional.linear(x, b), a)
+    return x, _product(functional.linear(x, b), a, groups)
 
 
 def _means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor | None:

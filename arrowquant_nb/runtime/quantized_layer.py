@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -81,8 +83,7 @@ class QuantizedLayer(torch.nn.Module):
         """
         form = form_of(tensor, 0 if means is None else len(means))
         layer = cls(form, inputs, bias=bias is not None, device="meta", **settings)
-        arrays = {part: getattr(tensor, part) for part in form.parts() if part != "activation_means"}
-        layer.weight.set_arrays(arrays if means is None else {**arrays, "activation_means": means}, layer.name)
+        layer.weight.set_quantized(tensor, means, layer.name)
         if bias is not None:
             if bias.shape != (form.shape[0],):
                 raise ShapeMismatchError(
@@ -95,6 +96,18 @@ class QuantizedLayer(torch.nn.Module):
     def form(self) -> FolderLayer:
         """How the weight is stored."""
         return self.weight.form
+
+    def described(self) -> FolderLayer:
+        """Return how the weight is stored and how the inputs are rounded, as the exported folder says it."""
+        inputs = self.inputs
+        if inputs.is_float:
+            return replace(self.form, activation_bit_width=0, activation_rule="per_token")
+        rule = "per_group" if inputs.rule == "per_group" else "per_token"
+        return replace(self.form, activation_bit_width=inputs.bit_width, activation_rule=rule)
+
+    @abstractmethod
+    def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
+        """Return the class of torch that this layer stands for, and the arguments that build one like it."""
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight, a new tensor; see `StoredWeight.dequantize`."""

@@ -7,6 +7,7 @@ and it answers what other code asks of a weight: shape, dtype, device. No float 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
 __all__ = ["StoredWeight", "form_of"]
+
+ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
+"""Parts that have a row for each row of the matrix view."""
 
 
 def form_of(tensor: QuantizedTensor, n_means: int = 0) -> FolderLayer:
@@ -108,6 +112,11 @@ class StoredWeight(torch.nn.Module):
         """Return the buffers by name."""
         return {part: getattr(self, part) for part in self.form.parts()}
 
+    def set_quantized(self, tensor: QuantizedTensor, means: NDArray[np.float32] | None, name: str) -> None:
+        """Put a quantized tensor of the declared form, and the means of its inputs, into the buffers."""
+        arrays = {part: getattr(tensor, part) for part in self.form.parts() if part != "activation_means"}
+        self.set_arrays(arrays if means is None else {**arrays, "activation_means": means}, name)
+
     def set_arrays(self, arrays: dict[str, NDArray[Any]], name: str) -> None:
         """Put arrays of the declared shapes and dtypes into the buffers; no copy where torch can write to them."""
         self.form.check(name, {part: (array.shape, str(array.dtype)) for part, array in arrays.items()})
@@ -117,22 +126,21 @@ class StoredWeight(torch.nn.Module):
 
     def quantized(self) -> QuantizedTensor:
         """Return a `QuantizedTensor` over the same memory; only on the processor."""
-        return self.form.tensor("weight", {part: buffer.numpy() for part, buffer in self.arrays().items()})
+        return _over_the_same_memory(self.form, self.arrays())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
-        if self.device.type == "cpu" and not torch.compiler.is_compiling():
-            threads = _kernels.resolve_threads(torch.get_num_threads())
-            values = torch.from_numpy(self.quantized().dequantize(n_threads=threads))
-        else:
-            values = decode(self.form, self.arrays())
-            if self.form.rotation_seed is not None:
-                values = unrotate(values, self.form.rotation_seed)
-            if self.form.low_rank:
-                values = values + self.low_rank_a.float() @ self.low_rank_b.float()
-            if self.form.equalization is not None:
-                values = values / self.equalization.float()
-        return values.reshape(self.form.shape).to(dtype or self.dtype)
+        return _values(self.form, self.arrays()).reshape(self.form.shape).to(dtype or self.dtype)
+
+    def rows(self, numbers: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return some rows of the matrix view, (n, columns), decoding no others; `numbers` are integers (n,)."""
+        arrays = self.arrays()
+        if not len(numbers):
+            return torch.empty(0, self.form.layout.columns, dtype=dtype or self.dtype, device=self.device)
+        for part in ROW_PARTS & arrays.keys():
+            arrays[part] = arrays[part].index_select(0, numbers.to(self.device))
+        form = replace(self.form, shape=(len(numbers), self.form.layout.columns))
+        return _values(form, arrays).to(dtype or self.dtype)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
         """Move the buffers; a cast changes what dtype the weight stands for, and nothing that is stored."""
@@ -160,3 +168,20 @@ class StoredWeight(torch.nn.Module):
         rotated = "" if form.rotation_seed is None else ", rotated"
         branch = f", rank {form.low_rank}" if form.low_rank else ""
         return f"{'x'.join(map(str, form.shape))}, INT{form.bit_width} {form.grid} g{form.group_size}{rotated}{branch}"
+
+
+def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:
+    return form.tensor("weight", {part: buffer.numpy() for part, buffer in arrays.items()})
+
+
+def _values(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the float values of arrays of a form, float32 in the shape of the form or of its matrix view."""
+    if arrays["packed"].device.type == "cpu" and not torch.compiler.is_compiling():
+        threads = _kernels.resolve_threads(torch.get_num_threads())
+        return torch.from_numpy(_over_the_same_memory(form, arrays).dequantize(n_threads=threads))
+    values = decode(form, arrays)
+    if form.rotation_seed is not None:
+        values = unrotate(values, form.rotation_seed)
+    if form.low_rank:
+        values = values + arrays["low_rank_a"].float() @ arrays["low_rank_b"].float()
+    return values if form.equalization is None else values / arrays["equalization"].float()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from bisect import bisect_right
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,17 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arrowquant_nb.calibration.call_time import TIME_PARAMETERS, noisy_end
+from arrowquant_nb.calibration.call_time import TIME_PARAMETERS, noisy_end, times_of
 from arrowquant_nb.errors import ConfigurationError, ValidationError
+from arrowquant_nb.time_reading import TimeReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from arrowquant_nb.quantizers.time_tables import LayerTimeTable
 
-__all__ = ["FollowedForward", "ModelTime", "current_time", "follow_time", "time_argument", "time_context"]
+__all__ = [
+    "FollowedForward",
+    "ModelTime",
+    "current_time",
+    "follow_reading",
+    "follow_time",
+    "time_argument",
+    "time_context",
+    "unfollow_time",
+]
 
 N_TIMESTEPS = 1000
+TOLERANCE = 1e-6
+"""Of normalised times: what rounding of a fraction may add."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class ModelTime:
 
     @classmethod
     def of(cls, time: Any, n_timesteps: float = N_TIMESTEPS) -> ModelTime:
-        """Normalise a timestep: a number, an array, or a tensor of one or [batch] elements.
+        """Normalise a timestep: a number, an array, or a tensor of one or [batch] elements; of tokens the noisiest.
 
         Parameters
         ----------
@@ -59,16 +70,13 @@ class ModelTime:
             Training timesteps that it counts; 1 for a fraction.
 
         """
-        if hasattr(time, "detach"):
-            time = time.detach().cpu().double().numpy()
-        values = np.asarray(time, np.float64).reshape(-1).astype(np.float32) / np.float32(n_timesteps)
+        values = (times_of(time)[0] / n_timesteps).astype(np.float32)
         first = values[:1] if values.size and (values == values[0]).all() else values
         return cls(tuple(first.tolist()))
 
     def groups_in(self, table: LayerTimeTable) -> tuple[int, ...]:
-        """Return the group of a layer's table for each value; the nearest one before the first and after the last."""
-        last = len(table.groups) - 1
-        return tuple(min(bisect_right(table.boundaries, v), last) for v in self.values)
+        """Return the group of a layer's table for each value; ValidationError for a time that it does not cover."""
+        return tuple(table.group_at(v) for v in self.values)
 
 
 _time: ContextVar[ModelTime | None] = ContextVar("arrowquant_nb_time", default=None)
@@ -121,12 +129,12 @@ class FollowedForward:
     An object and not a closure, so that a copied or unpickled model follows its own time.
     """
 
-    def __init__(self, model: Any, argument: str, n_timesteps: float | None, mask_token_id: int | None) -> None:
+    def __init__(self, model: Any, argument: str, reading: TimeReading, n_timesteps: int) -> None:
         functools.update_wrapper(self, model.forward)
         self.class_name = type(model).__name__
         self.argument = argument
+        self.reading = reading
         self.n_timesteps = n_timesteps
-        self.mask_token_id = mask_token_id
         # Parameters before the timestep; the bound method has no self.
         self._place = list(inspect.signature(model.forward).parameters).index(argument)
 
@@ -143,18 +151,38 @@ class FollowedForward:
             _time.reset(token)
 
     def _time_of(self, given: Any) -> ModelTime:
-        if self.mask_token_id is None:
-            if self.n_timesteps is None:
-                self.n_timesteps = noisy_end(self.class_name, given, N_TIMESTEPS)
-            return ModelTime.of(given, self.n_timesteps)
-        masked = (given == self.mask_token_id).reshape(-1, given.shape[-1])
-        # Calibration counts in thousandths too, and everything masked is the last of them.
-        share = masked.double().mean(-1).mul(N_TIMESTEPS).round().clamp(max=N_TIMESTEPS - 1)
-        return ModelTime.of(share)
+        if self.reading.mask_token_id is not None:
+            masked = (given == self.reading.mask_token_id).reshape(-1, given.shape[-1])
+            # Calibration counts masks so too, and everything masked is the last of the timesteps.
+            share = masked.double().mean(-1).mul(self.n_timesteps).round().clamp(max=self.n_timesteps - 1)
+            return ModelTime.of(share, self.n_timesteps)
+        if self.reading.time_range is None:
+            self.reading = TimeReading((0.0, noisy_end(self.class_name, given, self.n_timesteps)))
+        low, high = self.reading.time_range or (0.0, 1.0)
+        times, _ = times_of(given)
+        unit = (times - low) / (high - low)
+        if not ((unit > -TOLERANCE) & (unit < 1 + TOLERANCE)).all():
+            raise ValidationError(
+                f"{self.class_name} was called with {self.argument} {times.tolist()[:4]}, which is not "
+                f"between {low:g} and {high:g}: say how it counts its timesteps with n_timesteps (1 for models that "
+                "are given fractions), or with time_range=(value at the clean end, value at the noisy end) when it is "
+                "calibrated"
+            )
+        return ModelTime.of(np.clip(unit, 0, 1), 1)
+
+
+def unfollow_time(model: Any) -> None:
+    """Give a model that `follow_time` wrapped its own `forward` back; any other stays as it is."""
+    if isinstance(getattr(model, "forward", None), FollowedForward):
+        del model.forward
 
 
 def follow_time(
-    model: Any, n_timesteps: float | None = None, argument: str | None = None, mask_token_id: int | None = None
+    model: Any,
+    n_timesteps: float | None = None,
+    argument: str | None = None,
+    mask_token_id: int | None = None,
+    time_range: tuple[float, float] | None = None,
 ) -> Any:
     """Let a model's layers know the timestep that its `forward` is given, by position or by keyword.
 
@@ -169,6 +197,9 @@ def follow_time(
         Name of the timestep; None finds `timestep`, `timesteps` or `t`.
     mask_token_id
         Of a masked language model: time is the fraction of `input_ids` (or `argument`) that are this token, per sample.
+    time_range
+        Values of the timestep at the clean and the noisy end, where it counts from neither 0 to 1 nor 0 to
+        `n_timesteps`.
 
     Returns
     -------
@@ -181,13 +212,29 @@ def follow_time(
         Its `forward` has no such argument.
 
     """
-    if isinstance(getattr(model, "forward", None), FollowedForward):
-        del model.forward
-    name = argument or (time_argument(model.forward) if mask_token_id is None else "input_ids")
+    ends = time_range or (None if n_timesteps is None else (0.0, float(n_timesteps)))
+    return follow_reading(model, TimeReading(ends, mask_token_id), N_TIMESTEPS, argument)
+
+
+def follow_reading(model: Any, reading: TimeReading, n_timesteps: int, argument: str | None = None) -> Any:
+    """Do as `follow_time`, reading the time of calls as calibration did.
+
+    Parameters
+    ----------
+    model, argument
+        As there.
+    reading
+        Of the tables, or what the user says.
+    n_timesteps
+        Training timesteps of the model.
+
+    """
+    unfollow_time(model)
+    name = argument or (time_argument(model.forward) if reading.mask_token_id is None else "input_ids")
     if name is None or name not in inspect.signature(model.forward).parameters:
         raise ConfigurationError(
             f"{type(model).__name__}.forward has no argument {name or 'timestep'!r}: name it with argument=, or call "
             "the model inside `with time_context(t):`"
         )
-    model.forward = FollowedForward(model, name, n_timesteps, mask_token_id)
+    model.forward = FollowedForward(model, name, reading, n_timesteps)
     return model

@@ -36,14 +36,21 @@ class Probe:
     """Trajectories."""
     seed: int
     """Of their starting noise, or of the text."""
+    shares: tuple[float, ...]
+    """How many steps of the trajectories each call stands for."""
 
     @classmethod
     def of(cls, model: Sample, n: int, seed: int, n_steps: int, split: Split) -> Probe:
-        """Follow `n` trajectories of a float model and keep `n_steps` of their calls, evenly spread."""
+        """Follow `n` trajectories of a float model and keep `n_steps` of their calls: the last one, the others spread.
+
+        The last step stands for itself alone: where little noise is left to remove, the same error of the weights costs
+        many decibels more than one step before.
+        """
         steps = tuple(model.trajectories(n, seed, split))
-        count = min(n_steps, len(steps))
-        chosen = tuple(steps[int((i + 0.5) * len(steps) / count)] for i in range(count))
-        return cls(model, chosen, tuple(_judged(step, model.forward(step)) for step in chosen), n, seed)
+        before, count = steps[:-1], min(n_steps, len(steps)) - 1
+        chosen = (*(before[int((i + 0.5) * len(before) / count)] for i in range(count)), steps[-1])
+        shares = (*([len(before) / count] * count if count else []), 1.0)
+        return cls(model, chosen, tuple(_judged(step, model.forward(step)) for step in chosen), n, seed, shares)
 
     def noise(self, weights: Mapping[str, NDArray[np.float32]]) -> float:
         """Return the error energy over the signal energy of the network's output when these weights stand in.
@@ -57,9 +64,9 @@ class Probe:
         fields: dict[str, Any] = {"weights": MappingProxyType({**self.model.weights, **weights})}
         other: Sample = replace(self.model, **fields)  # type: ignore[type-var]
         power = error = 0.0
-        for step, expected in zip(self.steps, self.outputs, strict=True):
-            power += float(np.sum(expected**2))
-            error += float(np.sum((_judged(step, other.forward(step)) - expected) ** 2))
+        for step, expected, share in zip(self.steps, self.outputs, self.shares, strict=True):
+            power += share * float(np.sum(expected**2))
+            error += share * float(np.sum((_judged(step, other.forward(step)) - expected) ** 2))
         return error / power if power > 0.0 else 0.0
 
 

@@ -77,6 +77,7 @@ class DataFile:
         if self._writer is None:
             raise OutputError(f"{self.file} has no tile: an empty tensor cannot be stored as quantized")
         references = self._writer.close(metadata)
+        self._writer = None
         self._model.publish(lambda: self._publish(key, describe(references), reports))
 
     def _publish(self, key: str, entries: dict[str, dict[str, Any]], reports: dict[str, dict[str, Any]]) -> None:
@@ -100,7 +101,12 @@ class DataFile:
         with contextlib.suppress(ArrowQuantError, OSError):
             self._model.submit(self._abort)
 
-    def _abort(self) -> None:
+    def release(self) -> None:
+        """Close what an unfinished file still holds, once the writer thread has ended: after an error it did not."""
         if self._writer is not None:
             self._writer.abort()
+            self._writer = None
+
+    def _abort(self) -> None:
+        self.release()
         self._temporary.unlink(missing_ok=True)

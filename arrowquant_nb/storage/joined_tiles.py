@@ -5,6 +5,8 @@ A tensor of one tile, as nearly all are, is handed over as it lies in the mapped
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +83,17 @@ def join_tiles(tensor: LazyTensor) -> QuantizedTensor:
 
 
 def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    """Join parts along their first axis, in memory of its own.
+
+    Not in NumPy's: it asks for huge pages, which the kernel may first have to put together (2.9 s of processor time for
+    1 GB instead of 1.2 s, measured while loading a model).
+    """
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+    memory = mmap.mmap(-1, max(1, sum(part.nbytes for part in parts)))
+    joined = np.frombuffer(memory, parts[0].dtype, math.prod(shape)).reshape(shape)
+    return np.concatenate(parts, out=joined)
 
 
 def _present(part: NDArray[np.float16] | None) -> NDArray[np.float16]:

@@ -47,12 +47,14 @@ class LazyTensor:
     method, grid, group_size : how it was quantized ("" and 0 when kept).
     rotation_seed, low_rank : the rotation that dequantizing undoes, rank of the branch it adds (None and 0 without).
     nbytes : stored payload bytes.
+    folding : what folding equalization did to the weights before they were stored, in words; empty where nothing.
     """
 
     def __init__(self, model: PayloadSource, name: str, entry: Mapping[str, Any]) -> None:
         self._model = model
         self._entry = entry
         self.name = name
+        self.folding = str(entry.get("folding", ""))
         try:
             self.shape = tuple(int(n) for n in entry["shape"])
             self.dtype = str(entry["dtype"])

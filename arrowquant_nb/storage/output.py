@@ -97,6 +97,7 @@ class ModelFolder:
         self._lock = FileLock(folder / LOCK_NAME, timeout=0)
         self._needed_nbytes = needed_nbytes
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-writer")
+        self._started: list[DataFile] = []
         self._waiting: list[Future[None]] = []
         self._publisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrowquant-publisher")
         self._publishing: list[Future[None]] = []
@@ -156,6 +157,8 @@ class ModelFolder:
     def __exit__(self, *_: object) -> None:
         try:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            for file in self._started:
+                file.release()
             self._publisher.shutdown(wait=True)  # finished files are worth keeping whatever ended the run
             self._small_files.shutdown(wait=True)
             remove_stale(self.folder)
@@ -196,7 +199,8 @@ class ModelFolder:
 
     def start_file(self, file: str) -> DataFile:
         """Begin one data file."""
-        return DataFile(self, file)
+        self._started.append(DataFile(self, file))
+        return self._started[-1]
 
     def submit(self, work: Callable[[], None]) -> None:
         """Hand work to the writer thread; an error of earlier work is raised here."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = "2.0"
+SCHEMA_VERSION = "2.1"
 METADATA_KEY = b"arrowquant"
 PACK_ORDER = "code i of a byte in bits [i*bit_width, (i+1)*bit_width), rows start on a byte"
 BINARY_COLUMNS = ("data", "scales", "zero_points", "low_rank_a", "low_rank_b", "equalization")

@@ -1,16 +1,16 @@
-"""Which tensors are quantized, at how many bits, and why.
+"""Which tensors are quantized, at how many bits, by which method where the user orders one, and why.
 
 Role of a weight by model class and name (`policy_table`), then the user's rules on top:
-`layer_bit_widths` > sensitive names and patterns > class policy > `bit_width`. Reads no weights and knows no
-kernel. A rule of the user that matches nothing is an error, never a silent no-op.
+`layer_bit_widths` > sensitive names and patterns > class policy > `bit_width`; `layer_methods` changes no width. Reads
+no weights and knows no kernel. A rule of the user that matches nothing is an error, never a silent no-op.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from arrowquant_nb.errors import CheckpointError, ConfigurationError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
@@ -19,6 +19,8 @@ from arrowquant_nb.storage.safetensors_file import QUANTIZABLE_DTYPES, TensorEnt
 
 if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
+
+_Order = TypeVar("_Order", bound=int | str)
 
 LEAST_ELEMENTS = 16_384
 LEAST_COLUMNS = 32  # the smallest group
@@ -41,6 +43,8 @@ class Assignment:
     """One plain sentence."""
     rule: str
     """What decided: `layer_bit_widths`, `sensitive`, `class policy`, `bit_width` or `not a weight`."""
+    method: str = ""
+    """What `layer_methods` orders; "" for the run's method."""
 
 
 def assign_bit_widths(
@@ -57,7 +61,7 @@ def assign_bit_widths(
     modality : str
         text, code, image or audio; text and code use the language-model rules when the class is not known.
     config : DiffusionQuantConfig
-        `bit_width`, `layer_bit_widths` and the sensitive-layer fields are used.
+        `bit_width`, `layer_bit_widths`, `layer_methods` and the sensitive-layer fields are used.
 
     Raises
     ------
@@ -70,7 +74,8 @@ def assign_bit_widths(
     family = _family(class_name, modality)
     rules = FAMILIES[family]
     roles = {entry.name: _role(entry, rules, single_file=class_name is None) for entry in tensors}
-    ordered = _ordered(tensors, config.layer_bit_widths)
+    ordered = _ordered(tensors, config.layer_bit_widths, "layer_bit_widths", "remove the line or set it to 16")
+    methods = _ordered(tensors, config.layer_methods, "layer_methods", "remove the line")
     sensitive = _sensitive(tensors, config.sensitive_layer_names, config.sensitive_layer_patterns)
     keep_sensitive = config.skip_sensitive_layers
     found = []
@@ -80,6 +85,8 @@ def assign_bit_widths(
             assignment = _by_sensitivity(assignment, sensitive[entry.name], keep=keep_sensitive)
         if entry.name in ordered:
             assignment = _by_order(assignment, *ordered[entry.name])
+        if entry.name in methods:
+            assignment = _by_method(assignment, *methods[entry.name])
         if assignment.bit_width != KEPT_BIT_WIDTH and entry.dtype not in QUANTIZABLE_DTYPES:
             raise CheckpointError(
                 f"{entry.file}: the weight {quoted(entry.name)} is stored as {entry.dtype}; save it as float32, "
@@ -150,36 +157,50 @@ def _by_order(policy: Assignment, bit_width: int, cause: str) -> Assignment:
     return Assignment(policy.name, bit_width, policy.role, f"Ordered by {cause} to be {action}.", "layer_bit_widths")
 
 
+def _by_method(policy: Assignment, method: str, cause: str) -> Assignment:
+    """Give a layer the method that is ordered; a kept one has none, and says so."""
+    if policy.bit_width == KEPT_BIT_WIDTH:
+        return replace(policy, reason=f"{policy.reason} The method that {cause} orders is not needed.")
+    reason = f"{policy.reason} Method {method} ordered by {cause}."
+    return replace(policy, reason=reason, method=str(method))
+
+
 def _layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _ordered(tensors: list[TensorEntry], orders: Mapping[str, int]) -> dict[str, tuple[int, str]]:
-    """Resolve `layer_bit_widths`: exact names win over globs, among globs the last that matches wins."""
+def _ordered(
+    tensors: list[TensorEntry], orders: Mapping[str, _Order], setting: str, remedy: str
+) -> dict[str, tuple[_Order, str]]:
+    """Resolve a setting per layer: exact names win over globs, among globs the last that matches wins.
+
+    Only an order to keep may name what is no weight.
+    """
     by_name = {entry.name: entry for entry in tensors}
-    found: dict[str, tuple[int, str]] = {}
-    exact: dict[str, tuple[int, str]] = {}
-    for order, bit_width in orders.items():
-        cause = f"layer_bit_widths {quoted(order)}"
+    found: dict[str, tuple[_Order, str]] = {}
+    exact: dict[str, tuple[_Order, str]] = {}
+    for order, value in orders.items():
+        cause = f"{setting} {quoted(order)}"
+        keeps = value == KEPT_BIT_WIDTH
         named = by_name.get(order) or by_name.get(f"{order}.weight")
         if named is not None:
-            if bit_width != KEPT_BIT_WIDTH and not _is_weight(named):
+            if not keeps and not _is_weight(named):
                 raise ConfigurationError(
                     f"{cause}: {quoted(named.name)} of shape {named.shape} is not the weight of a linear or "
-                    "convolution layer and cannot be quantized; remove the line or set it to 16"
+                    f"convolution layer and cannot be quantized; {remedy}"
                 )
-            exact[named.name] = (bit_width, cause)
+            exact[named.name] = (value, cause)
             continue
         matched = [e for e in tensors if fnmatchcase(e.name, order) or fnmatchcase(_layer(e.name), order)]
         if not matched:
             raise _unmatched(cause, order, tensors)
         weights = [entry for entry in matched if _is_weight(entry)]
-        if not weights and bit_width != KEPT_BIT_WIDTH:
+        if not weights and not keeps:
             raise ConfigurationError(
                 f"{cause}: matches {len(matched)} tensors and none is a weight, such as {quoted(matched[0].name)}; "
-                "remove the line or set it to 16"
+                f"{remedy}"
             )
-        found.update({entry.name: (bit_width, cause) for entry in weights})
+        found.update({entry.name: (value, cause) for entry in weights})
     return {**found, **exact}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -100,10 +101,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         if not parts:
             return None
         first = parts[0]
-        if any((p.n_timesteps, p.range_rule) != (first.n_timesteps, first.range_rule) for p in parts):
+        if len({(part.n_timesteps, part.range_rule, part.reading) for part in parts}) > 1:
             raise MetadataError(f"{self.path}: the time tables of its layers are of different time scales or rules")
-        tables = tuple(table for part in parts for table in part.tables)
-        return TimeAwareQuantMetadata(first.bit_width, first.n_timesteps, first.range_rule, tables)
+        joined: TimeAwareQuantMetadata = replace(first, tables=tuple(t for part in parts for t in part.tables))
+        return joined
 
     @cached_property
     def spatial(self) -> SpatialQuantMetadata | None:
@@ -111,12 +112,16 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         scales: dict[str, tuple[float, ...]] = {}
         means: dict[str, tuple[tuple[float, ...], ...]] = {}
         alphas: dict[str, float] = {}
+        folded: list[str] = []
         for name, entry in self._manifest.tensors.items():
             if not entry.get("spatial"):
                 continue
             data = ParquetV2Extended(self._check_file(entry["file"])).metadata.get("spatial")
             part = _metadata(SpatialQuantMetadata, data, f"spatial of {name!r} in {entry['file']!r}").of_layer(name)
-            if part.channel_equalization:
+            if name in part.folded:
+                scales[name] = part.equalization_scales[name]
+                folded.append(name)
+            elif part.channel_equalization:
                 stored = next(iter(self[name].tiles()))[1].equalization
                 if stored is None:
                     raise MetadataError(f"{self.path}: {name!r} is said to be equalized, but holds no scales")
@@ -125,7 +130,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
             alphas |= part.alphas
         if not scales and not means:
             return None
-        return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas)
+        return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas, tuple(folded))
 
     def dequantize(
         self, name: str, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
@@ -264,12 +269,12 @@ def open_committed(path: str | Path) -> QuantizedModel:
     return QuantizedModel(folder, Manifest({"config": {}, "modality": "not known"}, tensors, files), "off")
 
 
-def open_quantized(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
+def open_quantized(path: str | Path | None, verify: Verify = "lazy") -> QuantizedModel:
     """Open a finished model folder.
 
     Parameters
     ----------
-    path : folder that holds `manifest.json`.
+    path : folder that holds `manifest.json`; None, as in the result of a run that kept none, is not found.
     verify : "lazy" hashes a file at its first access, "full" everything now, "off" nothing.
 
     Raises
@@ -285,9 +290,11 @@ def open_privately(path: str | Path, verify: Verify = "lazy") -> QuantizedModel:
     return _open(path, verify, private=True)
 
 
-def _open(path: str | Path, verify: Verify, *, private: bool) -> QuantizedModel:
+def _open(path: str | Path | None, verify: Verify, *, private: bool) -> QuantizedModel:
     if verify not in ("lazy", "full", "off"):
         raise ConfigurationError(f"verify must be 'lazy', 'full' or 'off', got {verify!r}")
+    if path is None:
+        raise ModelNotFoundError("no model folder was kept: give output=FOLDER to quantize_pipeline")
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no model folder at {folder}")

@@ -86,6 +86,11 @@ class TensorEntry:
         return "float32" if self.dtype in FLOAT8 else self.dtype
 
     @property
+    def verbatim(self) -> bool:
+        """Whether the rows that are delivered are the stored bytes."""
+        return self.dtype not in FLOAT8
+
+    @property
     def kept_dtype(self) -> str:
         """Dtype of `Checkpoint.read_bytes`: the stored one, float32 where a scale has been multiplied in."""
         return "float32" if self.scale is not None else self.dtype

@@ -7,32 +7,33 @@ from __future__ import annotations
 
 import importlib
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ipywidgets as widgets
 
 from arrowquant_nb import samples
 from arrowquant_nb.api import ArrowQuantV2
-from arrowquant_nb.config import DiffusionQuantConfig, field_facts
+from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
 from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
 from arrowquant_nb.ui.frame import Frame
 from arrowquant_nb.ui.live_figure import load_plotly
 from arrowquant_nb.ui.model_picker import ModelPicker
-from arrowquant_nb.ui.output_folder import OutputFolder, free_name
 from arrowquant_nb.ui.plan_change import change_words, setting_words
 from arrowquant_nb.ui.plan_view import NO_MODEL, plan_html
+from arrowquant_nb.ui.run_section import RunSection
 from arrowquant_nb.ui.run_words import megabytes
 from arrowquant_nb.ui.settings_bar import SettingsBar
 from arrowquant_nb.ui.worker import Worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from arrowquant_nb.results import Plan
     from arrowquant_nb.ui.run_view import RunView
 
-__all__ = ["Studio", "studio"]
+__all__ = ["Studio"]
 
 _SUBTITLE: Final = "quantize a diffusion model"
 _LIMIT: Final = "target_model_size_mb"
@@ -49,7 +50,8 @@ class Studio:
 
     Attributes
     ----------
-    form, picker, settings : the parts of the form.
+    form, picker, target, settings : the parts of the form.
+    output, run : where the output goes, and the button.
     plan : of the opened model under the form's settings; None while there is none.
     run_view : the runs, None before the first.
     """
@@ -64,27 +66,16 @@ class Studio:
         self.plan: Plan | None = None
         self.run_view: RunView | None = None
         self._plan_due = False
-        self._folder = OutputFolder()
         self._planned_with: DiffusionQuantConfig | None = None
         self._change = ""
-        self._output_given = False
-        self._plan_box = widgets.HTML(layout={"flex": "1 1 340px", "min_width": "300px"})
+        self._plan_box = widgets.HTML(layout={"flex": "1 1 300px", "min_width": "0"})
         self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
-        self.output = widgets.Text(description="Output", layout={"width": "360px"})
-        self.output.style.description_width = "48px"
-        self.output_words = widgets.HTML()
-        self.another = widgets.Button(description="Use another name", layout={"width": "auto", "display": "none"})
-        self.run = widgets.Button(description="Run", tooltip="Quantize the model", layout={"width": "auto"})
-        self.run.add_class("aq-run")
-        self.why_off = widgets.HTML()
-        self.status = widgets.HTML("<span role='status' aria-live='polite'>Ready. Nothing has been written.</span>")
+        self.target = RunSection(self.start, self._check_output)
+        self.output, self.run = self.target.output, self.target.run
         self.settings = SettingsBar(self._current, self.form.set_config, self._frame.bridge)
         self._run_place = widgets.VBox([])
         self._form_place = self._assemble()
         self._frame.content.children = (self._form_place, self._run_place)
-        self.run.on_click(lambda _: self.start())
-        self.another.on_click(lambda _: self._rename())
-        self.output.observe(self._output_typed, names="value")
         self.form.on_change(self._changed)
         self.open(model if model is not None else samples.names()[0])
         self._worker.start("ahead", _load_ahead, lambda _: None)
@@ -93,14 +84,14 @@ class Studio:
         reset = widgets.HBox([self.form.changes, self.form.reset])
         reset.add_class("aq-row")
         left = widgets.VBox(
-            [self.form.basic, self.form.advanced, reset, self.forecast.widget], layout={"flex": "2 1 560px"}
+            [self.form.basic, self.form.advanced, reset, self.forecast.widget],
+            layout={"flex": "2 1 560px", "min_width": "0"},
         )
         body = widgets.HBox([left, self._plan_box], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
         setup = widgets.VBox([widgets.HTML("<h3>2 Settings</h3>"), body])
         setup.add_class("aq-section")
-        go = widgets.HBox([self.output, self.another, self.run, self.why_off])
-        go.add_class("aq-row")
-        run = widgets.VBox([widgets.HTML("<h3>3 Run</h3>"), go, self.output_words, self.settings.widget, self.status])
+        go = self.target
+        run = widgets.VBox([widgets.HTML("<h3>3 Run</h3>"), go.row, go.words, self.settings.widget, go.status])
         run.add_class("aq-section")
         return widgets.VBox([self.picker.widget, setup, run])
 
@@ -165,8 +156,9 @@ class Studio:
             self._run_place.children = (self.run_view.widget,)
             self._dress(self._frame.theme, self._width())
         self._form_place.layout.display = "none"
-        self.status.value = ""
-        self.run_view.start(self.model, Path(self.output.value), self.config)
+        self.run_view.settings.description = "Show settings"
+        self.target.status.value = ""
+        self.run_view.start(self.model, self.target.folder, self.config)
 
     def drain(self) -> bool:
         """Do what is due; True while there is more to come. The notebook's loop calls it by itself."""
@@ -176,7 +168,7 @@ class Studio:
         """Stop whatever runs, resumably; with a timeout wait for it. Return whether no thread is left."""
         ended = self._worker.stop(timeout_s)
         if self.run_view is not None:
-            self.run_view.dashboard.close_viewer()
+            self.run_view.dashboard.close_up.close()
         return ended
 
     def replaced(self) -> None:
@@ -225,8 +217,7 @@ class Studio:
         else:
             self.picker.opened(plan)
             self._label_widths()
-            if not self._output_given:
-                self.output.value = f"{Path(plan.model).stem}-int{plan.bit_width}"
+            self.target.suggest(plan)
             if before is None or old is None:
                 self._change = ""
             elif old != config:
@@ -257,35 +248,12 @@ class Studio:
 
     # -- output and Run ----------------------------------------------------------------------------------------------
 
-    def _output_typed(self, _: Any) -> None:
-        self._output_given = self.plan is None or self.output.value != f"{self.plan.model}-int{self.plan.bit_width}"
-        self._check_output()
-
     def _check_output(self) -> None:
-        layers = [] if self.plan is None else [row.name for row in self.plan.rows if row.action == "quantized"]
-        name = "" if self.plan is None else self.plan.model
-        self._folder = OutputFolder.look(self.output.value, name, layers)
-        kind = "" if self._folder.usable else "class='aq-error' role='alert'"
-        self.output_words.value = f"<span {kind}>{escape(self._folder.words)}</span>" if self._folder.words else ""
-        self.another.layout.display = "" if self._folder.words and self.output.value.strip() else "none"
-        self.run.description = "Resume" if self._folder.resumable else "Run"
+        self.target.look(self.plan)
         self._check_run()
 
     def _check_run(self) -> None:
-        reasons = []
-        if self.form.complaints:
-            n = len(self.form.complaints)
-            verb = "setting needs" if n == 1 else "settings need"
-            reasons.append(f"Run is off: {n} {verb} attention ({_titles(self.form.complaints)}).")
-        elif self.plan is None:
-            reasons.append("Run is off: no model is open.")
-        elif not self._folder.usable:
-            reasons.append("Run is off: choose another output.")
-        self.run.disabled = bool(reasons) or self.running
-        self.why_off.value = f"<span>{escape(reasons[0])}</span>" if reasons else ""
-
-    def _rename(self) -> None:
-        self.output.value = free_name(self.output.value)
+        self.target.allow(self.plan, self.form.complaints, running=self.running)
 
     def _current(self) -> tuple[str, str, DiffusionQuantConfig | None]:
         return self.model, self.output.value, self.form.config
@@ -296,9 +264,11 @@ class Studio:
         """Follow the run: what the user changed of single layers enters the form, and so YAML and copies."""
         if self.run_view is None:
             return
-        session = self.run_view.session
-        if session.config is not None and self.form.config != session.config and not session.running:
-            self.form.set_config(session.config)
+        session, shown = self.run_view.session, self.form.config
+        if session.config is not None and shown is not None and not session.running:
+            changed = {name: getattr(session.config, name) for name in ("layer_bit_widths", "layer_methods")}
+            if any(getattr(shown, name) != value for name, value in changed.items()):
+                self.form.set_config(shown.replace(**changed))
         self._check_output()
 
     def _toggle_form(self) -> None:
@@ -331,42 +301,3 @@ def _load_ahead(_: object) -> None:
     """Load what a run needs, plotly above all, beside the kernel."""
     importlib.import_module(_AHEAD)
     load_plotly()
-
-
-def _titles(complaints: dict[str, str]) -> str:
-    facts = field_facts()
-    return ", ".join(str(facts[name]["title"]).partition(" (")[0] for name in complaints)
-
-
-_LIVE: dict[str, Studio] = {}
-
-
-def studio(model: str | Path | None = None, config: DiffusionQuantConfig | None = None) -> Studio:
-    """Show the app in a cell: form, plan, run, dashboard.
-
-    Parameters
-    ----------
-    model : a path or the name of a bundled sample; None opens the first sample.
-    config : settings to begin with; default the local profile.
-
-    Notes
-    -----
-    Running a cell again replaces its app: a run that goes on there stops after the piece it is at, resumably.
-    """
-    cell = _cell()
-    old = _LIVE.pop(cell, None)
-    if old is not None:
-        old.replaced()
-    _LIVE[cell] = Studio(model, config)
-    return _LIVE[cell]
-
-
-def _cell() -> str:
-    """Return what tells this cell from others, "" where the front end does not say."""
-    from IPython import get_ipython  # noqa: PLC0415 - not needed to import the package
-
-    shell = get_ipython()
-    parent = getattr(shell, "parent_header", None) or {}
-    if shell is not None and hasattr(shell, "get_parent"):
-        parent = shell.get_parent() or {}
-    return str((parent.get("metadata") or {}).get("cellId", ""))

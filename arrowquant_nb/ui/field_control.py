@@ -25,6 +25,12 @@ _OPEN: Final[Mapping[str, str]] = {
     "min_network_sqnr_db": "reported only", "target_model_size_mb": "no limit",
 }  # fmt: skip
 """What leaving a field open means, in words."""
+_LEFT_OPEN: Final = ""
+"""Stands for None among the options of a chooser: a chooser whose value is None shows nothing."""
+_EXAMPLES: Final[Mapping[str, str]] = {
+    "layer_bit_widths": "transformer_blocks.0.ff.net.2: 8", "layer_methods": "*.ff.net.2: mse",
+}  # fmt: skip
+"""What a line of a table looks like."""
 _TITLES: Final[Mapping[str, str]] = {"edge": "Edge: smallest", "local": "Local: balanced", "cloud": "Cloud: closest"}
 
 
@@ -72,12 +78,12 @@ def control_for(name: str, facts: Mapping[str, Any]) -> FieldControl:
     if facts["choices"] is not None:
         return _choice(name, facts)
     if kind in ("words", "table"):
-        return _lines(str(kind))
+        return _lines(str(kind), _EXAMPLES.get(name, "one entry a line"))
     return _number(name, facts)
 
 
 def _choice(name: str, facts: Mapping[str, Any]) -> FieldControl:
-    options = [(value_words(name, value), value) for value in facts["choices"]]
+    options = [(value_words(name, value), _LEFT_OPEN if value is None else value) for value in facts["choices"]]
     kind = widgets.ToggleButtons if name in ("deployment_profile", "bit_width") else widgets.Dropdown
     chooser = kind(options=options, layout={"width": "auto"})
     if kind is widgets.ToggleButtons:
@@ -89,7 +95,11 @@ def _choice(name: str, facts: Mapping[str, Any]) -> FieldControl:
             chooser.options = [*chooser.options, (value_words(name, value), value)]
         chooser.value = value
 
-    return FieldControl(chooser, lambda: chooser.value, lambda value: write(_plain(value)))
+    return FieldControl(
+        chooser,
+        lambda: None if chooser.value == _LEFT_OPEN else chooser.value,
+        lambda value: write(_LEFT_OPEN if value is None else _plain(value)),
+    )
 
 
 def value_words(name: str, value: object) -> str:
@@ -140,8 +150,7 @@ def _slider(box: widgets.Text, control: FieldControl, low: float, high: float, s
     return slider
 
 
-def _lines(kind: str) -> FieldControl:
-    example = "transformer_blocks.0.ff.net.2: 8" if kind == "table" else "one entry a line"
+def _lines(kind: str, example: str) -> FieldControl:
     area = widgets.Textarea(placeholder=example, rows=2, layout={"width": "340px"})
 
     def read() -> object:
@@ -152,7 +161,7 @@ def _lines(kind: str) -> FieldControl:
         if kind == "words":
             area.value = "\n".join(_line(word) for word in value)
         else:
-            area.value = "\n".join(f"{_line(name)}: {bits}" for name, bits in value.items())
+            area.value = "\n".join(f"{_line(name)}: {_plain(entry)}" for name, entry in value.items())
 
     return FieldControl(area, read, write)
 

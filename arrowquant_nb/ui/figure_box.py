@@ -14,7 +14,7 @@ from arrowquant_nb.ui.palette import palette
 
 __all__ = ["FigureBox"]
 
-LEAST_WIDTH: Final = 560
+LEAST_WIDTH: Final = 280
 MOST_WIDTH: Final = 1500
 DEFAULT_WIDTH: Final = 1120
 

@@ -21,10 +21,10 @@ __all__ = ["ADVANCED_GROUPS", "Form"]
 
 ADVANCED_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Method": ("method", "scale_format", "rotation", "low_rank", "gain_correction", "activation_bit_width"),
-    "Structure": ("modality", "enable_time_aware", "enable_spatial"),
+    "Structure": ("modality", "enable_time_aware", "enable_spatial", "fold_equalization"),
     "Layers and gates": (
         "skip_sensitive_layers", "sensitive_layer_names", "sensitive_layer_patterns", "layer_bit_widths",
-        "min_output_sqnr_db", "min_network_sqnr_db", "fail_fast",
+        "layer_methods", "min_output_sqnr_db", "min_network_sqnr_db", "fail_fast",
     ),
     "Machine": ("num_threads", "seed"),
 }  # fmt: skip
@@ -238,4 +238,6 @@ def _plain(value: object) -> object:
     """Return a value as JSON types: words for enumerations, lists for tuples, dictionaries for mappings."""
     if isinstance(value, tuple):
         return list(value)
-    return dict(value) if isinstance(value, Mapping) else getattr(value, "value", value)
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return getattr(value, "value", value)

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final
 
+from arrowquant_nb.ui.layer_name import brief_name
 from arrowquant_nb.ui.layer_state import LayerState, quality
 from arrowquant_nb.ui.run_state import RunState
 
@@ -50,7 +51,7 @@ class ListView:
     sort: str = "Worst quality"
     show: str = "All layers"
     find: str = ""
-    """Part of a name, or a glob."""
+    """Part of a name as a whole or as the list shows it, or a glob."""
     page: int = 0
     """From 0; beyond the end the last page is shown."""
     selected: str = ""
@@ -79,12 +80,17 @@ def ordered(state: RunState, view: ListView) -> list[LayerState]:
     shown = [
         layer
         for layer in state.layers.values()
-        if _FILTERS[view.show](layer) and (not wanted or fnmatchcase(layer.name.lower(), glob))
+        if _FILTERS[view.show](layer) and (not wanted or _found(layer.name, glob))
     ]
     if view.order:
         places = {name: place for place, name in enumerate(view.order)}
         return sorted(shown, key=lambda layer: (places.get(layer.name, len(places)), *quality(layer)))
     return sorted(shown, key=_KEYS[view.sort])
+
+
+def _found(name: str, glob: str) -> bool:
+    """Match a search with the whole name, or with the brief one that the list shows."""
+    return any(fnmatchcase(text.lower(), glob) for text in (name, brief_name(name)))
 
 
 def list_page(state: RunState, view: ListView, n_rows: int = PAGE_ROWS) -> ListPage:

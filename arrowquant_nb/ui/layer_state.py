@@ -75,8 +75,8 @@ class LayerState:
 
     @property
     def overridden(self) -> bool:
-        """Whether the user ordered this layer's width."""
-        return self.plan.rule == "layer_bit_widths"
+        """Whether the user ordered this layer's width or method."""
+        return self.plan.rule == "layer_bit_widths" or bool(self.plan.ordered_method)
 
     @property
     def words(self) -> str:

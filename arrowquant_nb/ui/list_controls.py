@@ -11,7 +11,12 @@ __all__ = ["ListControls"]
 
 
 class ListControls:
-    """Widgets that make a `ListView`; `on_change` is called when the user changes one.
+    """Widgets that make a `ListView`.
+
+    Parameters
+    ----------
+    on_change : called when the user changes one.
+    on_first : called to select the first row: with the search box, the way into the list without a pointer.
 
     Attributes
     ----------
@@ -20,21 +25,27 @@ class ListControls:
     table : whether the table is shown instead of the figure.
     """
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None], on_first: Callable[[], None]) -> None:
         self._on_change = on_change
         self._page = 0
-        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "200px"})
-        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "160px"})
-        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "190px"})
+        self.sort = widgets.Dropdown(options=SORTS, description="Sort", layout={"width": "185px"})
+        self.show = widgets.Dropdown(options=SHOWS, description="Show", layout={"width": "145px"})
+        self.find = widgets.Text(description="Find", placeholder="part of a name", layout={"width": "165px"})
         for box, width in ((self.sort, "34px"), (self.show, "40px"), (self.find, "34px")):
             box.style.description_width = width
+        self.first = widgets.Button(
+            description="Open", tooltip="Look closer at the first layer of the list", layout={"width": "auto"}
+        )
+        self.first.on_click(lambda _: on_first())
         self.previous = widgets.Button(description="<", tooltip="Previous page", layout={"width": "40px"})
         self.next = widgets.Button(description=">", tooltip="Next page", layout={"width": "40px"})
         self.previous.add_class("aq-narrow")
         self.next.add_class("aq-narrow")
         self.place = widgets.HTML()
         self.hold = widgets.ToggleButton(
-            description="Hold order", tooltip="Rows keep their places", layout={"width": "auto"}
+            description="Hold",
+            tooltip="Hold the order: rows keep their places while new ones come in",
+            layout={"width": "auto"},
         )
         self.table = widgets.ToggleButton(
             description="Table", tooltip="The same rows as a table", layout={"width": "auto"}
@@ -46,7 +57,7 @@ class ListControls:
         self.previous.on_click(lambda _: self._turn(-1))
         self.next.on_click(lambda _: self._turn(1))
         self.widget = widgets.HBox(
-            [self.sort, self.show, self.find, self.previous, self.place, self.next, self.hold, self.table]
+            [self.sort, self.show, self.find, self.first, self.previous, self.place, self.next, self.hold, self.table]
         )
         self.widget.add_class("aq-row")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.ui.charts.block_map import BlockMap, block_map_traces
 from arrowquant_nb.ui.charts.layer_panels import layer_panel_traces
-from arrowquant_nb.ui.charts.layout import FigureShape, figure_layout
+from arrowquant_nb.ui.charts.layout import SLIM, FigureShape, figure_layout
 from arrowquant_nb.ui.charts.size_plan import size_plan_traces
 from arrowquant_nb.ui.charts.time_ranges import time_ranges_traces
 from arrowquant_nb.ui.charts.worst_list import worst_list_traces
@@ -54,7 +54,7 @@ def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> Fi
     """Return what decides the layout of a scene."""
     return FigureShape(
         n_rows=max(1, min(PAGE_ROWS, len(scene.state.quantized))),
-        map_rows=tuple(_short(role) for role in scene.places.roles),
+        map_rows=tuple(_short(role, 26 if width is None or width >= SLIM else 18) for role in scene.places.roles),
         n_blocks=len(scene.places.blocks),
         panels=scene.layer is not None,
         wide=wide,
@@ -62,8 +62,9 @@ def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> Fi
     )
 
 
-def _short(role: str, length: int = 26) -> str:
-    return role if len(role) <= length else f"{role[: length - 13]}\u2026{role[-12:]}"
+def _short(role: str, length: int) -> str:
+    tail = length // 2 - 1
+    return role if len(role) <= length else f"{role[: length - 1 - tail]}\u2026{role[-tail:]}"
 
 
 def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[dict[str, Any]]:
@@ -72,11 +73,11 @@ def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[di
     done = [layer.report for layer in state.decided if layer.report is not None]
     bits = 8 * sum(r.nbytes for r in done) / max(1, sum(r.n_weights for r in done))
     page = list_page(state, scene.view, shape.n_rows)
-    traces = worst_list_traces(page, scene.view.selected, reference_points(bits), colours)
+    traces = worst_list_traces(page, scene.view.selected, reference_points(bits), colours, shape.name_length)
     traces += size_plan_traces(state, colours)
     traces += time_ranges_traces(scene.ranges, scene.ranges_words, colours)
     if shape.map_rows:
-        traces += block_map_traces(state, scene.places, scene.view.selected, colours)
+        traces += block_map_traces(state, scene.places, scene.view.selected, colours, shape.mark_size)
     if shape.panels:
         traces += layer_panel_traces(scene.layer, scene.selected_gate, colours)
     return traces

@@ -1,4 +1,4 @@
-"""What the page tells the kernel, and the one thing the kernel asks of it: theme and width, and copying a text.
+"""What the page tells the kernel: theme and width; what it is asked: to copy a text; and that the kernel is gone.
 
 A few lines of script in an anywidget; they fetch nothing and store nothing. Where the page runs no scripts, the theme
 stays light, the width wide, and texts are copied by hand.
@@ -19,8 +19,23 @@ function theme() {
   if (said === "false") return "dark";
   return window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
+function kernelOf(model) {
+  const manager = model.widget_manager;
+  return manager && manager.kernel;
+}
+const GONE = "The kernel has ended or was restarted, so this app no longer answers. Every layer that was finished is " +
+  "kept: run this cell again (reload the page of an app) and press Resume.";
 export default { render({ model, el }) {
-  el.style.height = "0";
+  const lost = (_, status) => {
+    if (!["dead", "restarting", "autorestarting", "terminating"].includes(status) || el.firstChild) return;
+    const words = document.createElement("div");
+    words.className = "aq-error";
+    words.setAttribute("role", "alert");
+    words.textContent = GONE;
+    el.appendChild(words);
+  };
+  const kernel = kernelOf(model);
+  if (kernel && kernel.statusChanged) kernel.statusChanged.connect(lost);
   const tell = () => {
     const width = Math.round(el.parentElement ? el.parentElement.getBoundingClientRect().width : 0);
     if (width > 0 && Math.abs(width - model.get("width")) > 8) model.set("width", width);
@@ -38,13 +53,16 @@ export default { render({ model, el }) {
   };
   model.on("msg:custom", copy);
   setTimeout(tell, 0);
-  return () => { themes.disconnect(); sizes.disconnect(); model.off("msg:custom", copy); };
+  return () => {
+    if (kernel && kernel.statusChanged) kernel.statusChanged.disconnect(lost);
+    themes.disconnect(); sizes.disconnect(); model.off("msg:custom", copy);
+  };
 } };
 """
 
 
 class PageBridge(anywidget.AnyWidget):
-    """An element without height whose traits follow the page."""
+    """An element that is empty while the kernel lives, and whose traits follow the page."""
 
     _esm = _SCRIPT
     theme = traitlets.Unicode("light").tag(sync=True)

@@ -14,6 +14,8 @@ from arrowquant_nb.ui.run_words import megabytes
 
 __all__ = ["NO_MODEL", "detection_words", "plan_html", "width_nbytes"]
 
+_WHITE_ON: Final = (4, 16)
+"""Widths on whose colour of the light theme white words have a contrast of 4.5 to 1; on the others black ones have."""
 NO_MODEL: Final = "Open a model to see what it would become. Nothing to hand? Pick a sample."
 
 
@@ -56,8 +58,12 @@ def _bar(widths: Mapping[int, tuple[int, int]], theme: str) -> str:
     """Return the shares of the stored bytes by width; each part carries its word, and its size as a tooltip."""
     total = max(1, sum(nbytes for _, nbytes in widths.values()))
     colours = palette(theme).widths
+
+    def ink(bits: int) -> str:
+        return "#FFFFFF" if theme != "dark" and bits in _WHITE_ON else "#111111"
+
     parts = [
-        f"<span style='width:{100 * nbytes / total:.2f}%;background:{colours[bits]}' "
+        f"<span style='width:{100 * nbytes / total:.2f}%;background:{colours[bits]};color:{ink(bits)}' "
         f"title='{WIDTH_NAMES[bits]}: {megabytes(nbytes)}'>{WIDTH_NAMES[bits]}</span>"
         for bits, (_, nbytes) in widths.items()
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from arrowquant_nb import samples
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.runs.layer_viewer import LayerViewer
+from arrowquant_nb.runs.locating import SAMPLE_PREFIX
 from arrowquant_nb.storage.json_file import read_json_object
 from arrowquant_nb.storage.output import RUN_NAME
 from arrowquant_nb.ui.dashboard import Dashboard
@@ -62,7 +63,7 @@ class ReplayedRun:
     def close(self) -> None:
         """Let go of the run's files."""
         self._worker.stop()
-        self.dashboard.close_viewer()
+        self.dashboard.close_up.close()
 
     def _tick(self) -> bool:
         events = self._log.new_events()
@@ -84,19 +85,20 @@ class ReplayedRun:
 
     def _open_viewer(self) -> LayerViewer:
         config = DiffusionQuantConfig.from_dict(dict(self.state.config))
-        record = self._record()
-        model = str(record.get("model") or self.state.model)
-        calibration = record.get("calibration")
-        given = calibration.get("given") if isinstance(calibration, dict) else None
-        parts = {part: value for part in ("component", "variant") if isinstance(value := record.get(part), str)}
-        return LayerViewer(model, self._log.folder, config, given, **parts)
+        given = self.state.given or self._recorded()
+        parts = {name: value for name in ("component", "variant", "calibration") if (value := given.get(name))}
+        return LayerViewer(given.get("model") or self.state.model, self._log.folder, config, **parts)
 
-    def _record(self) -> Mapping[str, object]:
-        """Return what run.json says; a run that has not finished has none, and is of a bundled sample or unknown."""
+    def _recorded(self) -> Mapping[str, str | None]:
+        """Return what run.json says was read: logs of older versions do not say it, and only a finished run has one."""
         path = self._log.folder / RUN_NAME
-        if path.is_file():
-            return read_json_object(path, max_nbytes=64 << 20)
-        return {"model": f"sample:{self.state.model}"} if self.state.model in samples.names() else {}
+        if not path.is_file():
+            return {"model": f"{SAMPLE_PREFIX}{self.state.model}"} if self.state.model in samples.names() else {}
+        record = read_json_object(path, max_nbytes=64 << 20)
+        calibration = record.get("calibration")
+        given = {"calibration": calibration.get("given")} if isinstance(calibration, dict) else {}
+        given |= {name: record.get(name) for name in ("model", "component", "variant")}
+        return {name: value for name, value in given.items() if isinstance(value, str)}
 
     def __repr__(self) -> str:
         return headline(self.state, self._log.folder.name)

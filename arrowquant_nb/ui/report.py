@@ -8,7 +8,7 @@ import json
 import os
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from arrowquant_nb import __version__, result_card
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError, OutputError
@@ -124,17 +124,24 @@ def _about(result: QuantizationResult) -> str:
 
 def _model_hash(result: QuantizationResult) -> str:
     """Return the seal of the model's manifest, "" where the folder is gone."""
+    return str(_json_of(result, MANIFEST_NAME).get("sha256", ""))[:16]
+
+
+def _json_of(result: QuantizationResult, name: str) -> dict[str, Any]:
+    """Return a file of the model's folder, nothing where it is not at hand."""
+    if result.quantized_path is None:
+        return {}
     try:
-        return str(json.loads(Path(result.quantized_path, MANIFEST_NAME).read_bytes())["sha256"])[:16]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        found = json.loads(Path(result.quantized_path, name).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _samples(result: QuantizationResult) -> tuple[SamplePair | None, str]:
     """Draw from the original and the quantized model, or say why not."""
-    try:
-        source = json.loads(Path(result.quantized_path, RUN_NAME).read_bytes())["model"]
-    except (OSError, ValueError, KeyError, TypeError):
+    source = _json_of(result, RUN_NAME).get("model")
+    if result.quantized_path is None or source is None:
         return None, "The model's folder is not at hand, so nothing was drawn from it."
     if not str(source).startswith(SAMPLE_PREFIX):
         return None, "Samples are drawn from the models that come with the package; this is another one."

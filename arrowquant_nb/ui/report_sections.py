@@ -192,6 +192,8 @@ def _settings(result: QuantizationResult) -> str:
 def _repeat(result: QuantizationResult) -> str:
     command = result_card.command(result)
     if not command:
+        if result.quantized_path is None:
+            return _sentence(f"{result.model} was quantized {tables.IN_PLACE}: call quantize_pipeline again.")
         return _sentence("The settings were not recorded.")
     words = "OUTPUT is a new folder. Equal sources and settings give equal bytes; arrowquant reproduce checks that."
     return f"<pre>{escape(command)}</pre>{_sentence(words)}"

@@ -19,6 +19,7 @@ from arrowquant_nb.events import (
     Event,
     LayerFinished,
     LayerProgress,
+    LayersOrdered,
     LayerStarted,
     RunCancelled,
     RunFailed,
@@ -48,6 +49,8 @@ class RunState:
     status: str = WAITING
     """waiting, running, finished, cancelled or failed."""
     model: str = ""
+    given: Mapping[str, str | None] = field(default_factory=dict)
+    """What the run was told to read: model, component, variant, calibration; empty in logs of older versions."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's settings as JSON values; empty in logs of older versions."""
     layers: Mapping[str, LayerState] = field(default_factory=dict)
@@ -83,6 +86,10 @@ class RunState:
             return _started(event)
         change = _CHANGES.get(type(event))
         return self if change is None else change(replace(self, t_s=max(self.t_s, event.t_s)), event)
+
+    def method_of(self, name: str) -> str:
+        """Return the method that the settings give a layer, such as "auto"."""
+        return self.layers[name].plan.ordered_method or str(self.config.get("method", "auto"))
 
     def with_layer(self, layer: LayerState) -> RunState:
         """Return the state with one layer replaced."""
@@ -171,7 +178,15 @@ def _started(event: RunStarted) -> RunState:
     rows = [PlanRow.from_dict(row) for row in event.rows]
     layers = MappingProxyType({row.name: LayerState(row) for row in rows})
     config = DiffusionQuantConfig.from_dict(event.config).to_dict() if event.config else {}
-    return RunState(RUNNING, event.model, config, layers, t_s=event.t_s, layers_began_s=event.t_s)
+    return RunState(RUNNING, event.model, event.given, config, layers, t_s=event.t_s, layers_began_s=event.t_s)
+
+
+def _ordered(state: RunState, event: LayersOrdered) -> RunState:
+    """Take the new plan of some layers; what was reported of them stands until they are done again."""
+    rows = [PlanRow.from_dict(row) for row in event.rows]
+    changed = {row.name: replace(state.layers[row.name], plan=row) for row in rows if row.name in state.layers}
+    config = DiffusionQuantConfig.from_dict(event.config).to_dict() if event.config else state.config
+    return replace(state, config=config, layers=MappingProxyType({**state.layers, **changed}))
 
 
 def _calibrated(state: RunState, event: CalibrationProgress) -> RunState:
@@ -216,6 +231,7 @@ def _table_gates(state: RunState, report: LayerReport) -> dict[str, float]:
 
 
 _CHANGES: Final[Mapping[type[Event], Callable[[RunState, Any], RunState]]] = {
+    LayersOrdered: _ordered,
     CalibrationProgress: _calibrated,
     LayerStarted: _begun,
     LayerProgress: lambda state, event: replace(state, current=event.name, fraction=event.fraction),

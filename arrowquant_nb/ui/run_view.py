@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ipywidgets as widgets
 
 from arrowquant_nb.errors import ArrowQuantError
+from arrowquant_nb.ui.compare_panel import ComparePanel
 from arrowquant_nb.ui.dashboard import Dashboard
+from arrowquant_nb.ui.layer_change import LayerChange
+from arrowquant_nb.ui.layer_order import LayerOrder, ordered_words, orders_of
 from arrowquant_nb.ui.report import report
 from arrowquant_nb.ui.run_session import RunSession
 from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
@@ -16,13 +19,16 @@ from arrowquant_nb.ui.run_words import headline
 from arrowquant_nb.ui.samples_fold import SamplesFold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.ui.worker import Worker
 
-__all__ = ["RunView"]
+__all__ = ["RunView", "error_html"]
+
+_SPELLED_OUT: Final = 5
+"""More orders of layers than this fold away."""
 
 
 class RunView:
@@ -38,12 +44,13 @@ class RunView:
     def __init__(self, worker: Worker, on_change: Callable[[], None], on_settings: Callable[[], None]) -> None:
         self._worker = worker
         self._on_change = on_change
-        self.session = RunSession(worker, self._newer, self._ended)
+        self.session = RunSession(worker, self._newer, self._ended, self._redone)
         self.samples = SamplesFold(worker)
+        self.compare = ComparePanel(worker)
+        self.change = LayerChange(self._override, self._undo)
         self.dashboard = Dashboard(
-            worker, self.session.open_viewer, self._override, self._undo,
-            {"Samples: original and quantized": self.samples.widget},
-        )  # fmt: skip
+            worker, self.session.open_viewer, self.change, {"Samples: original and quantized": self.samples.widget}
+        )
         self.title = widgets.HTML(layout={"flex": "1 1 auto"})
         self.cancel = _button("Cancel", "Stop after the piece that is worked on; what is done is kept", self._cancel)
         self.settings = _button("Show settings", "Back to the form", on_settings)
@@ -51,22 +58,27 @@ class RunView:
         self.again = _button("Run again", "The same settings once more; unchanged layers are taken over", self._resume)
         self.keep = _button("Keep it and resume", "Leave the layers that failed in float", self._keep)
         self.save = _button("Save report", "One HTML file for a colleague", self._report)
+        self.other = _button("Compare with...", "This run beside another one", self.compare.toggle)
         self.error = widgets.HTML()
         self.changed = widgets.HTML()
         head = widgets.HBox([self.title, self.cancel, self.settings])
         head.add_class("aq-row")
-        ends = widgets.HBox([self.resume, self.keep, self.again, self.save])
-        ends.add_class("aq-row")
-        self.widget = widgets.VBox([head, self.error, ends, self.changed, self.dashboard.widget])
+        self.ends = widgets.HBox([self.resume, self.keep, self.again, self.save, self.other])
+        self.ends.add_class("aq-row")
+        self.widget = widgets.VBox([
+            head, self.error, self.ends, self.compare.widget, self.changed, self.dashboard.widget
+        ])  # fmt: skip
         self.widget.add_class("aq-section")
         self._buttons()
 
     def start(self, model: str, output: Path, config: DiffusionQuantConfig) -> None:
         """Begin a run and show it."""
-        self.dashboard.close_viewer()
         self.dashboard.restart()
+        self.compare.hide()
         self.session.start(model, output, config)
         self.title.value = f"<h3>{escape(model)} &rarr; {escape(output.name)}</h3>"
+        self.error.value = ""
+        self.change.note.value = ""
         self.dashboard.announce("Started. The plan is being made.")
         self._buttons()
         self._on_change()
@@ -80,25 +92,31 @@ class RunView:
     def _newer(self, state: RunState) -> None:
         if state.layers and not self.session.overriding:
             self.title.value = f"<h3>{escape(headline(state, self.session.output.name))}</h3>"
+        if self.session.redoing or self.session.waiting:
+            self._say_orders()
         self.dashboard.show(state)
+
+    def _redone(self) -> None:
+        """Follow a layer that was done again in mid-run."""
+        self.change.note.value = ""
+        self._say_orders()
+        self.dashboard.read_again()
 
     def _ended(self) -> None:
         session = self.session
         if session.error:
             first = "That layer could not be done again" if session.overriding else "Failed"
-            details = f"<details><summary>Show traceback</summary><pre>{escape(session.traceback)}</pre></details>"
-            self.error.value = (
-                f"<div class='aq-error' role='alert'><b>{first}:</b> {escape(session.error)}{details}</div>"
-            )
+            self.error.value = error_html(first, session.error, session.traceback)
         else:
             self.error.value = ""
+        self.change.note.value = ""
         if session.overriding:
-            self.dashboard.card.busy("")
-            self.dashboard.forget_layer()
+            self.dashboard.read_again()
         if session.result is not None and not session.error and session.state.status == FINISHED:
             result = session.result
             label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
             self.samples.offer(session.model, session.output, label)
+            self.compare.offer(result, session.output)
         self._buttons()
         self._on_change()
 
@@ -113,13 +131,21 @@ class RunView:
             self.keep: not running and failed and session.state.n_below_gate > 0,
             self.again: not running and status == FINISHED,
             self.save: not running and status == FINISHED,
+            self.other: not running and status == FINISHED,
         }
         for button, visible in shown.items():
             button.layout.display = "" if visible else "none"
-        config = session.config
-        orders = {} if config is None else dict(config.layer_bit_widths)
-        words = ", ".join(f"{name}: {'kept' if bits == 16 else f'INT{bits}'}" for name, bits in orders.items())
-        self.changed.value = f"<b>Changed by you ({len(orders)})</b> {escape(words)}" if orders else ""
+        self.ends.layout.display = "" if any(shown.values()) else "none"
+        self._say_orders()
+
+    def _say_orders(self) -> None:
+        """Say which layers the user changed, and which changes are still to come."""
+        session = self.session
+        orders = () if session.config is None else orders_of(session.config)
+        parts = [_orders("Changed by you", orders), _orders("Queued", tuple(session.waiting.values()))]
+        self.changed.value = " &nbsp; ".join(filter(None, parts))
+        redone = session.overriding if session.running else ()
+        self.change.busy("Working..." if redone or self.dashboard.selection in session.redoing else "")
 
     # -- buttons -----------------------------------------------------------------------------------------------------
 
@@ -133,8 +159,9 @@ class RunView:
             self.start(self.session.model, self.session.output, self.session.config)
 
     def _keep(self) -> None:
-        self.session.keep_failed()
-        self._buttons()
+        config = self.session.with_failed_kept()
+        if config is not None:
+            self.start(self.session.model, self.session.output, config)
 
     def _report(self) -> None:
         result = self.session.result
@@ -154,18 +181,37 @@ class RunView:
 
         self._worker.start("report", lambda _: report(result, path), done)
 
-    def _override(self, name: str, bit_width: int) -> None:
-        words = self.session.override(name, bit_width)
-        self.dashboard.card.note.value = escape(words)
-        if self.session.overriding:
-            self.dashboard.card.busy("Working...")
-        self._buttons()
+    def _override(self, name: str, bit_width: int, method: str) -> None:
+        config, layer = self.session.config, self.session.state.layers.get(name)
+        if config is not None and layer is not None:
+            self._order(LayerOrder.of(layer.plan, bit_width, method, config))
 
     def _undo(self, name: str) -> None:
-        self.dashboard.card.note.value = escape(self.session.override(name, None))
-        if self.session.overriding:
-            self.dashboard.card.busy("Working...")
+        self._order(LayerOrder(name))
+
+    def _order(self, order: LayerOrder) -> None:
+        self.change.note.value = f"<span role='status'>{escape(self.session.override(order))}</span>"
         self._buttons()
+
+
+def error_html(what: str, message: str, traceback: str) -> str:
+    """Return an alert: the message's first line in view, the rest and the traceback folded."""
+    first, _, rest = message.partition("\n")
+    more = f"<details><summary>Show all of it</summary><pre class='aq-scroll'>{escape(rest)}</pre></details>"
+    last = f"<details><summary>Show traceback</summary><pre class='aq-scroll'>{escape(traceback)}</pre></details>"
+    return (
+        f"<div class='aq-error' role='alert'><b>{what}:</b> {escape(first)}{more if rest.strip() else ''}{last}</div>"
+    )
+
+
+def _orders(what: str, orders: Sequence[LayerOrder]) -> str:
+    """Return orders of layers in one line; many of them folded."""
+    if not orders:
+        return ""
+    head, words = f"<b>{what} ({len(orders)})</b>", escape(ordered_words(orders))
+    if len(orders) <= _SPELLED_OUT:
+        return f"{head} {words}"
+    return f"<details><summary>{head}</summary>{words}</details>"
 
 
 def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:

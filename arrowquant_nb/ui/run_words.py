@@ -4,12 +4,12 @@ import math
 from typing import Final
 
 from arrowquant_nb.tables import WIDTH_NAMES
-from arrowquant_nb.ui.charts.worst_list import list_name
+from arrowquant_nb.ui.layer_name import list_name
 from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, RunState
 
 __all__ = [
-    "ATTEMPT_HEADER", "TABLE_HEADER", "advice", "attempt_rows", "decibels", "ending", "facts", "headline",
+    "ATTEMPT_HEADER", "TABLE_HEADER", "attempt_rows", "decibels", "ending", "facts", "headline",
     "layer_cells", "layer_headline", "megabytes", "progress", "waiting",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ def headline(state: RunState, output: str) -> str:
     bits = state.config.get("bit_width")
     width = f"INT{bits}" if bits else ""
     what = ", ".join(part for part in (profile, width, f"{len(state.quantized)} layers") if part)
-    return f"{state.model or 'Run'}: {what} -> {output}"
+    return f"{state.model or 'Run'}: {what} → {output}"
 
 
 def progress(state: RunState) -> str:
@@ -78,7 +78,8 @@ def facts(state: RunState) -> str:
     done = state.written_nbytes
     size = f"Size {done / 1e6:.2f} of {megabytes(state.planned_nbytes)} planned"
     n_kept = sum(not layer.quantized for layer in state.layers.values())
-    counts = f"Fell back {state.n_fell_back} | Below gate {state.n_below_gate} | Kept {n_kept} tensors"
+    kept = f"Kept {n_kept} tensor{'' if n_kept == 1 else 's'}"
+    counts = f"Fell back {state.n_fell_back} | Below gate {state.n_below_gate} | {kept}"
     return f"{quality} | {size} | {counts}"
 
 
@@ -97,17 +98,18 @@ def ending(state: RunState) -> str:
             return "Cancelled before the first layer was done. Resume begins with it."
         return f"Cancelled after {done} of {n} layers. They are kept: Resume goes on from there."
     if state.status == FAILED:
-        return f"Failed: {state.message} {done} of {n} layers are kept."
+        first = state.message.partition("\n")[0].removeprefix("QuantizationError: ").rstrip(":. ")
+        return f"Failed: {first}. {done - state.n_below_gate} of {n} layers are kept. {_advice(state)}"
     return ""
 
 
-def advice(state: RunState) -> str:
-    """Return one next step after a failure, or "" where the message itself names one."""
+def _advice(state: RunState) -> str:
+    """Return one next step after a failure."""
     below = [layer for layer in state.decided if layer.report is not None and not layer.report.passed]
-    if state.status != FAILED or not below:
-        return ""
-    name = list_name(below[0])
-    return f"Keep {name} in float (Override), or lower its gate with min_output_sqnr_db, then resume."
+    if not below:
+        return "Resume goes on from there."
+    others = f" and {len(below) - 1} more" if len(below) > 1 else ""
+    return f"Keep {list_name(below[0])}{others} in float, or lower min_accuracy, and resume."
 
 
 def layer_headline(layer: LayerState, rank: int, n: int) -> str:

@@ -14,6 +14,11 @@ _DARK: Final = """
   --jp-widgets-input-color: #E8EAED; --jp-widgets-input-background-color: #16191D;
   --jp-widgets-input-border-color: #4A525C;
 """
+# The drop-downs' own arrow is dark; the same shape in the ink of dark pages.
+_ARROW: Final = (
+    "url(\"data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath "
+    "fill='%23E8EAED' d='M5.2 5.9L9 9.7l3.8-3.8 1.2 1.2L9 12.1 4 7.1z'/%3E%3C/svg%3E\")"
+)
 _LIGHT: Final = """
   --aq-ink: #1B1B1B; --aq-quiet: #5F6368; --aq-line: #D5D9DE; --aq-ground: #FFFFFF; --aq-raised: #F4F6F8;
   --jp-ui-font-color0: #1B1B1B; --jp-ui-font-color1: #1B1B1B; --jp-ui-font-color2: #3C4043;
@@ -28,7 +33,7 @@ _LIGHT: Final = """
 STYLE: Final = f"""<style>
 .aq {{ {_LIGHT} color: var(--aq-ink); background: var(--aq-ground); padding: 8px 12px 12px; overflow: hidden;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif; font-size: 13px; }}
-.aq.aq-dark {{ color-scheme: dark; {_DARK} }}
+.aq.aq-dark {{ color-scheme: dark; {_DARK} --jp-widgets-dropdown-arrow: {_ARROW}; }}
 .aq .widget-html-content, .aq .jupyter-widget-html-content {{ color: var(--aq-ink); line-height: 1.45;
   font-size: 13px; }}
 .aq .widget-html, .aq .jupyter-widget-html {{ margin: 1px 2px; height: auto; }}
@@ -45,9 +50,8 @@ STYLE: Final = f"""<style>
 .aq-plan {{ background: var(--aq-raised); border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; }}
 .aq-plan .big {{ font-size: 17px; font-weight: 650; }}
 .aq-bar {{ display: flex; margin: 6px 0; height: 18px; border-radius: 3px; overflow: hidden; }}
-.aq-bar span {{ color: #FFFFFF; font-size: 11px; line-height: 18px; padding-left: 5px; overflow: hidden;
+.aq-bar span {{ font-size: 11px; line-height: 18px; padding-left: 5px; overflow: hidden;
   box-sizing: border-box; border-right: 1px solid var(--aq-raised); }}
-.aq.aq-dark .aq-bar span {{ color: #111111; }}
 .aq .widget-button, .aq .jupyter-button {{ background: var(--jp-layout-color2); color: var(--aq-ink);
   border-radius: 4px;
   border: 1px solid var(--jp-border-color2); height: 30px; line-height: 28px; font-size: 13px; width: auto;
@@ -71,7 +75,12 @@ STYLE: Final = f"""<style>
   background: transparent; }}
 .aq tr {{ background: transparent !important; }}
 .aq caption {{ color: var(--aq-quiet); padding-bottom: 3px; }}
-.aq progress {{ width: 320px; height: 12px; accent-color: #0072B2; vertical-align: middle; }}
+.aq .jupyter-widgets {{ max-width: 100%; }}
+.aq .widget-box, .aq .widget-html, .aq .widget-html-content {{ min-width: 0; }}
+.aq button, .aq input, .aq select, .aq textarea {{ font-family: inherit; }}
+.aq .aq-across, .aq .aq-samples {{ overflow-x: auto; }}
+.aq .aq-across svg, .aq .aq-samples svg {{ max-width: 100%; height: auto; }}
+.aq progress {{ max-width: 100%; width: 320px; height: 12px; accent-color: #0072B2; vertical-align: middle; }}
 .aq pre, .aq code {{ background: var(--aq-raised); color: var(--aq-ink); font-size: 12px; padding: 2px 4px; }}
 .aq .aq-card {{ border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; margin-top: 6px; }}
 .aq .aq-status {{ border-top: 1px solid var(--aq-line); padding-top: 6px; }}

@@ -100,6 +100,34 @@ asyncio.run(watch())
     return float(out[0]), float(out[1])
 
 
+def notebook_size(n_blocks: int) -> tuple[int, int, int]:
+    """Layers of a model, and the bytes of two notebooks that quantized it, saved without and with widget state."""
+    import tempfile
+
+    import nbformat
+    from conftest import dit_tensors, write_checkpoint
+    from nbclient import NotebookClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_checkpoint(Path(folder) / "model", dit_tensors(n_blocks=n_blocks, width=64))
+        cells = (
+            "import arrowquant_nb as aq\nfrom arrowquant_nb.ui.progress import progress_line",
+            "quantizer = aq.ArrowQuantV2(aq.DiffusionQuantConfig(method='rtn'))",
+            f"model = {str(model)!r}",
+            "result = quantizer.quantize_diffusion_model(model, 'out', progress_callback=progress_line())",
+            "result",
+            "aq.dashboard('out')",
+        )
+        sizes = []
+        for state in (False, True):
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
+            NotebookClient(
+                notebook, store_widget_state=state, resources={"metadata": {"path": folder}}, kernel_name="python3"
+            ).execute()
+            sizes.append(len(nbformat.writes(notebook)))
+        return n_blocks * 9, sizes[0], sizes[1]
+
+
 def main() -> None:
     """Print the figures."""
     seconds, loaded = import_time()
@@ -114,6 +142,10 @@ def main() -> None:
         line = f"{statistics.median(paints) * 1000:.1f} ms median, {max(paints) * 1000:.1f} ms worst (limit 25)"
         print(f"{n} layers at 50 a second: a paint takes {line}; pump {share:.1%} of a core (limit 10 %); "
               f"figure {nbytes / 1000:.0f} kB (limit 100)")  # fmt: skip
+
+    layers, bare, stated = notebook_size(56)
+    print(f"a notebook that quantized {layers} layers, result and dashboard shown: {bare / 1000:.0f} kB (limit 1000), "
+          f"{stated / 1e6:.1f} MB with the state of its widgets")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ FLAGS = (
 )  # fmt: skip
 PATIENCE_MS = 120_000
 """A cold kernel on a busy machine takes its time."""
+HERE = re.compile(r"(?:https?|wss?)://127\.0\.0\.1[:/]|data:|blob:")
 NOT_OURS = re.compile(r"ResizeObserver loop")
 """Errors of the page that say nothing about it."""
 
@@ -45,6 +46,8 @@ def server(tmp_path_factory):
     quiet = homes["JUPYTER_CONFIG_DIR"] / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     quiet.mkdir(parents=True)
     (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    # As an installation has it, whether or not this tree is installed.
+    shutil.copytree(ROOT / "notebooks" / "voila", homes["JUPYTER_DATA_DIR"] / "voila" / "templates" / "arrowquant")
     served = place / "root"
     served.mkdir()
     with socket.socket() as free:
@@ -108,17 +111,20 @@ def studio_notebook(server, request):
 
 @pytest.fixture
 def page(chromium, request):
-    """A page that fails its test on any error of a script in it, and leaves a screenshot."""
+    """A page that fails its test on any error of a script in it or request to another host; leaves a screenshot."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000}, color_scheme="light")
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    elsewhere: list[str] = []
+    page.on("request", lambda request: HERE.match(request.url) or elsewhere.append(request.url))
     yield page
     _shoot(page, re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-"))
     context.close()
     found = [error for error in errors if not NOT_OURS.search(error)]
     assert not found, f"errors in the page: {found}"
+    assert not elsewhere, f"the page asks other hosts: {elsewhere}"
 
 
 @pytest.fixture

@@ -3,15 +3,28 @@
 Assertions are on what the page holds, never on times; a screenshot is kept of every stage.
 """
 
+import json
 import re
+from pathlib import Path
 
+import nbformat
 import pytest
+from made_up_run import run_events
 
 pytestmark = pytest.mark.browser
 
 APP = "document.querySelector('.aq')"
+# Pairs of texts in the figure that lie over each other.
+OVERLAPS = """() => {
+    const texts = [...document.querySelectorAll('.aq .js-plotly-plot text')].filter(e => e.textContent.trim());
+    const boxes = texts.map(e => [e.textContent, e.getBoundingClientRect()]);
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([_, q]) =>
+        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 &&
+        Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 4).map(([b]) => [a, b]));
+}"""
 # Dots of the list of the worst, in the first panel of the figure.
 DOTS = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer path.point"
+CONTRAST = Path(__file__).parent / "contrast.js"
 TRACES = ".aq .js-plotly-plot g.subplot.x4y .scatterlayer .trace"
 
 
@@ -54,6 +67,30 @@ def click_middle(page, mark):
     page.mouse.up()
 
 
+def tab_to(page, name, *, back=False):
+    """Press Tab until the control of this name has the focus; the name is a button's text, or a field's label."""
+    said = """() => {
+        const e = document.activeElement, box = e.closest('.widget-inline-hbox, .aq-row');
+        return [e.innerText, e.title, box && box.querySelector('label') && box.querySelector('label').innerText];
+    }"""
+    for _ in range(120):
+        page.keyboard.press("Shift+Tab" if back else "Tab")
+        text, _, label = page.evaluate(said)
+        if name in ((text or "").strip(), (label or "").strip()):
+            return
+    pytest.fail(f"Tab never reaches {name!r}")
+
+
+def press(page, name, *, back=False):
+    tab_to(page, name, back=back)
+    page.keyboard.press("Enter")
+
+
+def too_faint(page):
+    """Return the texts of the app whose contrast to their ground is below 4.5 to 1."""
+    return page.evaluate(CONTRAST.read_text())
+
+
 def quick_calibration(page):
     set_number(page, "Calibration samples", "4")
     wait_for_words(page, "(4 trajectories")
@@ -66,6 +103,7 @@ def run_to_the_end(page):
 
 
 def assert_one_live_figure(page):
+    assert page.locator(".aq .jupyter-widget-tab, .aq .widget-tab").count() == 0
     assert page.locator(".aq .js-plotly-plot").count() == 1
     assert page.locator(DOTS).count() >= 20
     assert "Share" not in page.locator(".aq .modebar").inner_html()
@@ -80,7 +118,7 @@ def ink(page):
 
 def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     url, served = server
-    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}")
+    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}?template=arrowquant")
     button(page, "Run").wait_for()
     shoot("voila-1-first-paint")
     assert button(page, "Run").is_enabled()
@@ -100,9 +138,34 @@ def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     shoot("voila-3-cancelled")
     button(page, "Show settings").click()
     quick_calibration(page)
-    run_to_the_end(page)
+    assert too_faint(page) == []
+
+    # From here on without a pointer.
+    press(page, page.locator(".aq button.aq-run").inner_text().strip())
+    wait_for_words(page, "Finished")
+    page.wait_for_selector(DOTS, state="attached")
+    wait_for_words(page, "rank 1 of 28")
     assert_one_live_figure(page)
     shoot("voila-4-finished")
+    page.evaluate("document.documentElement.style.filter = 'grayscale(1)'")
+    shoot("voila-4-in-grey")
+    page.evaluate("document.documentElement.style.filter = ''")
+    tab_to(page, "Find")
+    page.keyboard.type("b2.ff.net.0")
+    press(page, "Open")
+    wait_for_words(page, "transformer_blocks.2.ff.net.0.proj: ")
+    press(page, "Re-quantize this layer")
+    wait_for_words(page, "Changed by you (1)")
+    page.wait_for_function(f"!{APP}.innerText.includes('Working...')")
+    press(page, "Save report", back=True)
+    wait_for_words(page, "Report saved")
+    shoot("voila-5-by-keyboard")
+    assert list(served.glob("**/*-report.html"))
+
+    page.set_viewport_size({"width": 380, "height": 1000})
+    page.wait_for_function("document.querySelector('.aq .main-svg').getBoundingClientRect().width < 380")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    shoot("voila-6-narrow")
 
 
 def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_notebook, shoot):
@@ -145,7 +208,37 @@ def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_
     page.wait_for_function(f"{words} && getComputedStyle({words}).fill.startsWith('rgb(232')")
     assert bright < 0.3
     assert ink(page) > 0.7
+    assert too_faint(page) == []
     shoot("lab-5-dark")
     button(page, "Table").click()
     page.wait_for_selector(".aq table")
     assert "transformer_blocks" in words_of(page)
+
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-item:visible", has_text="Restart Kernel").first.click()
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
+    wait_for_words(page, "The kernel has ended or was restarted")
+    assert "run this cell again" in words_of(page)
+    shoot("lab-6-kernel-gone")
+
+
+def test_a_thousand_layers_fit_the_page(page, server, tmp_path, shoot):
+    url, served = server
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(e.to_dict()) + "\n" for e in run_events(1000)))
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(f"import arrowquant_nb as aq\naq.dashboard({str(tmp_path)!r})")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    nbformat.write(notebook, served / "thousand.ipynb")
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.goto(f"{url}/voila/render/thousand.ipynb?template=arrowquant")
+    page.wait_for_selector(DOTS, state="attached")
+    assert page.locator(TRACES).nth(-2).locator("path.point").count() == 20
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(OVERLAPS) == []
+    shoot("thousand-layers")
+    after(page, "Theme", "select").select_option(label="Dark")
+    page.wait_for_selector(".aq.aq-dark")
+    page.wait_for_function(f"getComputedStyle({APP}.querySelector('.x4tick text')).fill.startsWith('rgb(232')")
+    assert too_faint(page) == []
+    shoot("thousand-layers-dark")

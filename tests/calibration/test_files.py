@@ -17,14 +17,9 @@ from arrowquant_nb import (
     ShapeMismatchError,
     ValidationError,
 )
-from arrowquant_nb.calibration import files
-from arrowquant_nb.calibration.files import (
-    METADATA_KEY,
-    find_calibration_file,
-    load_calibration,
-    read_calibration,
-    write_calibration,
-)
+from arrowquant_nb.calibration import capture_file
+from arrowquant_nb.calibration.capture_file import METADATA_KEY, read_calibration, write_calibration
+from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
 from arrowquant_nb.calibration.statistics import ARRAYS, Calibration
 
 
@@ -60,7 +55,7 @@ def test_equal_calibrations_give_equal_files_whatever_the_block_size_reads_the_s
     once = path.read_bytes()
     write_calibration(path, calibration)
     assert path.read_bytes() == once
-    monkeypatch.setattr(files, "BLOCK_NBYTES", 100)
+    monkeypatch.setattr(capture_file, "BLOCK_NBYTES", 100)
     write_calibration(path, calibration)
     assert pq.read_metadata(path).num_row_groups > 50
     assert read_calibration(path).data_hash == calibration.data_hash

@@ -15,7 +15,7 @@ import arrowquant_nb as aq  # noqa: E402
 from arrowquant_nb import ConfigurationError, DiffusionQuantConfig, MetadataError, OutputError, samples  # noqa: E402
 from arrowquant_nb.calibration.call_time import CallTime  # noqa: E402
 from arrowquant_nb.calibration.capture import capture  # noqa: E402
-from arrowquant_nb.calibration.files import read_calibration  # noqa: E402
+from arrowquant_nb.calibration.capture_file import read_calibration  # noqa: E402
 from arrowquant_nb.calibration.scratch import SLAB_NBYTES, Scratch  # noqa: E402
 from arrowquant_nb.calibration.statistics import CalibrationSettings, model_hash  # noqa: E402
 from arrowquant_nb.calibration.torch_layers import torch_layers, torch_model_hash  # noqa: E402
@@ -78,6 +78,25 @@ def test_a_grouped_convolution_gives_its_groups_one_after_the_other():
     weight = conv.weight.detach().numpy().reshape(2, 2, 12)
     y = np.einsum("bpgc,goc->bgop", rows, weight).reshape(2, 4, 9) + conv.bias.detach().numpy()[:, None]
     np.testing.assert_allclose(y, conv(x).detach().numpy(), atol=1e-5)
+
+
+def test_convolutions_in_groups_are_named_and_left_to_data_free_methods(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.depthwise = torch.nn.Conv2d(64, 64, 17, padding=8, groups=64)
+            self.linear = torch.nn.Linear(64, 512)
+
+        def forward(self, x, timestep):
+            return self.linear(self.depthwise(x).mean((-1, -2)))
+
+    net = Net()
+    calls = [{"x": torch.randn(2, 64, 4, 4), "timestep": torch.tensor(t)} for t in (900, 500, 100) for _ in range(2)]
+    config = DiffusionQuantConfig(layer_bit_widths={"*": 4}, bit_width=4)
+    found = aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", config=config)
+    assert (list(found), found.unobserved) == (["linear.weight"], ("depthwise.weight",))
+    with pytest.raises(ConfigurationError, match=r"'depthwise\.weight' is a convolution in groups"):
+        aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", layers=["depthwise.weight"])
 
 
 def seen_by(model, name, calls):
@@ -199,6 +218,8 @@ def test_a_pipeline_with_convolutions_takes_dicts_of_its_arguments(tmp_path):
     assert convolution.columns == 32 * 9
     assert found.settings.n_samples == 2
     assert not {r.tobytes() for r in convolution.rows[0]} & {r.tobytes() for r in convolution.held_out[0]}
+    with pytest.raises(ConfigurationError, match=r"StableDiffusionPipeline draws what its prompt says.*--prompts FILE"):
+        aq.calibrate(pipeline, None, 2, output=tmp_path / "d.parquet")
     with pytest.raises(ConfigurationError, match="has no component transformer; name one of"):
         aq.calibrate(pipeline, inputs, 2, output=tmp_path / "d.parquet", component="transformer")
 

@@ -41,6 +41,7 @@ def model(tmp_path_factory):
 def test_every_command_explains_itself(command):
     assert command in run("--help").stdout
     assert "--json" in run(command, "--help").stdout
+    assert "\\b" not in run(command, "--help").stdout  # an example keeps its lines
 
 
 def test_every_available_setting_is_an_option_with_its_range_and_profiles():
@@ -88,10 +89,12 @@ def test_options_go_before_environment_before_yaml(tmp_path):
 
 def test_lists_and_tables_are_repeated_options():
     shown = config_of(
-        "--layer-bit-width", "proj_out_2.weight=8", "--layer-bit-width", "a=b=16", "--sensitive-layer-name", "x",
+        "--layer-bit-width", "proj_out_2.weight=8", "--layer-bit-width", "a=b=16", "--layer-method", "*.ff.*=mse",
+        "--sensitive-layer-name", "x",
         "--sensitive-layer-pattern", "q$", "--profile", "base_mode", "--modality", "none",
     )["config"]  # fmt: skip
     assert shown["layer_bit_widths"] == {"proj_out_2.weight": 8, "a=b": 16}
+    assert shown["layer_methods"] == {"*.ff.*": "mse"}
     assert (shown["sensitive_layer_names"], shown["sensitive_layer_patterns"]) == (["x"], ["q$"])
     assert (shown["method"], shown["modality"]) == ("rtn", None)
 
@@ -117,6 +120,8 @@ def test_show_config_names_the_source_of_every_setting():
         (["--layer-bit-width", "x"], 2, "'x' is not NAME=BITS"),
         (["--layer-bit-width", "x=4", "--layer-bit-width", "x=8"], 2, "'x' is given twice"),
         (["--layer-bit-width", "x=5"], 1, "layer_bit_widths['x'] = 5 is refused"),
+        (["--layer-method", "x"], 2, "'x' is not NAME=METHOD"),
+        (["--layer-method", "x=best"], 1, "layer_methods['x'] = 'best' is refused"),
         (["--layer-bit-width", "nowhere*=4"], 1, "nowhere*"),
         (["--sensitive-layer-pattern", "("], 1, "not a regular expression"),
         (["--config", "absent.yaml"], 1, "absent.yaml: there is no settings file here"),

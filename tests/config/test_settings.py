@@ -23,6 +23,7 @@ TABLE = {
     "group_size": (16, 32, 64, 128),
     "enable_time_aware": (True, True, True, False),
     "enable_spatial": (False, True, True, False),
+    "fold_equalization": (True, True, True, True),
     "min_accuracy": (0.90, 0.98, 0.999, 0.90),
     "calibration_samples": (32, 128, 512, 128),
     "deployment_profile": ("edge", "local", "cloud", "local"),
@@ -40,6 +41,7 @@ TABLE = {
     "sensitive_layer_names": ([], [], [], []),
     "sensitive_layer_patterns": ([], [], [], []),
     "layer_bit_widths": ({}, {}, {}, {}),
+    "layer_methods": ({}, {}, {}, {}),
     "target_model_size_mb": (None, None, None, None),
     "seed": (0, 0, 0, 0),
 }
@@ -117,6 +119,8 @@ def test_every_field_says_what_it_is():
         ({"deployment_profile": ["edge"]}, "deployment_profile = ['edge'] is refused"),
         ({"layer_bit_widths": {"proj": 3}}, "layer_bit_widths['proj'] = 3 is refused; it must be layer names or globs"),
         ({"layer_bit_widths": {"": 4}}, "layer_bit_widths[''] = '' is refused"),
+        ({"layer_methods": {"proj": "best"}}, "layer_methods['proj'] = 'best' is refused; it must be layer names"),
+        ({"layer_methods": {"": "mse"}}, "layer_methods[''] = '' is refused"),
         ({"layer_bit_widths": [("a", 4)]}, "layer_bit_widths = [('a', 4)] is refused"),
         ({"sensitive_layer_names": "head"}, "sensitive_layer_names = 'head' is refused; it must be a list"),
         ({"sensitive_layer_names": ["head", 3]}, "sensitive_layer_names[1] = 3 is refused"),
@@ -352,6 +356,7 @@ def test_only_load_reads_the_environment(monkeypatch, write):
         ("ENABLE_SPATIAL", "0", "enable_spatial", False),
         ("MODALITY", "none", "modality", None),
         ("LAYER_BIT_WIDTHS", '{"head": 16, "blocks.*": 8}', "layer_bit_widths", {"head": 16, "blocks.*": 8}),
+        ("LAYER_METHODS", '{"blocks.*": "mse"}', "layer_methods", {"blocks.*": "mse"}),
         ("SENSITIVE_LAYER_NAMES", '["a", "b"]', "sensitive_layer_names", ("a", "b")),
     ],
 )
@@ -412,6 +417,7 @@ configurations = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "sensitive_layer_names": st.lists(names | tricky, max_size=3),
         "layer_bit_widths": st.dictionaries(names | tricky, st.sampled_from([2, 4, 8, 16]), max_size=3),
+        "layer_methods": st.dictionaries(names | tricky, st.sampled_from(["auto", "mse", "r2q"]), max_size=3),
     }
 ).map(lambda values: DiffusionQuantConfig(**values))
 

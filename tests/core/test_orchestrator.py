@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arrowquant_nb import QuantizationError, quantize_tensor
 from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, TILE_WEIGHTS, batches, quantize_layers
@@ -241,3 +243,27 @@ def test_an_error_of_the_source_comes_through_and_discards_the_attempt():
         run([t], memory)
     assert memory.discarded == [t.name]
     assert memory.stored == {}
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 8]), st.floats(0.5, 1.0), st.floats(0.5, 1.0),
+    st.sampled_from(["rtn", "uls", "hqq"]), st.floats(1.5, 9.0),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_no_layer_gets_fewer_bits_than_asked_for_and_a_looser_gate_never_more(seed, bits, one, other, method, tails):
+    w = np.random.default_rng(seed).standard_t(tails, (6, 96)).astype(np.float32)
+
+    def chosen(asked):
+        memory = Memory({"layers.0.weight": w})
+        work = task(0, 6, 96, bit_width=bits, min_accuracy=asked, methods=[method])
+        (report,) = quantize_layers([work], memory, memory, memory)
+        tried = [attempt.bit_width for attempt in report.attempts]
+        assert tried == [b for b in (2, 4, 8) if bits <= b <= tried[-1]]
+        return (report.bit_width, not report.passed), report.to_dict()
+
+    (strict, first), (loose, _), (again, second) = (
+        chosen(a) for a in (max(one, other), min(one, other), max(one, other))
+    )
+    assert bits <= loose[0] <= strict[0] or loose[1] <= strict[1]
+    assert loose <= strict
+    assert (strict, first) == (again, second)

@@ -126,3 +126,19 @@ def test_tables_and_counts_that_do_not_fit_are_refused():
     for refused in (lambda: uniform_groups(0, 1), lambda: uniform_groups(3, 0), lambda: choose_groups([], 1)):
         with pytest.raises(ConfigurationError, match="at least 1"):
             refused()
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=2, max_size=7), st.integers(1, 7))
+def test_of_equally_good_groupings_the_one_with_the_earliest_cuts_is_taken(steps, n_groups):
+    n = len(steps)
+    cost = cost_table(n, lambda i, j: float(max(steps[i:j]) * (j - i)))
+    groups, found = optimal_groups(cost, n_groups)
+    size = min(n_groups, n)
+    ties = [
+        inner
+        for inner in itertools.combinations(range(1, n), size - 1)
+        if total(cost, itertools.pairwise([0, *inner, n])) == found
+    ]
+    cuts = tuple(i for i, _ in groups[1:])
+    assert cuts in ties
+    assert cuts[::-1] == min(inner[::-1] for inner in ties)  # the last cut first, as the recursion finds them

@@ -21,6 +21,7 @@ from arrowquant_nb.export.folder_reader import open_exported
 from arrowquant_nb.export.folder_settings import FolderLayer, FolderSettings
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeAwareQuantMetadata, TimeGroupParams
+from arrowquant_nb.time_reading import TimeReading
 
 Q = "transformer_blocks.0.attn1.to_q.weight"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -75,7 +76,7 @@ def test_the_files_hold_what_the_layout_says(models, folder):
     config = json.loads((folder / "config.json").read_text())
     assert config["_class_name"] == "DiTTransformer2DModel"
     stored = config["quantization_config"]
-    assert (stored["quant_method"], stored["format_version"]) == ("arrowquant", "1.0")
+    assert (stored["quant_method"], stored["format_version"]) == ("arrowquant", "1.1")
     entry = stored["layers"][Q]
     assert entry == {
         "shape": [128, 128], "dtype": "float16", "bit_width": 4, "group_size": 64, "grid": "minimum", "method": "uls",
@@ -93,8 +94,10 @@ def test_the_files_hold_what_the_layout_says(models, folder):
 
 def test_settings_read_back_equal_with_time_tables():
     group = TimeGroupParams((0, 1000), 0.5, 7, 64)
-    table = TimeAwareQuantMetadata(8, 1000, "mse", (LayerTimeTable.of_groups("a.weight", (group,)),))
-    layer = FolderLayer((4, 32), "bfloat16", 2, 16, "k", "gptq", "float32", 5, 2, "float16", 3)
+    table = TimeAwareQuantMetadata(
+        8, 1000, "mse", (LayerTimeTable.of_groups("a.weight", (group,)),), TimeReading((-1.0, 3.0), 4)
+    )
+    layer = FolderLayer((4, 32), "bfloat16", 2, 16, "k", "gptq", "float32", 5, 2, "float16", 3, 8, "per_group")
     whole = FolderSettings({"a.weight": layer}, "audio", ("a.bias",), table)
     assert FolderSettings.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     parts = layer.parts()

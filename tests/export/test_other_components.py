@@ -52,8 +52,17 @@ def test_other_components_are_copied_and_pickles_stay_behind(pipeline, model, tm
     weights = "vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (pipeline / weights).read_bytes()
     assert any("not copied" in line and "vae/diffusion_pytorch_model.bin" in line for line in report.remarks)
+    assert not any("it lacks" in line for line in report.remarks)
     if target == "diffusers":
         assert set(open_exported(tmp_path / "out")) == set(mixed_tensors())
+
+
+@pytest.mark.parametrize("target", ["diffusers", "safetensors"])
+def test_without_the_pipeline_the_report_says_what_the_folder_lacks(models, model, tmp_path, target):
+    report = export_model(model, target, tmp_path / "out")
+    assert any("holds transformer/ alone" in line and "it lacks vae: " in line for line in report.remarks)
+    report = export_model(models.quantized("mixed"), target, tmp_path / "none")
+    assert not any("it lacks" in line for line in report.remarks)
 
 
 def test_a_pipeline_that_is_not_the_models_is_refused(models, model, pipeline, tmp_path):

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from arrowquant_nb import ConfigurationError, ShapeMismatchError, samples
 from arrowquant_nb.quantizers.folding import fold_equalization, shared_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIT = "DiTTransformer2DModel"
+few = settings(max_examples=30, deadline=None)
 
 
 def some_scales(weights, groups, alone=(), seed=0):
@@ -164,3 +167,38 @@ def test_dream_folds_its_norms_and_the_gated_branch():
         model, "DreamModel", lambda m: m(input_ids=tokens).logits,
         ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), ("o_proj",),
     )  # fmt: skip
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans(), st.floats(0.1, 3.0))
+@few
+def test_any_scales_leave_a_modulated_block_as_it_was(seed, width, with_bias, spread):
+    """norm(x) (1 + scale) + shift in front of three layers, values in front of a fourth: worked out in float64."""
+    rng = np.random.default_rng(seed)
+    block = "transformer_blocks.0"
+    shapes = {
+        f"{block}.norm1.linear.weight": (6 * width, 5), f"{block}.ff.net.0.proj.weight": (7, width),
+        f"{block}.attn1.to_out.0.weight": (3, width),
+        **{f"{block}.attn1.to_{p}.weight": (width, width) for p in "qkv"},
+    }  # fmt: skip
+    if with_bias:
+        shapes |= {f"{block}.norm1.linear.bias": (6 * width,), f"{block}.attn1.to_v.bias": (width,)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    values = [np.exp(rng.normal(0, spread, width)).astype(np.float32) for _ in range(3)]
+    groups = [[f"{block}.attn1.to_{p}.weight" for p in "qkv"], [f"{block}.ff.net.0.proj.weight"]]
+    groups.append([f"{block}.attn1.to_out.0.weight"])
+    scales = {name: v for group, v in zip(groups, values, strict=True) for name in group}
+    folding = fold_equalization(weights, scales, DIT)
+    assert sorted(folding.folded) == sorted(scales)
+
+    def outputs(weights):
+        w = {name: array.astype(np.float64) for name, array in weights.items()}
+        t, x = np.linspace(-1, 1, 5), np.linspace(-2, 2, 4 * width).reshape(4, width)
+        parts = (w[f"{block}.norm1.linear.weight"] @ t + w.get(f"{block}.norm1.linear.bias", 0.0)).reshape(6, width)
+        attention = x * (1 + parts[1]) + parts[0]
+        found = [attention @ w[f"{block}.attn1.to_{p}.weight"].T for p in "qk"]
+        v = attention @ w[f"{block}.attn1.to_v.weight"].T + w.get(f"{block}.attn1.to_v.bias", 0.0)
+        found.append(v @ w[f"{block}.attn1.to_out.0.weight"].T)
+        return [*found, (x * (1 + parts[4]) + parts[3]) @ w[f"{block}.ff.net.0.proj.weight"].T]
+
+    for found, expected in zip(outputs({**weights, **folding.weights}), outputs(weights), strict=True):
+        assert relative_error(found, expected) < 1e-5 * max(1.0, float(max(map(np.max, values)))) ** 2

@@ -321,3 +321,28 @@ def test_double_quantized_scales_with_any_number_of_threads():
     w, h = weights(600, 300), correlated(300)
     one, two = (gptq_matrix(job_of(w, 2, 16, scale_format="k"), h, n_threads=n) for n in (1, 2))
     assert bytes_of(one[0]) == bytes_of(two[0])
+
+
+@given(st.integers(2, 120), grids, st.floats(1e-4, 1e4))
+@few
+def test_any_factor_of_the_hessian_leaves_the_result_as_good(columns, grid, factor):
+    """Powers of two change no bit; other factors move roundings, and the result is as good as it was."""
+    method, bits = grid
+    w, h = weights(9, columns), correlated(columns)
+    one, other = (objective(gptq_matrix(job_of(w, bits, 32, method), x)[0], w, h) for x in (h, h * factor))
+    assert other == pytest.approx(one, rel=0.05, abs=1e-12)
+
+
+@given(st.integers(4, 90), grids, st.data())
+@few
+def test_silent_inputs_keep_their_weights_and_the_others_do_not_notice(columns, grid, data):
+    method, bits = grid
+    dead = data.draw(st.sets(st.integers(0, columns - 1), min_size=1, max_size=columns - 1))
+    w, h = weights(5, columns), correlated(columns)
+    h[list(dead)] = 0.0
+    h[:, list(dead)] = 0.0
+    tensor, _ = gptq_matrix(job_of(w, bits, 32, method), h)
+    decoded, direct = tensor.dequantize(), quantize_matrices([job_of(w, bits, 32, method)])[0].dequantize()
+    assert np.isfinite(decoded).all()
+    kept = sorted(dead)
+    assert np.abs(decoded[:, kept] - w[:, kept]).max() <= 4 * np.abs(direct - w).max() + 1e-6

@@ -5,6 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arrowquant_nb._kernels import numpy_search
+from arrowquant_nb._kernels.numpy_search import Grid
+from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.quantizers import quantize_array
 
 METHODS = ["rtn", "mse", "uls", "hqq", "r2q"]
@@ -193,3 +196,82 @@ def test_gain_correction_leaves_what_is_no_least_squares_grid_alone(method):
     one, other = (quantize_array(w, 2, 32, method, gain_correction=g) for g in (False, True))
     assert one.scales.tobytes() == other.scales.tobytes()
     assert one.zero_points.tobytes() == other.zero_points.tobytes()
+
+
+@given(st.floats(-6e4, 6e4, width=32), st.integers(1, 90), bits_of, st.sampled_from(METHODS))
+@few
+def test_a_group_of_one_value_has_a_scale_that_can_be_divided_by(value, columns, bits, method):
+    bits = 2 if method == "r2q" else bits
+    tensor = quantize_array(np.full((2, columns), value, np.float32), bits, 32, method)
+    scales = tensor.scales.astype(np.float64)
+    assert np.isfinite(scales).all()
+    assert method == "r2q" or (scales > 0).all()
+    assert np.isfinite(tensor.dequantize()).all()
+    if value == 0:
+        assert not tensor.dequantize().any()
+
+
+@given(matrices(), bits_of, st.sampled_from(METHODS), st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+@few
+def test_a_weight_that_is_no_number_is_named_wherever_it_stands(w, bits, method, bad, data):
+    bits = 2 if method == "r2q" else bits
+    row, column = (data.draw(st.integers(0, n - 1)) for n in w.shape)
+    w[row, column] = bad
+    with pytest.raises(CheckpointError, match=rf"1 of {w.size} weights .* at index \({row}, {column}\)"):
+        quantize_array(w, bits, 32, method, name="some.weight")
+
+
+@given(matrices(), bits_of, group_of, st.integers(0, 2**32 - 1))
+@few
+def test_mse_never_loses_to_rtn_by_the_importance_it_is_given(w, bits, group_size, seed):
+    v = np.random.default_rng(seed).exponential(1.0, w.shape[1]).astype(np.float32) + np.float32(1e-3)
+    mse = quantize_array(w, bits, group_size, "mse", gain_correction=False, importance=v).dequantize()
+    rtn = quantize_array(w, bits, group_size, "rtn").dequantize()
+    errors = [(v * (x.astype(np.float64) - w) ** 2).sum() for x in (mse, rtn)]
+    assert errors[0] <= errors[1] * (1 + 1e-4) + 1e-30
+
+
+@given(matrices(columns=64), bits_of, st.booleans())
+@few
+def test_more_refits_never_raise_the_error_of_uls(w, bits, weighted):
+    u = np.ascontiguousarray(w.T)
+    v = np.ones_like(u) * (np.linspace(0.1, 3, 64, dtype=np.float32)[:, None] if weighted else np.float32(1))
+    before = None
+    for refits in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(numpy_search, "ULS_REFITS", refits)
+            found = numpy_search.uls(u, v, Grid(2**bits - 1, wide=True))
+        decoded = found.scale.astype(np.float64) * found.codes + found.zero
+        sse = (v * (decoded - u) ** 2).sum(axis=0)
+        if before is not None:
+            assert (sse <= before * (1 + 1e-3) + 1e-10 * (v * u.astype(np.float64) ** 2).sum(axis=0)).all()
+        before = sse
+
+
+@given(matrices(columns=64), bits_of, st.sampled_from([-64.0, -8.0, 16.0, 128.0]))
+@few
+def test_uls_follows_a_shift(w, bits, shift):
+    """Weights on a grid of 1/64 stay exact when they are shifted, and so do minima that float16 can hold."""
+    w = np.clip(np.round(w * 64), -512, 512).astype(np.float32) / np.float32(64)
+    one, other = (quantize_array(x, bits, 64, "uls", gain_correction=False) for x in (w, w + np.float32(shift)))
+    n = w.size
+    slack = n * (2.0**-11 * (abs(shift) + 8.0)) ** 2  # a float16 minimum is as coarse as it is large
+    assert other.statistics.sum_ee <= one.statistics.sum_ee * 1.05 + slack
+    assert one.statistics.sum_ee <= other.statistics.sum_ee * 1.05 + slack
+
+
+@given(matrices(), group_of, st.sampled_from(LEAST_SQUARES), bits_of)
+@few
+def test_least_squares_grids_shrink_a_row_and_are_stretched_back(w, group_size, method, bits):
+    """What is fitted by least squares has <w, w'> <= |w|^2, so the correction only ever stretches; at 8 bits hardly."""
+    bits = 2 if method == "r2q" else bits
+    plain = quantize_array(w, bits, group_size, method, gain_correction=False)
+    x = w.astype(np.float64)
+    q = plain.dequantize().astype(np.float64)
+    powers, products = (x * x).sum(1), (x * q).sum(1)
+    live = (powers > 0) & (plain.scales.reshape(len(w), -1).astype(np.float64).min(1) > 2.0**-12)
+    shrunk = products[live] / powers[live]
+    if method != "mse":  # whose zero point is an integer: no exact fit
+        assert (shrunk <= 1 + 2e-3).all()
+    if bits == 8 and method == "uls":
+        assert np.abs(shrunk - 1).max(initial=0) < 2e-3

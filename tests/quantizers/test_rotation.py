@@ -239,3 +239,26 @@ def test_rows_of_zeros_stay_zero():
     tensor = quantize_tensor(np.zeros((3, 64), np.float32), rotation="hadamard")
     assert not tensor.dequantize().any()
     assert tensor.statistics.cosine == 1.0
+
+
+@given(columns_of, seeds)
+@few
+def test_a_product_of_rotated_input_and_rotated_weight_is_the_product(columns, seed):
+    x, w = outliers(4, columns, 1), outliers(6, columns, 2)
+    expected = x.astype(np.float64) @ w.T.astype(np.float64)
+    rotate(x, seed)
+    rotate(w, seed)
+    found = x.astype(np.float64) @ w.T.astype(np.float64)
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(x) * np.linalg.norm(w)
+
+
+@given(columns_of, st.integers(0, 9))
+@few
+def test_without_signs_the_rotation_is_its_own_inverse(columns, seed):
+    length = columns & -columns
+    w = outliers(3, columns, seed)
+    values = w.copy()
+    factors = np.full(columns, 1 / np.sqrt(length), np.float32)
+    for _ in range(2):
+        _kernels.rotate_rows(values, factors, length, False, 1)
+    assert np.abs(values - w).max() <= 1e-5 * np.abs(w).max()

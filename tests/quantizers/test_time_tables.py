@@ -29,8 +29,18 @@ METADATA = TimeAwareQuantMetadata(8, 1000, "minmax", (table_of(39, 500, 1000), t
 
 def test_a_step_falls_into_the_interval_that_holds_it():
     table = table_of(100, 300, 600)
-    at = {t: table.group_at(normalised_time(t, 1000)) for t in (0, 99, 100, 299, 300, 599, 600, 1000)}
-    assert at == {0: 0, 99: 0, 100: 0, 299: 0, 300: 1, 599: 1, 600: 1, 1000: 1}  # outside: the nearest end
+    at = {t: table.group_at(normalised_time(t, 1000)) for t in (100, 299, 300, 599)}
+    assert at == {100: 0, 299: 0, 300: 1, 599: 1}
+    assert (table.group_at(0.0996), table.group_at(0.5994)) == (0, 1)  # times are those of whole steps, rounded
+    for outside in (0, 99, 600, 1000):
+        with pytest.raises(ValidationError, match=rf"a\.weight.*100\.\.599 of 1000.*at {outside}: calibrate"):
+            table.group_at(normalised_time(outside, 1000))
+
+
+def test_the_noisiest_time_is_the_last_training_timestep_and_a_static_grid_holds_always():
+    assert table_of(500, 700, 1000).group_at(1.0) == 1
+    assert table_of(0, 500, 1001).group_at(1.0) == 1  # a mask ratio of 1
+    assert [table_of(500, 700).group_at(t) for t in (0.0, 0.6, 1.0)] == [0, 0, 0]
 
 
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True), st.integers(0, 1000))
@@ -39,8 +49,11 @@ def test_lookup_in_normalised_time_equals_lookup_by_timestep(edges, time):
     edges = sorted(edges)
     table = table_of(*edges)
     inside = [k for k, group in enumerate(table.groups) if group.time_range[0] <= time < group.time_range[1]]
-    nearest = 0 if time < edges[0] else len(table.groups) - 1
-    assert table.group_at(normalised_time(time, 1000)) == (inside or [nearest])[0]
+    if inside or len(table.groups) == 1 or (time == edges[-1] == 1000):
+        assert table.group_at(normalised_time(time, 1000)) == (inside or [len(table.groups) - 1])[0]
+        return
+    with pytest.raises(ValidationError, match=r"a\.weight"):
+        table.group_at(normalised_time(time, 1000))
 
 
 def test_one_lookup_serves_all_layers():
@@ -56,8 +69,8 @@ def test_metadata_survive_json_pickle_and_copy():
     assert hash(again) == hash(METADATA)
     group = METADATA.tables[0].groups[0]
     assert TimeGroupParams.from_dict(json.loads(json.dumps(group.to_dict()))) == group
-    METADATA.groups_at(3)  # a cached lookup is not part of the value
-    assert pickle.loads(pickle.dumps(METADATA)).groups_at(3) == METADATA.groups_at(3)
+    METADATA.groups_at(41)  # a cached lookup is not part of the value
+    assert pickle.loads(pickle.dumps(METADATA)).groups_at(41) == METADATA.groups_at(41)
 
 
 def test_times_are_stored_normalised_as_float32_too():
@@ -74,7 +87,7 @@ def test_a_layer_takes_its_own_part():
 
 def test_uncovered_steps_and_missing_tables_are_refused_by_layer():
     METADATA.check_covers(range(39, 1000, 40))
-    with pytest.raises(ValidationError, match=r"a\.weight.*39\.\.999, not 19 \(1 of 2"):
+    with pytest.raises(ValidationError, match=r"a\.weight.*39\.\.999 of 1000, not 19 \(1 of 2"):
         METADATA.check_covers([19, 59])
     with pytest.raises(ValidationError, match=r"c\.weight.*no time table"):
         METADATA.check_covers([59], ["b.weight", "c.weight"])

@@ -8,7 +8,7 @@ from conftest import write_checkpoint
 
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig, MetadataError, ShapeMismatchError, ValidationError
 from arrowquant_nb.calibration.capture import FIT, HELD_OUT
-from arrowquant_nb.calibration.files import write_calibration
+from arrowquant_nb.calibration.capture_file import write_calibration
 from arrowquant_nb.calibration.inputs import InputStatistics
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 

@@ -6,11 +6,15 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 
 from arrowquant_nb import ArrowQuantV2, ConfigurationError, DiffusionQuantConfig, Forecast, SizeAllocation
 from arrowquant_nb.calibration.cache import cache_folder
-from arrowquant_nb.runs.measuring import pieces_of
+from arrowquant_nb.core.task import LayerTask
+from arrowquant_nb.quantizers.trials import LayerInputs
+from arrowquant_nb.runs import wide_layers
+from arrowquant_nb.runs.measuring import SampledLayer, measure_layers, pieces_of
 
 SAMPLE = "docs-mlm"
 FAST = {"calibration_samples": 4}
@@ -149,3 +153,43 @@ def test_rows_of_a_large_layer_are_sampled_evenly():
     assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(pieces))
     Task.low_rank = 4
     assert pieces_of(Task) == [(0, 5000)]
+
+
+def measured_alone(columns, planned_only=False, enough=lambda _task, _way: False, bits=2):
+    """The costs of one layer whose inputs are strongly correlated."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(5, (24, columns)).astype(np.float32)
+    x = rng.standard_normal((2, 2 * columns, columns // 8)) @ rng.standard_normal((columns // 8, columns))
+    x = (x + 0.5 * rng.standard_normal(x.shape)).astype(np.float32)
+    inputs = LayerInputs((x[0].T @ x[0] / len(x[0])).astype(np.float64), x[1:, :64], (slice(0, 1),))
+    task = LayerTask(
+        0, "wide", weight.shape, "float32", 24, columns, 0, bits, 32, ["uls"], True, 0.0, "linear", "", "bit_width",
+        compensated=True,
+    )  # fmt: skip
+    layer = SampledLayer(task, False, (0,), weight, 0, planned_only)
+    (found,) = measure_layers([layer], lambda _: inputs, None, 1, lambda _: None, lambda: False, enough)
+    return found
+
+
+def test_what_gptq_gains_in_a_wide_layer_is_told_from_blocks_of_its_columns(monkeypatch):
+    whole = measured_alone(768)
+    monkeypatch.setattr(wide_layers, "COMPENSATED_COLUMNS", 256)
+    told = measured_alone(768)
+    for exact, way in zip(whole.ways, told.ways, strict=True):
+        assert (way.compensated, way.method) == (True, exact.method)
+        assert 10 * math.log10(way.output_noise / exact.output_noise) == pytest.approx(0, abs=1.5)
+        assert way.held_out_sqnr_db == pytest.approx(exact.held_out_sqnr_db, abs=1.5)
+        assert 10 * math.log10(way.weight_noise / exact.weight_noise) == pytest.approx(0, abs=1.0)
+        assert way.spread > exact.spread == 0.0
+
+
+def test_where_only_the_plan_is_asked_wider_ways_are_measured_only_as_far_as_they_are_needed():
+    asked = []
+
+    def enough(task, way):
+        asked.append((task.name, way.bit_width))
+        return way.bit_width == 4
+
+    assert [way.bit_width for way in measured_alone(64, planned_only=True, enough=enough).ways] == [2, 4]
+    assert asked == [("wide", 2), ("wide", 4)]
+    assert [way.bit_width for way in measured_alone(64).ways] == [2, 4, 8]

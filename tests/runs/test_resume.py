@@ -169,6 +169,19 @@ def test_a_changed_override_redoes_only_its_layer(models, tmp_path):
     assert tree(output) == tree(models.quantized("dit", **settings))
 
 
+def test_a_method_ordered_for_one_layer_redoes_only_that(models, tmp_path):
+    layer = "transformer_blocks.1.ff.net.2.weight"
+    output = tmp_path / "model"
+    first = ArrowQuantV2().quantize_diffusion_model(models.dit, output)
+    settings = {"layer_methods": {layer: "mse"}}
+    result = ArrowQuantV2(DiffusionQuantConfig(**settings)).quantize_diffusion_model(models.dit, output)
+    assert result.reused == 31
+    before, after = ({r.name: r for r in made.layers}[layer] for made in (first, result))
+    assert (before.method, after.method, after.bit_width) == ("uls", "mse", 4)
+    assert after.nbytes <= before.nbytes, "a grid of its own stores no more"
+    assert tree(output) == tree(models.quantized("dit", **settings))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

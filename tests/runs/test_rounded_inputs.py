@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,10 +28,12 @@ from arrowquant_nb import (
     samples,
 )
 from arrowquant_nb.quantizers.activation_grid import round_rows, round_to_grid
+from arrowquant_nb.quantizers.time_tables import LayerTimeTable
 from arrowquant_nb.storage.manifest import read_manifest
 
 BLOCK = "transformer_blocks.0."
 ATTENTION, MODULATION = f"{BLOCK}attn1.to_q.weight", f"{BLOCK}norm1.linear.weight"
+STORED = f"{BLOCK}ff.net.2.weight"  # behind a GELU nothing can be folded
 FEW = {"calibration_samples": 4}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,9 +132,14 @@ def test_what_is_stored_reads_back(four):
                 continue
             own = SpatialQuantMetadata.from_dict(file.metadata["spatial"])
             assert own.alphas == {report.name: report.inputs.alpha}
-            assert own.equalization_scales == {report.name: ()}  # they stand in their column
+            assert own.folded == ((report.name,) if report.inputs.folded else ())
             [row] = file.rows(report.name)
-            scales = np.frombuffer(row["equalization"], np.float16)
+            if report.inputs.folded:  # a reader that takes the column for something to undo finds none
+                assert row["equalization"] is None
+                scales = np.float32(own.equalization_scales[report.name])
+            else:
+                assert own.equalization_scales == {report.name: ()}  # they stand in their column
+                scales = np.frombuffer(row["equalization"], np.float16)
             np.testing.assert_array_equal(scales, np.float32(spatial.equalization_scales[report.name]))
     assert LayerReport.from_dict(json.loads(json.dumps(four.layers[5].to_dict()))) == four.layers[5]
     assert QuantizationResult.from_dict(json.loads(json.dumps(four.to_dict()))) == four
@@ -155,9 +163,11 @@ def test_the_hook_does_what_the_metadata_say(four):
         weight = np.asarray(model.dequantize(ATTENTION))
     x = np.random.default_rng(0).standard_normal((2, 3, 128)).astype(np.float32)
     for time in (39, 519, 999):
-        group = next(g for g in table.groups if g.time_range[0] <= time < g.time_range[1])
-        scales = np.float32(spatial.equalization_scales[ATTENTION])
-        rounded = round_to_grid(x / scales, group.scale, group.zero_point, 4) * scales
+        n, group = next((n, g) for n, g in enumerate(table.groups) if g.time_range[0] <= time < g.time_range[1])
+        assert ATTENTION in spatial.folded  # what comes is divided already
+        means = spatial.activation_means.get(ATTENTION, ((0.0,) * 128,))
+        mean = np.float32(means[n if len(means) > 1 else 0])
+        rounded = round_to_grid(x - mean, group.scale, group.zero_point, 4) + mean
         np.testing.assert_allclose(sample.linear(ATTENTION, x, time), rounded @ weight.T, rtol=1e-4, atol=1e-4)
     # What depends on time and class only is not rounded.
     unrounded = x[:, 0] @ np.asarray(open_quantized(four.quantized_path).dequantize(MODULATION)).T
@@ -265,11 +275,13 @@ def test_unknown_modes_and_other_models_are_refused(four):
 def test_a_sampler_with_other_steps_is_told_which_are_not_covered(four):
     table = open_quantized(four.quantized_path).time_aware
     steps = list(samples.runnable("digits-dit").sampler.timesteps(25))
-    table.check_covers(steps)
-    with pytest.raises(ValidationError, match="the time table covers timesteps"):
-        table.check_covers([*steps, 3])
-    # The nearest group serves a step outside.
-    assert table.groups_at(3) == table.groups_at(min(steps))
+    table.check_covers([*steps, 3, 999])  # one step's distance beyond the outermost
+    several = next(layer for layer in table.tables if len(layer.groups) > 2)
+    partly = replace(table, tables=(LayerTimeTable.of_groups("q.weight", several.groups[1:]),))
+    with pytest.raises(ValidationError, match=r"q\.weight: the time table covers timesteps"):
+        partly.check_covers([*steps, 3])
+    with pytest.raises(ValidationError, match=r"q\.weight: the grids .* the model was called at 3: calibrate"):
+        partly.groups_at(3)
 
 
 @pytest.mark.parametrize("damage", ["width", "table", "gap", "layer", "scales"])
@@ -277,7 +289,7 @@ def test_damaged_metadata_name_the_layer(four, tmp_path, damage):
     folder = tmp_path / "model"
     shutil.copytree(four.quantized_path, folder)
     manifest = read_manifest(folder)
-    entry = manifest.tensors[ATTENTION]
+    entry = manifest.tensors[STORED if damage == "scales" else ATTENTION]
     if damage == "width":
         entry["activation_bit_width"] = 5
     elif damage == "table":
@@ -291,5 +303,5 @@ def test_damaged_metadata_name_the_layer(four, tmp_path, damage):
         for tile in entry["tiles"]:
             del tile["equalization"]
     (folder / "manifest.json").write_bytes(manifest.encode())
-    with open_quantized(folder) as model, pytest.raises(MetadataError, match="to_q"):
+    with open_quantized(folder) as model, pytest.raises(MetadataError, match=r"to_q|net\.2"):
         quantized_sample("digits-dit", model)

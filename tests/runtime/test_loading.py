@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from runtime.conftest import call, numpy_model, torch_model
+from storage.test_manifest import reseal
 
 from arrowquant_nb import samples
 from arrowquant_nb.api import ArrowQuantV2
@@ -13,6 +14,7 @@ from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import (
     CheckpointError,
     ConfigurationError,
+    MetadataError,
     ModelNotFoundError,
     ShapeMismatchError,
     ValidationError,
@@ -22,8 +24,9 @@ from arrowquant_nb.storage.quantized import open_quantized
 
 torch = pytest.importorskip("torch")
 
-from arrowquant_nb.runtime import QuantizedLinear, current_time, dequantize_state_dict, load_quantized  # noqa: E402
+from arrowquant_nb.runtime import QuantizedLinear, current_time, dequantize_state_dict  # noqa: E402
 from arrowquant_nb.runtime.modules import QuantizedConv2d  # noqa: E402
+from arrowquant_nb.torch_models import load_quantized  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
@@ -178,6 +181,9 @@ def test_damaged_missing_and_newer_folders_are_refused(folders, tmp_path):
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(ValidationError, match=file.name):
+        load_quantized(model, damaged)
+    reseal(damaged, lambda manifest: manifest.update(schema_version="3.0"))
+    with pytest.raises(MetadataError, match=r"3\.0.*update arrowquant_nb"):
         load_quantized(model, damaged)
 
 

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
+from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
@@ -18,6 +18,7 @@ from arrowquant_nb.runtime import (  # noqa: E402
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
+    QuantizedEmbedding,
     QuantizedLinear,
 )
 from arrowquant_nb.runtime.decoding import decode, rotate, unrotate  # noqa: E402
@@ -183,6 +184,21 @@ def test_bad_inputs_name_the_layer():
         layer.weight.set_arrays({**arrays, "packed": np.zeros((1, 1), np.uint8)}, layer.name)
 
 
+@pytest.mark.parametrize("tensor", [everything(), quantize_array(random(48, 96), 2, 32, "r2q")], ids=["all", "r2q"])
+def test_a_table_of_embeddings_decodes_the_rows_that_are_asked_for(tensor):
+    table = QuantizedEmbedding.from_arrays(tensor, padding_idx=1)
+    weight, ids = torch.from_numpy(tensor.dequantize()), torch.tensor([[3, 47, 3], [0, 1, 2]])
+    assert torch.equal(table(ids), torch.nn.functional.embedding(ids, weight))
+    assert table(ids[:, :0]).shape == (2, 0, 96)
+    assert table.half()(ids).dtype == torch.float16
+    assert table.weight.nbytes == tensor.nbytes
+    values = QuantizedEmbedding.empty(table.form)(torch.empty(2, 3, dtype=torch.long, device="meta"))
+    assert (values.shape, values.device.type) == ((2, 3, 96), "meta")
+    for bad in (48, -1):
+        with pytest.raises(ShapeMismatchError, match=rf"words.*{bad}.*table of 48"):
+            QuantizedEmbedding.from_arrays(tensor, name="words")(torch.tensor([bad]))
+
+
 CONVOLUTIONS = [
     (QuantizedConv1d, torch.nn.Conv1d, (12,), {"kernel_size": 3, "padding": 1, "stride": 2}),
     (QuantizedConv2d, torch.nn.Conv2d, (9, 8), {"kernel_size": 3, "padding": 1}),
@@ -227,5 +243,21 @@ def test_convolutions_refuse_what_does_not_fit():
         layer(torch.ones(1, 31, 4, 4))
     with pytest.raises(ShapeMismatchError, match="QuantizedConv1d"):
         QuantizedConv1d.empty(layer.form)
-    with pytest.raises(ConfigurationError, match="2 groups"):
-        QuantizedConv2d.empty(layer.form, InputFormat("per_token"), groups=2)
+
+
+@pytest.mark.parametrize("rule", ["float", "per_token", "per_group"])
+def test_a_convolution_in_groups_multiplies_each_with_its_own_rows(rule):
+    torch.manual_seed(0)
+    reference = torch.nn.Conv2d(64, 24, 3, padding=1, groups=4)
+    matrix = reference.weight.detach().numpy().reshape(24, -1)
+    tensor = dressed(quantize_tensor(matrix, 8, 32, rotation="hadamard", seed=5), 2, np.ones(144, np.float16))
+    tensor = QuantizedTensor(**{**vars(tensor), "shape": (24, 16, 3, 3)})
+    with torch.no_grad():
+        reference.weight.copy_(torch.from_numpy(tensor.dequantize()))
+    layer = QuantizedConv2d.from_arrays(tensor, reference.bias.detach(), InputFormat(rule), padding=(1, 1), groups=4)
+    x = torch.randn(2, 64, 5, 6)
+    with torch.no_grad():
+        y = reference(x)
+        assert (layer(x) - y).norm() <= (1e-5 if rule == "float" else 0.02) * y.norm()
+    rows = layer.float_form()[0](64, 24, 3, groups=4)
+    assert rows.weight.shape == layer.weight.shape

@@ -46,13 +46,16 @@ def test_groups_of_64_channels_have_their_own_grid_and_the_last_may_be_shorter(c
     np.testing.assert_array_equal(got.numpy(), np.concatenate(parts, 1))
 
 
-def test_static_grids_follow_the_timestep_and_the_nearest_group_holds_outside():
+def test_static_grids_follow_the_timestep_and_outside_the_layer_is_named():
     x = random(4, 96)
     for time, group in ((0, 0), (299, 0), (300, 1), (699, 1), (700, 2), (1000, 2)):
         grid = TABLE.groups[group]
         with time_context(time):
             got = round_inputs(InputFormat("static", 8, TABLE), torch.from_numpy(x), "q")
         np.testing.assert_array_equal(got.numpy(), round_to_grid(x, grid.scale, grid.zero_point, 8))
+    late = LayerTimeTable.of_groups("q.weight", TABLE.groups[1:])
+    with time_context(200), pytest.raises(ValidationError, match=r"q\.weight.*300\.\.999.*at 200.*per_token"):
+        round_inputs(InputFormat("static", 8, late), torch.from_numpy(x), "q")
 
 
 def test_a_batch_of_several_timesteps_takes_a_grid_per_sample():

@@ -55,7 +55,7 @@ def test_every_file_but_the_records_of_the_run_is_in_the_manifest(models):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(b'"image"', b'"audio"'), (b'"bit_width":4', b'"bit_width":8'), (b"2.0", b"2.1")]
+    ("old", "new"), [(b'"image"', b'"audio"'), (b'"bit_width":4', b'"bit_width":8'), (b"2.1", b"2.2")]
 )
 def test_an_edited_manifest_does_not_match_its_own_hash(copy, old, new):
     raw = (copy / "manifest.json").read_bytes()

@@ -211,9 +211,6 @@ def test_too_little_space_is_refused_before_anything_is_written(models, small_di
     assert not list((small_disk / "out").glob("*.parquet"))
 
 
-# Whichever file meets the full disk first, pyarrow's writer of another one may be closed by the garbage collector,
-# which can only say on stderr that it could not write.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_up_leaves_committed_layers_and_the_next_run_finishes(models, small_disk):
     def fill(event):
         if isinstance(event, LayerFinished) and event.index == 14:

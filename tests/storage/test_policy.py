@@ -239,6 +239,26 @@ def test_an_exact_name_wins_over_globs_and_the_last_glob_wins():
     assert widths(LAYERS, layer_bit_widths=orders) == [8, 16, 2, 16, 16]
 
 
+def methods(**rules):
+    return [a.method for a in assign(LAYERS, **rules).values()]
+
+
+def test_layer_methods_by_name_and_by_glob_change_no_width_and_say_so():
+    assert methods(layer_methods={"blocks.0.attn.to_q": "mse"}) == ["mse", "", "", "", ""]
+    assert methods(layer_methods={"blocks.0.attn.to_q": "mse", "blocks.*": "hqq", "*.to_k": "rtn"}) == [
+        "mse", "rtn", "hqq", "", ""
+    ]  # fmt: skip
+    found = assign(LAYERS, layer_methods={"*.to_k": "rtn"})["blocks.0.attn.to_k.weight"]
+    assert (found.bit_width, found.rule) == (4, "bit_width")
+    assert "Method rtn ordered by layer_methods '*.to_k'" in found.reason
+
+
+def test_a_kept_layer_has_no_method_and_its_reason_says_so():
+    found = assign(LAYERS, layer_methods={"proj_out": "mse", "blocks.1.*": "mse"}, layer_bit_widths={"blocks.1.*": 16})
+    assert [a.method for a in found.values()] == [""] * 5
+    assert "The method that layer_methods 'proj_out' orders is not needed" in found["proj_out.weight"].reason
+
+
 def test_sensitive_layers_go_to_8_bits_or_stay():
     rules = {"sensitive_layer_names": ["blocks.0.attn.to_q"], "sensitive_layer_patterns": [r"to_k\."]}
     assert widths(LAYERS, bit_width=2, **rules) == [8, 8, 2, 16, 16]
@@ -280,6 +300,8 @@ def test_precedence():
             r"'blocks\.0\.attn\.to_q\.bias' of shape \(256,\) is not the weight",
         ),
         ({"layer_bit_widths": {"*.bias": 8}}, "matches 1 tensors and none is a weight"),
+        ({"layer_methods": {"block.*": "mse"}}, r"layer_methods 'block\.\*': matches no weight"),
+        ({"layer_methods": {"*.bias": "mse"}}, "matches 1 tensors and none is a weight.*remove the line$"),
         (
             {"sensitive_layer_names": ["BLOCKS.0.attn.to_q"]},
             r"sensitive_layer_names 'BLOCKS\.0\.attn\.to_q': matches no weight",

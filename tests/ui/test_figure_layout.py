@@ -2,7 +2,7 @@
 
 import pytest
 
-from arrowquant_nb.ui.charts.layout import WIDE, Axes, FigureShape, figure_layout
+from arrowquant_nb.ui.charts.layout import SLIM, WIDE, Axes, FigureShape, figure_layout
 from arrowquant_nb.ui.palette import palette
 
 LETTER_PX = 7.0
@@ -10,7 +10,7 @@ LETTER_PX = 7.0
 MODEBAR_PX = 44
 
 
-@pytest.mark.parametrize("width", [560, WIDE - 1, WIDE, 942, 1500])
+@pytest.mark.parametrize("width", [300, 560, SLIM, WIDE - 1, WIDE, 942, 1500])
 def test_titles_do_not_meet_each_other_the_buttons_or_the_edge(width):
     shape = FigureShape(20, ("attn", "ff"), 12, panels=True, wide=width >= WIDE, width=width)
     layout = figure_layout(shape, palette("light"))

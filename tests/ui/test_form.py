@@ -14,8 +14,10 @@ OTHER = {
     "min_accuracy": 0.123456789,
     "gain_correction": False, "fail_fast": True, "skip_sensitive_layers": True,
     "sensitive_layer_names": ["a.b.weight"], "sensitive_layer_patterns": [r"attn\d+\.to_q"],
-    "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "modality": "image", "enable_time_aware": False,
-    "enable_spatial": False, "num_time_groups": 7, "calibration_samples": 33, "activation_bit_width": 8,
+    "layer_bit_widths": {"blocks.*.ff: x": 8, "head": 16}, "layer_methods": {"*.ff: x": "r2q", "head": "mse"},
+    "modality": "image", "enable_time_aware": False,
+    "enable_spatial": False, "fold_equalization": False, "num_time_groups": 7, "calibration_samples": 33,
+    "activation_bit_width": 8,
     "min_output_sqnr_db": 12.5, "min_network_sqnr_db": 30.5, "scale_format": "float16", "rotation": "auto",
     "low_rank": 3,
     "target_model_size_mb": 1.5,
@@ -25,7 +27,7 @@ OTHER = {
 BAD = {
     "min_accuracy": "1.2", "num_time_groups": "0", "calibration_samples": "lots", "min_output_sqnr_db": "high",
     "low_rank": "129", "num_threads": "-1", "seed": "1.5",
-    "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3",
+    "sensitive_layer_patterns": "(", "layer_bit_widths": "head: 3", "layer_methods": "head: best",
     "target_model_size_mb": "-1",
 }  # fmt: skip
 
@@ -43,6 +45,12 @@ def test_every_available_field_has_a_control_and_no_other(form):
 def test_every_advanced_field_has_a_place_in_a_named_group():
     advanced = {name for name, facts in field_facts().items() if facts["group"] != "basic"}
     assert advanced == {name for group in ADVANCED_GROUPS.values() for name in group}
+
+
+def test_seven_settings_are_in_view_and_all_others_fold(form):
+    assert len(form.basic.children) == 7
+    assert form.advanced.selected_index is None
+    assert f"Advanced settings ({len(available_fields()) - 7};" in form.advanced.get_title(0)
 
 
 @pytest.mark.parametrize("name", available_fields())
@@ -143,6 +151,7 @@ _names = st.text(min_size=1, max_size=12)
         "method": st.sampled_from(["auto", "rtn", "mse", "uls", "hqq", "gptq"]), "fail_fast": st.booleans(),
         "min_output_sqnr_db": st.none() | st.floats(-1e6, 1e6), "sensitive_layer_names": st.lists(_names, max_size=3),
         "layer_bit_widths": st.dictionaries(_names, st.sampled_from([2, 4, 8, 16]), max_size=3),
+        "layer_methods": st.dictionaries(_names, st.sampled_from(["auto", "r2q", "gptq"]), max_size=2),
         "modality": st.sampled_from([None, "text", "audio"]), "num_threads": st.integers(0, 1024),
     }),
 )  # fmt: skip

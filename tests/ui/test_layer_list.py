@@ -35,6 +35,7 @@ def test_every_sort_lists_every_decided_layer_once(state):
         ("ff.net.2", [n for n in map(name_of, range(45)) if "ff.net.2" in n]),
         ("BLOCKS.3.", [n for n in map(name_of, range(45)) if "blocks.3." in n]),
         ("*.1.*to_q*", [name_of(7)]),
+        ("b3.ff.net.2", ["transformer_blocks.3.ff.net.2.weight"]),  # as the list calls it
         ("nothing like it", []),
     ],
 )

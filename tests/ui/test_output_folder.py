@@ -6,6 +6,7 @@ import pytest
 
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig
 from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.runs.quantization import quantize_model
 from arrowquant_nb.ui.output_folder import OutputFolder
 
@@ -15,7 +16,7 @@ def test_a_run_that_was_stopped_before_its_first_layer_is_in_nobodys_way(models,
     stop.set()
     config = DiffusionQuantConfig(method="rtn", num_threads=1)
     with pytest.raises(QuantizationError, match="cancelled"):
-        quantize_model(models.mixed, tmp_path / "m", config, stop=stop)
+        quantize_model(ModelChoice(models.mixed), tmp_path / "m", config, stop=stop)
     assert sorted(p.name for p in (tmp_path / "m").iterdir() if p.name != ".lock") == ["events.jsonl", "journal.jsonl"]
     assert OutputFolder.look(str(tmp_path / "m"), "mixed", ["layers.0.weight"]) == OutputFolder()
     ArrowQuantV2(config).quantize_diffusion_model(models.mixed, tmp_path / "m")

@@ -1,6 +1,7 @@
 """The dashboard of a log: of a finished run, of one that goes on, of one that was cut off, and of no log at all."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -35,8 +36,8 @@ def finished(sample_run):
 def test_a_finished_run_says_how_it_ended_and_opens_its_worst_layer(finished):
     board = finished.dashboard
     assert finished.state.status == "finished"
-    assert "Finished:" in board.status.value
-    assert "role='status'" in board.status.value
+    assert "Finished:" in board.line.status.value
+    assert "role='status'" in board.line.status.value
     assert board.selection == finished.state.worst().name
     assert board.selection.removesuffix(".weight") in board.card.title.value
     assert "rank 1 of 28 (worst)" in board.card.title.value
@@ -78,7 +79,7 @@ def test_a_click_on_a_row_selects_its_layer_and_a_second_one_clears(finished):
     drained(finished)
     chosen = trace.customdata[55]
     assert board.selection == chosen
-    assert board._layer.name == chosen
+    assert board.close_up.view.name == chosen
     board.figure._clicked(trace, Points, None)
     drained(finished)
     assert board.selection == ""
@@ -139,7 +140,39 @@ def test_a_run_that_was_cut_off_says_where(tmp_path):
     now[0] = 3.0
     drained(run)
     assert run.stopped
-    assert "stopped here at 2 of 6 layers" in run.dashboard.status.value
+    assert "stopped here at 2 of 6 layers" in run.dashboard.line.status.value
+    run.close()
+
+
+def test_a_run_that_was_killed_opens_what_it_has_committed(sample_run, tmp_path):
+    folder = tmp_path / "killed"
+    shutil.copytree(sample_run, folder)
+    for name in ("manifest.json", "run.json"):
+        (folder / name).unlink()
+    lines = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    last = [i for i, line in enumerate(lines) if '"layer_finished"' in line and '"quantized"' in line][2]
+    (folder / "events.jsonl").write_text("".join(lines[: last + 1]))
+    later = [0.0]
+    run = ReplayedRun(folder, clock=lambda: time.monotonic() + later[0])
+    assert len(run.state.decided) == 3
+    run.dashboard.selection = run.state.decided[1].name
+    later[0] = 3.0
+    drained(run)
+    assert run.stopped
+    view = run.dashboard.close_up.view
+    assert view.name == run.state.decided[1].name
+    assert sum(view.before) == run.state.decided[1].plan.n_weights
+    assert view.ranges is not None, "what it was calibrated on is known too"
+    run.close()
+
+
+def test_what_a_run_was_given_stands_in_its_log(models, tmp_path):
+    output = tmp_path / "out"
+    aq.ArrowQuantV2(aq.DiffusionQuantConfig(method="rtn")).quantize_diffusion_model(models.mixed, output)
+    run = ReplayedRun(output)
+    assert run.state.given == {
+        "model": str(models.mixed), "component": None, "variant": None, "calibration": None
+    }  # fmt: skip
     run.close()
 
 
@@ -179,6 +212,16 @@ def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp
     run.dashboard.controls.find.value = "blocks.142.ff.net.2"
     drained(run)
     assert list(by_name["layers"].customdata)[-1:] == [name_of(142 * 7 + 5)]
+    run.close()
+
+
+def test_what_a_notebook_keeps_of_five_hundred_layers_is_small(tmp_path):
+    write(tmp_path / "events.jsonl", run_events(500))
+    run = drained(ReplayedRun(tmp_path))
+    kept = json.dumps(run._repr_mimebundle_())
+    assert "widget-view" in kept
+    assert len(kept) < 10_000, "figure and words live in the kernel, or in a widget state that is saved on demand"
+    assert len(run.dashboard.figure.figure.to_json()) < 200_000
     run.close()
 
 

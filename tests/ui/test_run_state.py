@@ -4,12 +4,13 @@ import json
 import math
 
 import pytest
-from made_up_run import N, attempt, decibels_of, layer_events, name_of, report, run_events, started
+from made_up_run import N, attempt, decibels_of, layer_events, name_of, plan_row, report, run_events, started
 
 from arrowquant_nb.events import (
     CalibrationProgress,
     LayerFinished,
     LayerProgress,
+    LayersOrdered,
     LayerStarted,
     RunCancelled,
     RunFailed,
@@ -135,3 +136,18 @@ def test_a_replayed_log_gives_the_same_state():
 def test_an_exact_layer_has_no_finite_median_but_does_no_harm():
     events = [started(1), *layer_events(0, 1, math.inf)]
     assert RunState.of(events).median_db() == math.inf
+
+
+def test_layers_that_are_ordered_otherwise_keep_their_report_until_they_are_done_again():
+    state = RunState.of(run_events(3, finished=False))
+    name = name_of(1)
+    row = plan_row(1, bits=8, rule="layer_bit_widths")
+    after = state.apply(LayersOrdered(rows=[row.to_record()], config={"layer_bit_widths": {name: 8}}))
+    assert after.layers[name].plan == row
+    assert after.layers[name].report is state.layers[name].report
+    assert after.layers[name].overridden
+    assert after.config["layer_bit_widths"] == {name: 8}
+    for event in layer_events(1, 3, db=50.0, bits=8):
+        after = after.apply(event)
+    assert after.layers[name].report.bit_width == 8
+    assert after.order == state.order, "it counts once"

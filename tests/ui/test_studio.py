@@ -8,8 +8,10 @@ from conftest import dit_tensors, tree, write_checkpoint
 
 import arrowquant_nb as aq
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.ui import app as app_module
+from arrowquant_nb.ui import studio_cell
 from arrowquant_nb.ui.app import Studio
+from arrowquant_nb.ui.compare_panel import runs_beside
+from arrowquant_nb.ui.layer_order import LayerOrder
 
 QUICK = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
 
@@ -31,7 +33,7 @@ def until(app, condition, seconds=60.0):
 
 
 def words_of(app):
-    return app.run_view.dashboard.status.value
+    return app.run_view.dashboard.line.status.value
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_without_a_word_the_first_sample_is_open_and_can_be_run():
     assert not app.run.disabled
     assert "Image model: 28 layers" in app.picker.words.value
     assert "metadata.json" in app.picker.words.value
-    assert "Nothing has been written" in app.status.value
+    assert "Nothing has been written" in app.target.status.value
     drained(app)
 
 
@@ -98,7 +100,7 @@ def test_a_refused_value_turns_run_off_and_names_the_field(still):
     still.form.controls["min_accuracy"].main.value = "1.2"
     drained(still)
     assert still.run.disabled
-    assert "Run is off: 1 setting needs attention (Quality floor)" in still.why_off.value
+    assert "Run is off: 1 setting needs attention (Quality floor)" in still.target.why_off.value
     still.form.controls["min_accuracy"].main.value = "0.9"
     drained(still)
     assert not still.run.disabled
@@ -126,7 +128,7 @@ def test_a_path_that_is_no_model_is_said_under_it(still, tmp_path, make, words):
     assert "role='alert'" in still.picker.words.value
     assert words in still.picker.words.value
     assert still.run.disabled
-    assert "no model is open" in still.why_off.value
+    assert "no model is open" in still.target.why_off.value
 
 
 def test_a_misspelled_path_is_answered_with_the_near_one(still, tmp_path):
@@ -189,10 +191,10 @@ def test_outputs_that_cannot_be_used_turn_run_off_and_another_name_is_offered(st
         ("", "Type a folder"),
     ):
         still.output.value = str(path)
-        assert words in still.output_words.value
+        assert words in still.target.words.value
         assert still.run.disabled
     still.output.value = str(tmp_path / "taken")
-    still.another.click()
+    still.target.another.click()
     assert still.output.value == str(tmp_path / "taken-2")
     assert not still.run.disabled
 
@@ -224,10 +226,12 @@ def test_one_layer_again_changes_that_layer_alone_and_undo_takes_it_back(finishe
     layers = {r.name: r for r in finished.result.layers}
     name = finished.run_view.session.state.worst().name
     finished.selection = name
-    card = finished.run_view.dashboard.card
-    card.bits.value = 8
-    card.apply.click()
-    assert card.apply.description == "Working..."
+    card, change = finished.run_view.dashboard.card, finished.run_view.change
+    assert "r2q" not in change.method.options, "INT4: it has no such width"
+    change.bits.value = 8
+    change.method.value = "mse"
+    change.apply.click()
+    assert change.apply.description == "Working..."
     drained(finished)
     assert finished.run_view.session.error == ""
     assert {r.name for r in finished.result.layers if r != layers[r.name]} == {name}
@@ -236,27 +240,53 @@ def test_one_layer_again_changes_that_layer_alone_and_undo_takes_it_back(finishe
     assert len(data) == 1
     assert name.split(".")[-2] in next(iter(data))
     assert finished.config.layer_bit_widths == {name: 8}, "YAML and copies carry the change"
+    assert finished.config.layer_methods == {name: "mse"}
+    assert f"Changed by you (1)</b> {name}: INT8 by mse" in finished.run_view.changed.value
     assert "override" in finished.run_view.session.state.layers[name].words
-    assert "INT8" in card.title.value
+    assert "INT8 mse" in card.title.value
     finished.selection = name
-    card.undo.click()
+    change.undo.click()
     drained(finished)
-    assert finished.config.layer_bit_widths == {}
+    assert (finished.config.layer_bit_widths, finished.config.layer_methods) == ({}, {})
     assert tree(folder) == before
 
 
 def test_keeping_a_layer_redoes_no_other(finished):
     name = finished.run_view.session.state.worst().name
     finished.selection = name
-    card = finished.run_view.dashboard.card
-    card.keep.value = True
-    card.apply.click()
+    change = finished.run_view.change
+    change.keep.value = True
+    change.apply.click()
     drained(finished)
     n_quantized = sum(r.action == "quantized" for r in finished.result.layers)
     assert finished.result.reused == n_quantized, "kept ones stand together in one file, which has one more now"
     assert {r.name: r.action for r in finished.result.layers}[name] == "kept"
-    finished.run_view.session.override(name, None)
+    finished.run_view.session.override(LayerOrder(name))
     drained(finished)
+
+
+def test_another_run_is_compared_in_place(finished, sample_run):
+    panel = finished.run_view.compare
+    finished.run_view.other.click()
+    assert panel.widget.layout.display == ""
+    panel.path.value = str(sample_run)
+    drained(finished)
+    assert f"This run is A, {sample_run} is B" in panel.words.value
+    assert "Settings that differ" in panel.view.children[0].children[1].value
+    panel.path.value = str(sample_run / "nothing")
+    drained(finished)
+    assert "role='alert'" in panel.words.value
+    assert panel.view.children == ()
+    finished.run_view.other.click()
+    assert panel.widget.layout.display == "none"
+
+
+def test_other_finished_runs_in_the_same_folder_are_offered(models, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "b" / "manifest.json").touch()
+    assert [path.name for path in runs_beside(tmp_path / "a")] == ["b"]
+    assert runs_beside(tmp_path / "absent" / "x") == []
 
 
 def test_the_report_is_one_file_beside_the_model(finished):
@@ -272,6 +302,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     app = drained(Studio(model, DiffusionQuantConfig(method="mse")))
     app.output.value = str(tmp_path / "out")
     app.run.click()
+    assert "Started." in words_of(app), "a sentence at once"
+    until(app, lambda: "<progress" in app.run_view.dashboard.line.bar.value)
     app.run_view.cancel.click()
     assert app.run_view.cancel.description == "Cancelling..."
     assert "Stopping" in words_of(app)
@@ -289,6 +321,49 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     app.close(30)
 
 
+def test_a_layer_ordered_in_mid_run_is_done_next(tmp_path):
+    model = write_checkpoint(tmp_path / "model", dit_tensors(n_blocks=16, width=256))
+    app = drained(Studio(model, DiffusionQuantConfig(method="mse")))
+    app.output.value = str(tmp_path / "out")
+    app.run.click()
+    session = app.run_view.session
+    until(app, lambda: len(session.state.decided) > 0)
+    name = session.state.decided[0].name
+    app.selection = name
+    app.run_view.change.bits.value = 8
+    app.run_view.change.apply.click()
+    assert app.running
+    assert "Queued: starts after the layer" in app.run_view.change.note.value
+    assert f"Queued (1)</b> {name}: INT8" in app.run_view.changed.value
+    until(app, lambda: not session.waiting)
+    drained(app)
+    assert session.error == ""
+    assert (session.state.status, session.state.layers[name].report.bit_width) == ("finished", 8)
+    assert app.config.layer_bit_widths == {name: 8}
+    assert "Queued" not in app.run_view.changed.value
+    aq.ArrowQuantV2(app.config).quantize_diffusion_model(model, tmp_path / "straight")
+    assert tree(tmp_path / "out") == tree(tmp_path / "straight")
+    app.close(30)
+
+
+def test_where_a_size_limit_decides_an_order_waits_for_the_end_and_can_be_taken_back(models, tmp_path):
+    size = aq.ArrowQuantV2().plan(models.dit).size_mb
+    app = drained(Studio(models.dit, DiffusionQuantConfig(method="mse", target_model_size_mb=0.95 * size)))
+    app.output.value = str(tmp_path / "out")
+    app.run.click()
+    session = app.run_view.session
+    first, second = [row.name for row in app.plan.rows if row.action == "quantized"][:2]
+    assert "has ended: a size limit decides all layers together" in session.override(LayerOrder(first, 8))
+    assert "has ended" in session.override(LayerOrder(second, 8))
+    assert session.override(LayerOrder(second)) == "Taken back."
+    assert list(session.waiting) == [first]
+    assert "exists at 2 bits only" in session.override(LayerOrder(first, 4, "r2q"))
+    drained(app)
+    assert app.config.layer_bit_widths == {first: 8}
+    assert {r.name: r.bit_width for r in app.result.layers}[first] == 8
+    app.close(30)
+
+
 def test_a_failed_run_says_why_with_the_traceback_folded_and_can_keep_what_failed(models, tmp_path):
     app = drained(Studio(models.mixed, DiffusionQuantConfig(method="rtn", min_accuracy=0.9999999)))
     app.output.value = str(tmp_path / "out")
@@ -298,7 +373,13 @@ def test_a_failed_run_says_why_with_the_traceback_folded_and_can_keep_what_faile
     assert "<details><summary>Show traceback" in app.run_view.error.value
     assert "QuantizationError" in app.run_view.error.value
     assert app.run_view.keep.layout.display == ""
+    n = len(app.run_view.session.state.decided)
+    assert f"Failed: {n} layers failed at every bit width" in words_of(app)
+    assert f"0 of {n} layers are kept. Keep " in words_of(app)
+    assert "layer_bit_widths" not in words_of(app), "the long of it is folded"
+    assert "<details><summary>Show all of it" in app.run_view.error.value
     app.run_view.keep.click()
+    assert app.run_view.dashboard.figure.figure is None, "what failed is not shown any longer"
     drained(app)
     assert "Finished:" in words_of(app)
     assert set(app.result.config["layer_bit_widths"].values()) == {16}
@@ -309,11 +390,9 @@ def test_an_error_before_the_first_layer_is_shown_too(models, tmp_path):
     app = drained(Studio(models.mixed, DiffusionQuantConfig(method="rtn")))
     app.output.value = str(tmp_path / "out")
     (tmp_path / "out").write_text("in the way")
-    app._folder = type(app._folder)()
-    app.run_view = None
     app._check_output = lambda: None
     app.run.disabled = False
-    app.run.click()
+    app.start()
     drained(app)
     assert "is a file" in app.run_view.error.value
     assert not app.running
@@ -321,7 +400,7 @@ def test_an_error_before_the_first_layer_is_shown_too(models, tmp_path):
 
 
 def test_running_the_cell_again_replaces_the_app_and_leaves_no_thread(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(app_module, "_LIVE", {})
+    monkeypatch.setattr(studio_cell, "_LIVE", {})
     first = drained(aq.studio(models.dit))
     first.output.value = str(tmp_path / "out")
     first.run.click()

@@ -62,8 +62,10 @@ class BlockMap:
         return cls(tuple(roles), names, {cell: tuple(found) for cell, found in cells.items()})
 
 
-def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: Palette) -> list[dict[str, Any]]:
-    """Return the traces of the map: cells, fallbacks, kept ones, the selected one."""
+def block_map_traces(
+    state: RunState, places: BlockMap, selected: str, colours: Palette, mark_size: float = 7.0
+) -> list[dict[str, Any]]:
+    """Return the traces of the map: cells, fallbacks, kept ones, the selected one; marks of so many pixels."""
     n_rows, n_columns = len(places.roles), len(places.blocks)
     values: list[list[float | None]] = [[None] * n_columns for _ in range(n_rows)]
     names: list[list[str]] = [[""] * n_columns for _ in range(n_rows)]
@@ -93,9 +95,9 @@ def block_map_traces(state: RunState, places: BlockMap, selected: str, colours: 
                          "tickfont": {"color": colours.ink, "size": 10}},
             **axes(Axes.MAP),
         },
-        _marks(fell_back, "fell back", {"symbol": "triangle-up", "size": 7, "color": "#FFFFFF",
+        _marks(fell_back, "fell back", {"symbol": "triangle-up", "size": mark_size, "color": "#FFFFFF",
                                         "line": {"width": 1, "color": "#000000"}}),
-        _marks(kept, "kept", {"symbol": "square-open", "size": 7, "color": colours.widths[16]}),
+        _marks(kept, "kept", {"symbol": "square-open", "size": mark_size, "color": colours.widths[16]}),
         _marks(chosen, "selected", {"symbol": "square-open", "size": 14, "color": "#CC79A7", "line": {"width": 3}}),
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from arrowquant_nb.ui.palette import Palette
 from arrowquant_nb.ui.style import FONT, REMOVED_BUTTONS
 
-__all__ = ["Axes", "FigureShape", "figure_layout"]
+__all__ = ["SLIM", "Axes", "FigureShape", "figure_layout"]
 
 ROW: Final = 22
 """Height of a row of the worst list in pixels."""
@@ -23,6 +23,11 @@ MAP_ROW: Final = 18
 LEAST_LIST: Final = 15
 WIDE: Final = 900
 """From this width of the cell on there are two columns."""
+SLIM: Final = 620
+"""Below this width every panel has a row of its own, and names take more of it."""
+LETTER: Final = 6.9
+"""Pixels of a letter of a name, on average."""
+MOST_LETTERS: Final = 32
 
 
 class Axes:
@@ -65,6 +70,29 @@ class FigureShape:
     """Pixels; None to fill whatever the figure stands in."""
 
     @property
+    def slim(self) -> bool:
+        """Whether every panel has a row of its own."""
+        return self.width is not None and self.width < SLIM
+
+    @property
+    def name_share(self) -> float:
+        """Part of the list's width that names take."""
+        return 0.30 if self.wide else 0.41 if self.slim else 0.30
+
+    @property
+    def name_length(self) -> int:
+        """Letters of a name that fit."""
+        if self.width is None or self.wide:
+            return MOST_LETTERS
+        return min(MOST_LETTERS, int(self.name_share * self.width / LETTER))
+
+    @property
+    def mark_size(self) -> float:
+        """Pixels of a mark on a cell of the map."""
+        width = (self.width or WIDE) * (1 - self.name_share * (0.66 if self.wide else 1.0))
+        return min(7.0, max(2.0, round(width / max(1, self.n_blocks), 1)))
+
+    @property
     def list_height(self) -> int:
         """Pixels of the worst list: its rows and one of reference marks on top."""
         return ROW * (max(self.n_rows, LEAST_LIST if self.wide else 1) + 1)
@@ -88,25 +116,26 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     stack = _Stack()
     boxes: list[tuple[str, str, tuple[float, float], tuple[int, int]]] = []
     right = 0.66 if shape.wide else 1.0
-    name_share = 0.30 if shape.wide else 0.26
+    name_share = shape.name_share
     top, bottom = stack.take(shape.list_height)
-    value_left = right - (0.11 if shape.wide else 0.14)
+    value_left = right - (0.11 if shape.wide else 0.26 if shape.slim else 0.18)
     list_box = (top, bottom)
-    boxes.append((Axes.LIST, "Quality per layer, SQNR in dB (further right is better)",
-                  (right * name_share, value_left), list_box))  # fmt: skip
+    list_title = _SLIM_LIST_TITLE if shape.slim else _LIST_TITLE
+    boxes.append((Axes.LIST, list_title, (right * name_share, value_left), list_box))
     if shape.wide:
         middle = (top + bottom - FOOT - TITLE) // 2
         side = (right + 0.055, 1.0)
         boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
         boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
     else:
-        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.06, 1.0), stack.take(PANEL)))
-        boxes.append((Axes.TIME, _TIME_TITLE, (0.06, 1.0), stack.take(PANEL)))
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.1, 1.0), stack.take(PANEL)))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.1, 1.0), stack.take(PANEL)))
     if shape.map_rows:
         box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
-        boxes.append((Axes.MAP, _MAP_TITLE, (right * name_share, 1.0), box))
+        map_title = _SLIM_MAP_TITLE if shape.slim else _MAP_TITLE
+        boxes.append((Axes.MAP, map_title, (right * name_share, 1.0), box))
     if shape.panels:
-        boxes += _panel_boxes(stack, shape.wide)
+        boxes += _panel_boxes(stack, shape)
     height = stack.height
     found: dict[str, Any] = {}
     notes = []
@@ -114,7 +143,7 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
         rows = Axes.ROWS if axis == Axes.LIST else axis
         found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{rows}"}
         found[f"yaxis{rows}"] = {"domain": [1 - lower / height, 1 - upper / height], "anchor": f"x{axis}"}
-        left = 0.0 if axis == Axes.LIST else across[0]
+        left = 0.0 if axis == Axes.LIST or shape.slim else across[0]
         notes.append(_title(title, left, 1 - (upper - 8) / height, colours))
     for axis, across in (
         (Axes.NAMES, (0.0, right * name_share)), (Axes.VALUES, (value_left, right)), (Axes.BAND, (0.0, right)),
@@ -140,19 +169,24 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     }
 
 
+_LIST_TITLE: Final = "Quality per layer, SQNR in dB (further right is better)"
+_SLIM_LIST_TITLE: Final = "SQNR in dB, right is better"
 _SIZE_TITLE: Final = "Size against plan, MB"
 _TIME_TITLE: Final = "Input range by timestep (0 clean)"
 _MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
+_SLIM_MAP_TITLE: Final = "Where in the model, SQNR in dB"
 
 
-def _panel_boxes(stack: _Stack, wide: bool) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
+def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
     titles = {
         Axes.WEIGHTS: "Weights before (grey), after",
         Axes.ERROR: "Error, mean |w - w'|",
         Axes.SCALES: "Group scales, sorted",
         Axes.GROUPS: "SQNR by time group, dB",
     }
-    if wide:
+    if shape.slim:
+        return [(axis, title, (0.12, 1.0), stack.take(PANEL)) for axis, title in titles.items()]
+    if shape.wide:
         box = stack.take(PANEL)
         lefts = (0.04, 0.295, 0.555, 0.815)
         return [(axis, titles[axis], (left, left + 0.185), box) for axis, left in zip(titles, lefts, strict=True)]
@@ -179,7 +213,7 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
             axis["nticks"] = 6
     rows = {"range": [max(shape.n_rows, LEAST_LIST if shape.wide else 1) - 0.5, -1.6]}
     found[f"yaxis{Axes.ROWS}"] |= rows | {"visible": False}
-    found[f"xaxis{Axes.LIST}"] |= {"nticks": 8}
+    found[f"xaxis{Axes.LIST}"] |= {"nticks": 4 if shape.slim else 8, "tickangle": 0}
     for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
         found[f"xaxis{axis}"]["visible"] = False
     found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}

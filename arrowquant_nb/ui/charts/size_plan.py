@@ -32,7 +32,7 @@ def size_plan_traces(state: RunState, colours: Palette) -> list[dict[str, Any]]:
             **axes(Axes.SIZE),
         },
         {
-            "type": "scatter", "name": "words", "x": [0] if n else [], "y": [1.12 * max(planned[-1], written[-1])] if n
+            "type": "scatter", "name": "words", "x": [0] if n else [], "y": [1.2 * max(planned[-1], written[-1])] if n
             else [], "mode": "text", "text": [so_far], "textposition": "middle right",
             "textfont": {"color": colours.ink, "size": 11}, "hoverinfo": "skip", "cliponaxis": False,
             **axes(Axes.SIZE),

@@ -12,40 +12,24 @@ from typing import Any, Final
 from arrowquant_nb.tables import WIDTH_NAMES
 from arrowquant_nb.ui.charts.layout import Axes
 from arrowquant_nb.ui.layer_list import ListPage
+from arrowquant_nb.ui.layer_name import NAME_LENGTH, list_name
 from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.palette import SYMBOLS, Palette
 from arrowquant_nb.ui.reference_points import ReferencePoint
 
-__all__ = ["FALLBACK", "list_name", "worst_list_traces"]
+__all__ = ["worst_list_traces"]
 
-FALLBACK: Final = "\u25b2"
-NAME_LENGTH: Final = 32
 REFERENCE_ROW: Final = -1
 _LIST: Final = {"xaxis": f"x{Axes.LIST}", "yaxis": f"y{Axes.ROWS}"}
 _HIT_PLACES: Final = tuple((i + 0.5) / 10 for i in range(10))
 
 
-def list_name(layer: LayerState, length: int = NAME_LENGTH) -> str:
-    """Return a layer's name as the list shows it: without ".weight", cut in the middle, marked where it fell back.
-
-    `transformer_blocks.3` reads `b3`: what tells layers apart is the role, and it must fit.
-    """
-    name = layer.name.removesuffix(".weight")
-    head, _, rest = name.partition(".")
-    number, _, role = rest.partition(".")
-    if number.isdigit() and role and head.endswith(("blocks", "layers", "block", "layer")):
-        initial = "".join(part[0] for part in head.split("_")[:-1]) + "b"
-        name = f"{initial if len(initial) > 2 else 'b'}{number}.{role}"
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    if len(name) > length:
-        tail = (length - 1) // 2
-        name = f"{name[: length - 1 - tail]}\u2026{name[-tail:]}"
-    mark = f"{FALLBACK} " if layer.report is not None and layer.report.fell_back else ""
-    return mark + name
-
-
 def worst_list_traces(
-    page: ListPage, selected: str, references: tuple[ReferencePoint, ...], colours: Palette
+    page: ListPage,
+    selected: str,
+    references: tuple[ReferencePoint, ...],
+    colours: Palette,
+    name_length: int = NAME_LENGTH,
 ) -> list[dict[str, Any]]:
     """Return the traces of the list, always the same number in the same order."""
     rows = list(enumerate(page.rows))
@@ -57,11 +41,11 @@ def worst_list_traces(
         _ticks([(i, row.gate_db) for i, row, _ in dots], 17, "gate", colours),
         _ticks([(i, row.worst_gate_db) for i, row, _ in dots], 8, "gate of the worst time group", colours),
         _dots(dots, colours),
-        _names(rows, page.pinned, colours),
+        _names(rows, page.pinned, colours, name_length),
         _values(rows, colours),
         _hits(page.rows, Axes.NAMES),
         _hits(page.rows, Axes.VALUES),
-        _references(references, colours),
+        _references(references, colours, named=name_length == NAME_LENGTH),
     ]
 
 
@@ -136,10 +120,11 @@ def _dots(dots: list[tuple[int, LayerState, float]], colours: Palette) -> dict[s
     }  # fmt: skip
 
 
-def _names(rows: list[tuple[int, LayerState]], pinned: int, colours: Palette) -> dict[str, Any]:
-    texts = [escape(list_name(row)) for _, row in rows]
+def _names(rows: list[tuple[int, LayerState]], pinned: int, colours: Palette, length: int) -> dict[str, Any]:
+    texts = [escape(list_name(row, length)) for _, row in rows]
     if pinned >= 0 and texts:
-        texts[0] = f"{escape(list_name(rows[0][1], 18))} <i>selected, rank {pinned + 1}</i>"
+        said = f"selected, rank {pinned + 1}" if length == NAME_LENGTH else f"rank {pinned + 1}"
+        texts[0] = f"{escape(list_name(rows[0][1], max(8, length - len(said) + 4)))} <i>{said}</i>"
     return _texts(texts, 0.0, Axes.NAMES, "names", colours)
 
 
@@ -171,13 +156,17 @@ def _hits(rows: tuple[LayerState, ...], axis: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _references(points: tuple[ReferencePoint, ...], colours: Palette) -> dict[str, Any]:
-    """Return the marks above the first row: what plain formats, and theory, give on Gaussian weights."""
+def _references(points: tuple[ReferencePoint, ...], colours: Palette, *, named: bool) -> dict[str, Any]:
+    """Return the marks above the first row: what plain formats, and theory, give on Gaussian weights.
+
+    On a narrow page their names would meet, and stand in the hover box alone.
+    """
+    texts = [escape(p.short) if named else "" for p in points]
     return {
         "type": "scatter", "name": "on Gaussian weights", "x": [p.sqnr_db for p in points],
-        "y": [REFERENCE_ROW] * len(points), "mode": "markers+text", "text": [escape(p.short) for p in points],
+        "y": [REFERENCE_ROW] * len(points), "mode": "markers+text", "text": texts,
         "textposition": [p.side for p in points], "textfont": {"color": colours.quiet, "size": 10},
         "marker": {"symbol": [p.symbol for p in points], "size": 8, "color": colours.quiet,
                    "line": {"width": 1, "color": colours.quiet}},
-        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", **_LIST,
+        "hovertext": [escape(p.words) for p in points], "hoverinfo": "text", "cliponaxis": False, **_LIST,
     }  # fmt: skip

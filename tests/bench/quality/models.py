@@ -101,6 +101,7 @@ def _ours(
             seed=seed,
             calibration_samples=TRAJECTORIES,
             layer_bit_widths=dict.fromkeys(layers, width),
+            enable_spatial=False,  # the weights alone, as they are
             **OPEN_GATES,
         )
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """Runs a peer's script in its environment and reads what it says."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,8 +36,10 @@ def answers(
     answer.unlink(missing_ok=True)
     request.write_text(json.dumps({"arrays": files, "folder": str(folder), "answer": str(answer), "timed": timed}))
     command = [str(python), str(SCRIPTS / f"{peer.name}_types.py"), str(request)]
+    # The scripts import what lies beside them, which `make` forbids to tests.
+    surroundings = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | peer.settings
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S, check=False, env=surroundings)
         failed = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["died"])[-1]
     except subprocess.TimeoutExpired:
         failed = f"took more than {RUN_S} s"

@@ -1,0 +1,102 @@
+"""Where the output goes and whether a run may begin: the folder, what stands there, Run, and why Run is off."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as widgets
+
+from arrowquant_nb.config import field_facts
+from arrowquant_nb.ui.output_folder import OutputFolder, free_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from arrowquant_nb.results import Plan
+
+__all__ = ["RunSection"]
+
+
+class RunSection:
+    """Chooses the output folder; a suggested name follows the plan until the user types one.
+
+    Parameters
+    ----------
+    on_run : called when Run is pressed.
+    on_output : called when another folder is named.
+
+    Attributes
+    ----------
+    output, another, run : the folder's name, the button that takes a free one, and Run.
+    words, why_off, status : what stands in the folder, why Run is off, the status line.
+    row : the controls in one row.
+    """
+
+    def __init__(self, on_run: Callable[[], None], on_output: Callable[[], None]) -> None:
+        self._on_output = on_output
+        self._folder = OutputFolder()
+        self._suggested = ""
+        self.output = widgets.Text(description="Output", layout={"width": "360px"})
+        self.output.style.description_width = "48px"
+        self.words = widgets.HTML()
+        self.another = widgets.Button(description="Use another name", layout={"width": "auto", "display": "none"})
+        self.run = widgets.Button(description="Run", tooltip="Quantize the model", layout={"width": "auto"})
+        self.run.add_class("aq-run")
+        self.why_off = widgets.HTML()
+        self.status = widgets.HTML("<span role='status' aria-live='polite'>Ready. Nothing has been written.</span>")
+        self.row = widgets.HBox([self.output, self.another, self.run, self.why_off])
+        self.row.add_class("aq-row")
+        self.run.on_click(lambda _: on_run())
+        self.another.on_click(lambda _: self._rename())
+        self.output.observe(lambda _: on_output(), names="value")
+
+    @property
+    def folder(self) -> Path:
+        """Where the output goes."""
+        return Path(self.output.value)
+
+    def suggest(self, plan: Plan) -> None:
+        """Write a name for the plan's output, unless the user has typed one."""
+        given = bool(self.output.value) and self.output.value != self._suggested
+        self._suggested = f"{Path(plan.model).stem}-int{plan.bit_width}"
+        if not given:
+            self.output.value = self._suggested
+
+    def look(self, plan: Plan | None) -> None:
+        """Look at the folder as it is now, and say what stands there."""
+        layers = [] if plan is None else [row.name for row in plan.rows if row.action == "quantized"]
+        self._folder = OutputFolder.look(self.output.value, "" if plan is None else plan.model, layers)
+        kind = "" if self._folder.usable else "class='aq-error' role='alert'"
+        self.words.value = f"<span {kind}>{escape(self._folder.words)}</span>" if self._folder.words else ""
+        self.another.layout.display = "" if self._folder.words and self.output.value.strip() else "none"
+        self.run.description = "Resume" if self._folder.resumable else "Run"
+
+    def allow(self, plan: Plan | None, complaints: Mapping[str, str], *, running: bool) -> None:
+        """Switch Run on or off, and say why it is off.
+
+        Parameters
+        ----------
+        plan : None while no model is open.
+        complaints : field -> what is wrong with its value.
+        """
+        why = ""
+        if complaints:
+            n = len(complaints)
+            verb = "setting needs" if n == 1 else "settings need"
+            why = f"Run is off: {n} {verb} attention ({_titles(complaints)})."
+        elif plan is None:
+            why = "Run is off: no model is open."
+        elif not self._folder.usable:
+            why = "Run is off: choose another output."
+        self.run.disabled = bool(why) or running
+        self.why_off.value = f"<span>{escape(why)}</span>" if why else ""
+
+    def _rename(self) -> None:
+        self.output.value = free_name(self.output.value)
+
+
+def _titles(complaints: Mapping[str, str]) -> str:
+    facts = field_facts()
+    return ", ".join(str(facts[name]["title"]).partition(" (")[0] for name in complaints)
