@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SMALL_COLUMNS: Final = 2048
 """Layers up to this width gain nothing from several threads in the product of their rows."""
+TINY_COLUMNS: Final = 512
+"""Models up to this width gain nothing from several threads in torch, and lose much where processors are shared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +91,9 @@ class TorchCapture:
 
         """
         # Threads of many small products would only wait for each other; and so one thread's bytes are anyone's.
-        small = all(layer.columns <= SMALL_COLUMNS for layers in self._layers.values() for layer in layers)
-        limits = threadpool_limits(1, user_api="blas") if small else contextlib.nullcontext()
+        widest = max(layer.columns for layers in self._layers.values() for layer in layers)
         todo = [(FIT, run) for run in runs.fit] + [(HELD_OUT, run) for run in runs.held_out]
-        with limits, self._hooked(runs.recorded_times), torch_module().no_grad():
+        with few_threads(widest), self._hooked(runs.recorded_times), torch_module().no_grad():
             for done, (split, run) in enumerate(todo):
                 if split != self._split:
                     self._split, self._number = split, 0
@@ -172,6 +173,20 @@ class TorchCapture:
                 f"calibration: fit and held-out trajectories do not visit the same timesteps, such as {odd[:5]}; every "
                 "trajectory needs the same number of steps and the same size of its samples"
             )
+
+
+@contextlib.contextmanager
+def few_threads(columns: int) -> Iterator[None]:
+    """Have one thread multiply where the widest layer has so few columns that several would wait for each other."""
+    torch = torch_module()
+    before = torch.get_num_threads()
+    with threadpool_limits(1, user_api="blas") if columns <= SMALL_COLUMNS else contextlib.nullcontext():
+        if columns <= TINY_COLUMNS:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, eq=False)

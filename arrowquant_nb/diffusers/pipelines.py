@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from arrowquant_nb.calibration.torch_capture import few_threads
+from arrowquant_nb.calibration.torch_layers import torch_layers
 from arrowquant_nb.calibration.torch_runs import component_of, is_pipeline, listed, pipeline_call
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.diffusers.saving import let_save
@@ -115,7 +117,11 @@ def quantize_pipeline(
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
         raise ConfigurationError(f"{type(model).__name__} is no pipeline and no model of diffusers or transformers")
     name = next(k for k, m in pipeline.components.items() if m is model) if whole else ""
-    drawn = _drawn(pipeline, inputs, steps, options) if whole and inputs is not None and not callable(inputs) else None
+    widest = max((layer.columns for same in torch_layers(model).values() for layer in same), default=0)
+    drawn = None
+    if whole and inputs is not None and not callable(inputs):
+        with few_threads(widest):
+            drawn = _drawn(pipeline, inputs, steps, options)
     with tempfile.TemporaryDirectory(prefix="arrowquant-") as scratch:
         source = _saved(model, pipeline if whole else None, name, Path(scratch))
         if inputs is not None and calibration is None:
@@ -135,7 +141,8 @@ def quantize_pipeline(
         result = replace(result, quantized_path=None)
     if drawn is None:
         return PipelineQuantization(result, name, None, 0)
-    again = _drawn(pipeline, inputs, steps, options)
+    with few_threads(widest):
+        again = _drawn(pipeline, inputs, steps, options)
     return PipelineQuantization(result, name, _psnr_db(drawn, again), len(drawn))
 
 

@@ -9,6 +9,7 @@ import pytest
 from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
+from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeGroupParams
 
 torch = pytest.importorskip("torch")
 
@@ -20,6 +21,7 @@ from arrowquant_nb.runtime import (  # noqa: E402
     QuantizedConv3d,
     QuantizedEmbedding,
     QuantizedLinear,
+    time_context,
 )
 from arrowquant_nb.runtime.decoding import decode, rotate, unrotate  # noqa: E402
 
@@ -171,6 +173,21 @@ def test_the_meta_device_gives_shapes():
     layer = QuantizedLinear.empty(QuantizedLinear.from_arrays(everything()).form, bias=False)
     assert layer(torch.empty(3, 96, device="meta")).shape == (3, 48)
     assert layer.to_empty(device="cpu").weight.packed.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("bits", "group", "method", "scale_format"), GRIDS)
+@pytest.mark.parametrize("rule", ["float", "per_token", "per_group", "static"])
+def test_no_tensor_of_a_layer_stays_behind_on_the_processor(bits, group, method, scale_format, rule):
+    """The way of other devices, as far as shapes: a tensor of another device would be refused."""
+    tensor = quantize_array(random(40, 256), bits, group, method, scale_format=scale_format)
+    groups = tuple(TimeGroupParams((first, first + 500), 0.5, 3, 256) for first in (0, 500))
+    table = LayerTimeTable.of_groups("q", groups) if rule == "static" else None
+    means = random(2, 256) if rule == "static" else None
+    layer = QuantizedLinear.from_arrays(tensor, torch.ones(40), InputFormat(rule, 8, table), means).to("meta")
+    with time_context([100, 900]):
+        y = layer(torch.empty(2, 3, 256, device="meta", dtype=torch.float16))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 40), torch.float16, "meta")
+    assert layer.dequantize().device.type == "meta"
 
 
 def test_bad_inputs_name_the_layer():
