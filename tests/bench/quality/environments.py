@@ -54,14 +54,15 @@ def environment(peer: Peer, cache: Path) -> tuple[Path | None, str]:
     """Return the peer's Python and how it was installed, or None and why it could not be."""
     folder = cache / peer.name
     mark = folder / "installed.json"
-    wanted = {"requirements": list(peer.requirements), "python": sys.version, "settings": peer.settings}
+    ours = [p for p in sys.path if p.endswith("site-packages")]
+    # What our own environment has already is not installed again, so a peer's goes with ours.
+    wanted = {"requirements": list(peer.requirements), "python": sys.version, "settings": peer.settings, "shared": ours}
     if mark.is_file():
         found = json.loads(mark.read_text())
         if found["wanted"] == wanted:
             return (folder / "bin" / "python" if found["ok"] else None), found["note"]
     venv.create(folder, clear=True)  # our own pip installs into it
     python = folder / "bin" / "python"
-    ours = [p for p in sys.path if p.endswith("site-packages")]
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "shared.pth").write_text("\n".join(ours) + "\n")
     ok, note = False, ""
