@@ -44,7 +44,7 @@ def orchestrator() -> list[Extension]:
 def kernels() -> list[Extension]:
     from Cython.Build import cythonize
 
-    headers = sorted(h.as_posix() for h in Path("kernels").glob("*.h"))
+    headers = sorted(h.as_posix() for pattern in ("*.h", "*.pxi") for h in Path("kernels").glob(pattern))
     extensions = [
         Extension(
             f"arrowquant_nb._kernels.{source.stem}",

@@ -50,9 +50,13 @@ INLINE void ISA(load_grid)(const dequantize_job *job, int64_t row, int64_t first
     const int item = job->wide ? 4 : 2;
     const int64_t at = row * job->n_groups + first;
     if (grid == ISA(LEVELS)) {
-        for (int g = 0; g < n; g++) {
-            ISA(load_one)(job->scales + (at + g) * 2 * item, job->wide, v->scale + g);
-            ISA(load_one)(job->scales + ((at + g) * 2 + 1) * item, job->wide, v->minor + g);
+        float pairs[2 * STEP];
+        const uint8_t *from = job->scales + at * 2 * item;
+        ISA(load_stored)(from, n < STEP / 2 ? 2 * n : STEP, job->wide, pairs);
+        if (2 * n > STEP) ISA(load_stored)(from + STEP * item, 2 * n - STEP, job->wide, pairs + STEP);
+        for (int g = 0; g < STEP; g++) {
+            v->scale[g] = g < n ? pairs[2 * g] : 0.0f;
+            v->minor[g] = g < n ? pairs[2 * g + 1] : 0.0f;
         }
     } else if (grid == ISA(MINIMUM) && job->k_bits) {
         ISA(k_load_values)(job->scales + row * job->k_stride, job, first, n, v->scale);

@@ -27,8 +27,9 @@
 
 typedef struct {
     const char *name;
-    int64_t (*few_width)(const float_product *job);
-    void (*order_inputs)(const float_product *job);
+    int64_t (*ordered_size)(const float_product *job);
+    int64_t (*ordered_parts)(const float_product *job);
+    void (*order_inputs)(const float_product *job, int64_t part);
     int64_t (*float_scratch)(const float_product *job);
     void (*float_panel)(const float_product *job, int64_t panel, float *scratch);
     int64_t (*code_scratch)(const code_product *job);
@@ -38,8 +39,8 @@ typedef struct {
 
 #define PRODUCT_SET(name, floats, codes) \
     (product_set){                                                                                         \
-        #name, few_width_##floats, order_inputs_##floats, float_scratch_##floats, float_panel_##floats,    \
-        code_scratch_##codes, code_panel_##codes, encode_inputs_##codes}
+        #name, ordered_size_##floats, ordered_parts_##floats, order_inputs_##floats, float_scratch_##floats, \
+        float_panel_##floats, code_scratch_##codes, code_panel_##codes, encode_inputs_##codes}
 
 /* OUT instruction sets this machine runs, fastest last; returns how many. */
 static inline int product_sets(product_set out[5]) {
@@ -59,6 +60,12 @@ static inline int product_sets(product_set out[5]) {
     out[n++] = PRODUCT_SET(neon, neon, neon);
 #endif
     return n;
+}
+
+static inline void run_order_inputs(const product_set *isa, const float_product *job, int64_t part) {
+    uint64_t before = default_rounding();
+    isa->order_inputs(job, part);
+    restore_rounding(before);
 }
 
 static inline void run_float_panel(const product_set *isa, const float_product *job, int64_t panel, uint8_t *scratch) {

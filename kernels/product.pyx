@@ -9,6 +9,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+include "buffers.pxi"
+
 cdef extern from "product.h" nogil:
     enum: PANEL_ROWS, SLOTS
     ctypedef struct dequantize_job:
@@ -42,14 +44,19 @@ cdef extern from "product.h" nogil:
         float *out
     ctypedef struct product_set:
         const char *name
-        int64_t (*few_width)(const float_product *job) noexcept
-        void (*order_inputs)(const float_product *job) noexcept
+        int64_t (*ordered_size)(const float_product *job) noexcept
+        int64_t (*ordered_parts)(const float_product *job) noexcept
         int64_t (*float_scratch)(const float_product *job) noexcept
         int64_t (*code_scratch)(const code_product *job) noexcept
     int product_sets(product_set *out)
+    void run_order_inputs(const product_set *isa, const float_product *job, int64_t part)
     void run_float_panel(const product_set *isa, const float_product *job, int64_t panel, uint8_t *scratch)
     void run_code_panel(const product_set *isa, const code_product *job, int64_t panel, uint8_t *scratch)
     void run_encode_inputs(const product_set *isa, const input_codes *inputs, int64_t group, uint8_t *scratch)
+
+cdef enum:
+    ORDERED_NBYTES = 1 << 22  # every panel reads them all: they must stay in the third-level cache
+    LEAST_TOKENS = 128  # so that decoding costs little beside multiplying; fewer are laid out by one thread
 
 cdef product_set _sets[5]
 cdef int _n_sets = product_sets(_sets)
@@ -65,16 +72,6 @@ cdef int _find(str isa) except -1:
         if _sets[i].name.decode() == isa:
             return i
     raise ValueError(f"instruction set {isa!r} is not one of {supported_isas()}")
-
-
-cdef int64_t _bytes(object array, list held, str name, int64_t nbytes) except -1:
-    """Return the address of a C-contiguous buffer of exactly `nbytes`; `held` keeps it from moving."""
-    cdef const uint8_t[::1] view
-    if not array.flags.c_contiguous or array.nbytes != nbytes or nbytes < 1:
-        raise ValueError(f"{name}: expected a contiguous buffer of {nbytes} bytes, got {array.nbytes}")
-    view = array.reshape(-1).view("u1")
-    held.append(view)
-    return <int64_t><size_t>&view[0]
 
 
 cdef int _fill_weight(dequantize_job *job, object weight, list held) except -1:
@@ -106,10 +103,10 @@ cdef int _fill_weight(dequantize_job *job, object weight, list held) except -1:
     job.packed_stride = (job.columns * job.bits + 7) // 8
     job.zeros_stride = (job.n_groups * job.bits + 7) // 8
     scales_nbytes = job.rows * (job.k_stride if job.k_bits else job.n_groups * item)
-    job.packed = <const uint8_t *><size_t>_bytes(packed, held, "packed", job.rows * job.packed_stride)
-    job.scales = <const uint8_t *><size_t>_bytes(scales, held, "scales", scales_nbytes * (1 + job.levels))
-    job.zeros = <const uint8_t *><size_t>_bytes(
-        zero_points, held, "zero_points", scales_nbytes if job.minimum else job.rows * job.zeros_stride)
+    job.packed = <const uint8_t *><size_t>_address(packed, held, "packed", job.rows * job.packed_stride, False)
+    job.scales = <const uint8_t *><size_t>_address(scales, held, "scales", scales_nbytes * (1 + job.levels), False)
+    job.zeros = <const uint8_t *><size_t>_address(
+        zero_points, held, "zero_points", scales_nbytes if job.minimum else job.rows * job.zeros_stride, False)
     return 0
 
 
@@ -122,33 +119,46 @@ cdef int _check(int64_t tokens, int64_t rows, dequantize_job *weight, const floa
 def multiply_floats(
     const float[:, ::1] x, object weight, const float[::1] bias, float[:, ::1] out, int n_threads, str isa,
 ):
-    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None."""
+    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None.
+
+    Inputs are laid out anew for the product, some tokens at a time: at most ORDERED_NBYTES of them.
+    """
     cdef float_product job
     cdef const product_set *chosen = &_sets[_find(isa)]
     cdef list held = []
-    cdef int64_t n_panels, scratch_nbytes, width, i
+    cdef int64_t tokens = x.shape[0], at_once, start, ordered_size, scratch_nbytes
     cdef uint8_t *scratch
     _fill_weight(&job.weight, weight, held)
-    _check(x.shape[0], out.shape[1], &job.weight, bias, x.shape[1])
-    if out.shape[0] != x.shape[0] or n_threads < 1:
-        raise ValueError(f"{out.shape[0]} rows of outputs for {x.shape[0]} of inputs, {n_threads} threads")
-    job.x, job.out, job.tokens = &x[0, 0], &out[0, 0], x.shape[0]
+    _check(tokens, out.shape[1], &job.weight, bias, x.shape[1])
+    if out.shape[0] != tokens or n_threads < 1:
+        raise ValueError(f"{out.shape[0]} rows of outputs for {tokens} of inputs, {n_threads} threads")
     job.bias = NULL
     if bias is not None:
         job.bias = &bias[0]
-    n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
+    at_once = max(LEAST_TOKENS, ORDERED_NBYTES // (4 * job.weight.columns))
+    at_once = tokens if tokens <= at_once else (tokens + (tokens - 1) // at_once) // ((tokens - 1) // at_once + 1)
+    job.tokens = at_once
+    ordered_size = chosen.ordered_size(&job)
     scratch_nbytes = chosen.float_scratch(&job)
-    width = chosen.few_width(&job)
-    scratch = <uint8_t *>malloc(n_threads * scratch_nbytes + job.tokens * width * 4 + 64)
+    scratch = <uint8_t *>malloc(n_threads * scratch_nbytes + 4 * ordered_size + 64)
     if scratch == NULL:
         raise MemoryError
-    job.ordered = NULL
-    if width:
-        job.ordered = <float *>scratch
-        chosen.order_inputs(&job)
-    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
-        run_float_panel(chosen, &job, i, scratch + threadid() * scratch_nbytes)
+    job.ordered = <float *>((<size_t>scratch + 63) // 64 * 64)
+    for start in range(0, tokens, at_once):
+        job.x, job.out, job.tokens = &x[start, 0], &out[start, 0], min(at_once, tokens - start)
+        _run_floats(chosen, &job, <uint8_t *>(job.ordered + ordered_size), scratch_nbytes, n_threads)
     free(scratch)
+
+
+cdef int _run_floats(
+    const product_set *chosen, float_product *job, uint8_t *scratch, int64_t nbytes, int n_threads,
+) except -1:
+    cdef int64_t i, n_parts = chosen.ordered_parts(job), n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
+    for i in prange(n_parts, nogil=True, schedule="static", num_threads=n_threads if job.tokens > LEAST_TOKENS else 1):
+        run_order_inputs(chosen, job, i)
+    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
+        run_float_panel(chosen, job, i, scratch + threadid() * nbytes)
+    return 0
 
 
 def multiply_codes(

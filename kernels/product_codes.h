@@ -13,31 +13,6 @@ static int64_t ISA(code_scratch)(const code_product *job) {
     return (job->inputs->words * LANES * 4 + job->inputs->n_segments * LANES * 12) * (1 + job->weight.levels) + 128;
 }
 
-#if LANES == 16
-#define LOW(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define HIGH(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
-#elif LANES == 8
-#define LOW(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define HIGH(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
-#else
-#define LOW(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
-#define HIGH(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
-#endif
-
-/* Transpose LANES x LANES words. */
-INLINE void ISA(turn)(vi x[LANES]) {
-    vi y[LANES];
-    for (int stage = 1; stage < LANES; stage *= 2) {
-        for (int i = 0; i < LANES / 2; i++) {
-            y[2 * i] = LOW(x[i], x[i + LANES / 2]);
-            y[2 * i + 1] = HIGH(x[i], x[i + LANES / 2]);
-        }
-        for (int i = 0; i < LANES; i++) x[i] = y[i];
-    }
-}
-#undef LOW
-#undef HIGH
-
 /* One word of stored codes in lanes to 8 / bits words of codes, one a byte. */
 INLINE void ISA(spread_word)(vi word, const int bits, vi *to) {
     if (bits == 8) to[0] = word;
@@ -47,50 +22,36 @@ INLINE void ISA(spread_word)(vi word, const int bits, vi *to) {
 
 /* Turn the codes of LANES rows from `first` on; rows beyond the last repeat it. */
 INLINE void ISA(turn_rows)(const code_product *job, int64_t first, const int bits, vi *to) {
-    const dequantize_job *w = &job->weight;
-    const int64_t n_words = job->inputs->words / (8 / bits), whole = w->packed_stride / 4;
+    const int64_t n_words = job->inputs->words / (8 / bits);
     for (int64_t at = 0; at < n_words; at += LANES) {
         vi x[LANES];
-        for (int r = 0; r < LANES; r++) {
-            const int64_t row = first + r < w->rows ? first + r : w->rows - 1;
-            const uint8_t *from = w->packed + row * w->packed_stride + 4 * at;
-            if (at + LANES <= whole) memcpy(x + r, from, sizeof x[r]);
-            else {
-                uint8_t last[4 * LANES] = {0};
-                if (w->packed_stride > 4 * at) memcpy(last, from, (size_t)(w->packed_stride - 4 * at));
-                memcpy(x + r, last, sizeof x[r]);
-            }
-        }
-        ISA(turn)(x);
+        ISA(turn_words)(&job->weight, first, at, x);
         const int64_t n = n_words - at < LANES ? n_words - at : LANES;
         for (int64_t i = 0; i < n; i++) ISA(spread_word)(x[i], bits, to + (at + i) * (8 / bits));
     }
 }
 
-/* Scales and minima of LANES rows, per segment in lanes. */
-INLINE void ISA(turn_grid)(const code_product *job, int64_t first, const int bits, const int grid, const int plane, float *scale,
-                           float *minimum) {
+/* Scales and minima of LANES rows, per segment in lanes; of levels those of sign bit `plane`. */
+INLINE void ISA(turn_scales)(const code_product *job, int64_t first, const int bits, const int grid, const int plane, float *scale,
+                             float *minimum) {
     const dequantize_job *w = &job->weight;
     const int per_group = w->group_size / job->inputs->segment;
-    ISA(grid_values) v = {{0}, {0}, {0}};
-    for (int r = 0; r < LANES; r++) {
-        const int64_t row = first + r < w->rows ? first + r : w->rows - 1;
-        for (int64_t group = 0; group < w->n_groups; group += STEP) {
-            const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
-            ISA(load_grid)(w, row, group, n, bits, grid, &v);
-            for (int g = 0; g < n; g++) {
-                float s = v.scale[g], m = v.zero[g];
-                if (grid == ISA(ZERO_POINT)) m = -(m * s);
-                if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
-                    m = plane ? (m - v.scale[g]) - v.minor[g] : 0.0f;
-                    s = plane ? 2.0f * v.scale[g] : 2.0f * v.minor[g];
-                }
-                for (int i = 0; i < per_group; i++) {
-                    const int64_t segment = (group + g) * per_group + i;
-                    if (segment >= job->inputs->n_segments) break;
-                    scale[segment * LANES + r] = s;
-                    minimum[segment * LANES + r] = m;
-                }
+    ISA(turned_grid) v;
+    for (int64_t group = 0; group < w->n_groups; group += STEP) {
+        const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
+        ISA(turn_grid)(w, first, group, n, bits, grid, &v);
+        for (int g = 0; g < n; g++) {
+            vf s = v.scale[g], m = v.zero[g];
+            if (grid == ISA(ZERO_POINT)) m = -(m * s);
+            if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
+                m = plane ? (m - s) - v.minor[g] : (vf){0};
+                s = 2.0f * (plane ? s : v.minor[g]);
+            }
+            for (int i = 0; i < per_group; i++) {
+                const int64_t segment = (group + g) * per_group + i;
+                if (segment >= job->inputs->n_segments) break;
+                ISA(v_store)(scale + segment * LANES, s);
+                ISA(v_store)(minimum + segment * LANES, m);
             }
         }
     }
@@ -197,8 +158,8 @@ static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scr
                 low.codes[i] = b.codes[i] & 0x01010101;
                 b.codes[i] = (b.codes[i] >> 1) & 0x01010101;
             }
-            ISA(turn_grid)(job, first, 2, ISA(LEVELS), 1, b.scale, b.minimum);
-            ISA(turn_grid)(job, first, 2, ISA(LEVELS), 0, low.scale, low.minimum);
+            ISA(turn_scales)(job, first, 2, ISA(LEVELS), 1, b.scale, b.minimum);
+            ISA(turn_scales)(job, first, 2, ISA(LEVELS), 0, low.scale, low.minimum);
             ISA(multiply_small)(job, first, &b, 0);
             ISA(multiply_small)(job, first, &low, 1);
             continue;
@@ -206,8 +167,8 @@ static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scr
 #define BITS(n)                                                                                                \
     if (w->bits == n) {                                                                                        \
         ISA(turn_rows)(job, first, n, b.codes);                                                                \
-        if (w->minimum) ISA(turn_grid)(job, first, n, ISA(MINIMUM), -1, b.scale, b.minimum);                   \
-        else ISA(turn_grid)(job, first, n, ISA(ZERO_POINT), -1, b.scale, b.minimum);                           \
+        if (w->minimum) ISA(turn_scales)(job, first, n, ISA(MINIMUM), -1, b.scale, b.minimum);                   \
+        else ISA(turn_scales)(job, first, n, ISA(ZERO_POINT), -1, b.scale, b.minimum);                           \
     }
         BITS(2)
         BITS(4)

@@ -1,149 +1,226 @@
 /* Product of few float tokens: codes go from the packed bytes through registers straight into the sums, so that the weight
  * is read once and nothing is written. Sixteen lanes only. Part of the template product_rows.h.
  *
- * A step takes sixteen bytes of a row: 16, 32 or 64 codes, sixteen to a vector. At 8 bits they stand in order; at 2 and 4
- * bits every lane shifts its code down in the 32-bit word i % 4 of the step, code i / 4 + 4 j for lane i of vector j, and
- * one register holds the values of all codes. The inputs are laid out in the same order. */
+ * A step takes 64 bytes of a row, word i in lane i. Codes stay where they are in their word: masked out, code j is the
+ * integer c 2^(bits j), exact as a float, and the inputs are laid out to match and divided by 2^(bits j). Only the codes at
+ * the top are shifted down, because a word's highest bit is its sign. Of grid levels, each of the two bits selects the
+ * inputs that count. Sums of a step are multiplied with the scales of their groups, which a lane never crosses, and minima
+ * with the sums of the inputs of each group. Inputs below 2^-98 lose bits. */
 
-#define FEW_ROWS 4 /* rows at a time share what is loaded of x */
+#define FEW_ROWS 4 /* rows at a time share what is loaded of the inputs */
 
-/* Whether every step lies in one group, or at 2 bits in whole groups. */
-INLINE int ISA(few_fits)(const dequantize_job *w) {
-    const int step = 128 / w->bits;
-    return w->group_size % step == 0 || (w->bits == 2 && step % w->group_size == 0);
-}
+/* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each step where
+ * its scales are: the first group, and how many groups further each lane is. */
+typedef struct {
+    int64_t n_steps, n_groups; /* groups: up to a multiple of STEP, and as many again that no step needs */
+    int columns, tokens;       /* of a step; 1, 2 or 4, made up with zeros */
+    float *x, *sums;
+    int32_t *lanes, *start;
+} ISA(few_layout);
 
-/* Columns of x as steps see them, zeros at the end. */
-INLINE int64_t ISA(few_columns)(const dequantize_job *w) { return (w->columns + 128 / w->bits - 1) / (128 / w->bits) * (128 / w->bits); }
-
-INLINE void ISA(order_token)(const dequantize_job *w, const float *x, float *to) {
-    const int per_word = 32 / w->bits, step = 4 * per_word;
-    for (int64_t base = 0; base < ISA(few_columns)(w); base += step)
-        for (int k = 0; k < step; k++) {
-            const int lane = k % 16;
-            const int64_t from = base + (w->bits == 8 ? k : lane % 4 * per_word + lane / 4 + 4 * (k / 16));
-            to[base + k] = from < w->columns ? x[from] : 0.0f;
-        }
-}
-
-/* Values of codes: at 4 bits the sixteen of a group, at 2 bits the four of each word of the step. */
-INLINE vf ISA(few_values)(const ISA(grid_values) *v, int group, vi within, const int bits, const int grid) {
-    vi code;
-    for (int i = 0; i < LANES; i++) code[i] = i & ((1 << bits) - 1);
-    vf s = ISA(v_splat)(v->scale[group]), m = ISA(v_splat)(v->zero[group]), minor = ISA(v_splat)(v->minor[group]);
-    if (bits == 2) {
-        s = ISA(v_look_up)(ISA(v_load)(v->scale), within + group);
-        m = ISA(v_look_up)(ISA(v_load)(v->zero), within + group);
-        minor = ISA(v_look_up)(ISA(v_load)(v->minor), within + group);
-    }
-    if (grid == ISA(LEVELS)) return ISA(level_of)(code, (ISA(planes)){s, minor, m});
-    const vf c = __builtin_convertvector(code, vf);
-    return grid == ISA(MINIMUM) ? ISA(v_fma)(c, s, m) : (c - m) * s;
-}
-
-/* What a step needs to know of the groups of FEW_ROWS rows: values of codes; at 8 bits scales and minima. */
-typedef struct { vf values[FEW_ROWS], minimum[FEW_ROWS]; } ISA(few_group);
-
-INLINE void ISA(few_load)(const ISA(grid_values) *v, int group, vi within, const int bits, const int grid, ISA(few_group) *to) {
-    for (int r = 0; r < FEW_ROWS; r++) {
-        if (bits < 8) to->values[r] = ISA(few_values)(v + r, group, within, bits, grid);
-        else {
-            to->values[r] = ISA(v_splat)(v[r].scale[group]);
-            to->minimum[r] = ISA(v_splat)(grid == ISA(MINIMUM) ? v[r].zero[group] : -(v[r].zero[group] * v[r].scale[group]));
-        }
-    }
-}
-
-/* One step of FEW_ROWS rows, `stride` bytes apart, with n tokens; sums of row r and token t in acc[4 r + t]. */
-INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const ISA(few_group) *g, const float *x, int64_t x_stride,
-                          const int n, const int bits, vf acc[4 * FEW_ROWS]) {
-    vi word[FEW_ROWS], shift, low;
-    for (int i = 0; i < LANES; i++) {
-        shift[i] = i / 4 * bits;
-        low[i] = i % 4 * 4;
-    }
-    for (int r = 0; r < FEW_ROWS; r++)
-        word[r] = bits == 8 ? ISA(v_from_bytes)(from + r * stride) : ISA(v_repeat_words)(from + r * stride);
-    for (int j = 0; j < 8 / bits; j++) {
-        vf q[FEW_ROWS];
-        for (int r = 0; r < FEW_ROWS; r++) {
-            const vi code = word[r] >> (shift + 4 * bits * j);
-            if (bits == 8) q[r] = ISA(v_fma)(__builtin_convertvector(word[r], vf), g->values[r], g->minimum[r]);
-            else if (bits == 4) q[r] = ISA(v_look_up)(g->values[r], code);
-            else q[r] = ISA(v_look_up)(g->values[r], (code & 3) | low);
-        }
-        for (int t = 0; t < n; t++) {
-            const vf a = ISA(v_load)(x + t * x_stride + j * LANES);
-            for (int r = 0; r < FEW_ROWS; r++) acc[r * 4 + t] = ISA(v_fma)(q[r], a, acc[r * 4 + t]);
-        }
-    }
-}
-
-/* FEW_ROWS rows from `first_row` on with n tokens; rows beyond the last are the last again. */
-INLINE void ISA(few_rows)(const dequantize_job *w, int64_t first_row, const float *x, const int n, const int bits, const int grid,
-                          vf acc[4 * FEW_ROWS]) {
-    const int step = 128 / bits, per_group = w->group_size >= step ? w->group_size / step : 1; /* steps in a group */
-    const int per_step = w->group_size >= step ? 1 : step / w->group_size;                     /* groups in a step */
-    const int64_t n_columns = ISA(few_columns)(w), n_steps = n_columns / step, last_row = w->rows - 1;
-    /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
-    const int64_t stride = w->packed_stride, whole = first_row + FEW_ROWS <= w->rows ? stride / 16 : 0;
-    const uint8_t *from = w->packed + first_row * stride;
-    ISA(grid_values) v[FEW_ROWS];
-    ISA(few_group) values;
-    memset(v, 0, sizeof v);
-    vi within; /* which of the groups of a step the words have */
-    for (int i = 0; i < LANES; i++) within[i] = i / 4 * per_step / 4;
-    int64_t at = 0;
-    for (int64_t first = 0; first < w->n_groups; first += STEP) {
-        const int count = w->n_groups - first < STEP ? (int)(w->n_groups - first) : STEP;
-        for (int r = 0; r < FEW_ROWS; r++)
-            ISA(load_grid)(w, first_row + r < last_row ? first_row + r : last_row, first, count, bits, grid, v + r);
-        for (int g = 0; g < count; g += per_step) {
-            ISA(few_load)(v, g, within, bits, grid, &values);
-            const int64_t end = at + per_group < n_steps ? at + per_group : n_steps;
-            for (; at < end && at < whole; at++) ISA(few_step)(from + 16 * at, stride, &values, x + at * step, n_columns, n, bits, acc);
-            for (; at < end; at++) {
-                uint8_t copy[FEW_ROWS * 16] = {0};
-                const int64_t left = stride - 16 * at;
-                for (int r = 0; r < FEW_ROWS; r++) {
-                    const int64_t row = first_row + r < last_row ? first_row + r : last_row;
-                    memcpy(copy + 16 * r, w->packed + row * stride + 16 * at, (size_t)(left < 16 ? left : 16));
-                }
-                ISA(few_step)(copy, 16, &values, x + at * step, n_columns, n, bits, acc);
-            }
-        }
-    }
-}
-
-INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n, const int bits, const int grid) {
+INLINE ISA(few_layout) ISA(few_inputs)(const float_product *job) {
     const dequantize_job *w = &job->weight;
-    for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += FEW_ROWS) {
-        vf acc[4 * FEW_ROWS];
-        float folded[4 * FEW_ROWS];
-        for (int i = 0; i < 4 * FEW_ROWS; i++) acc[i] = (vf){0};
-        ISA(few_rows)(w, first, job->ordered, n, bits, grid, acc);
-        ISA(v_store)(folded, FOLD_TREE(acc, ADD));
-        for (int64_t row = first; row < first + FEW_ROWS && row < w->rows; row++)
+    ISA(few_layout) l;
+    l.columns = LANES * 32 / w->bits;
+    l.tokens = job->tokens == 3 ? 4 : (int)job->tokens;
+    l.n_steps = (w->columns + l.columns - 1) / l.columns;
+    l.n_groups = (w->n_groups + STEP - 1) / STEP * STEP + STEP;
+    l.x = job->ordered;
+    l.sums = l.x + l.n_steps * l.columns * l.tokens;
+    l.lanes = (int32_t *)(l.sums + l.n_groups * l.tokens);
+    l.start = l.lanes + l.n_steps * LANES;
+    return l;
+}
+
+static int64_t ISA(few_ordered)(const float_product *job) {
+    const ISA(few_layout) l = ISA(few_inputs)(job);
+    return (l.n_steps * l.columns + l.n_groups) * l.tokens + l.n_steps * (LANES + 1);
+}
+
+static void ISA(few_order)(const float_product *job) {
+    const dequantize_job *w = &job->weight;
+    const ISA(few_layout) l = ISA(few_inputs)(job);
+    const int per_word = 32 / w->bits;
+    memset(l.x, 0, (size_t)((l.n_steps * l.columns + l.n_groups) * l.tokens) * 4);
+    for (int64_t t = 0; t < job->tokens; t++) {
+        const float *x = job->x + t * w->columns;
+        for (int64_t word = 0; word * per_word < w->columns; word++) {
+            const int64_t column = word * per_word;
+            const int n = w->columns - column < per_word ? (int)(w->columns - column) : per_word;
+            float *to = l.x + (word / LANES * l.tokens + t) * l.columns + word % LANES, sum = 0.0f;
+            for (int j = 0; j < n; j++) {
+                const int in_place = !w->levels && j < per_word - 1;
+                to[j * LANES] = x[column + j] * bits_float((uint32_t)(127 - in_place * j * w->bits) << 23);
+                sum += x[column + j];
+            }
+            l.sums[t * l.n_groups + column / w->group_size] += sum;
+        }
+    }
+    for (int64_t step = 0; step < l.n_steps; step++) {
+        l.start[step] = (int32_t)(step * l.columns / w->group_size);
+        for (int i = 0; i < LANES; i++)
+            l.lanes[step * LANES + i] = (int32_t)((step * l.columns + i * per_word) / w->group_size) - l.start[step];
+    }
+}
+
+static int64_t ISA(few_scratch)(const float_product *job) { return FEW_ROWS * 3 * ISA(few_inputs)(job).n_groups * 4 + 64; }
+
+/* Code j of every word as a float, times 2^(bits j) but for the last. */
+INLINE vf ISA(few_code)(vi word, int j, const int bits) {
+    const int last = j == 32 / bits - 1, ones = (1 << bits) - 1;
+    const vi code = last ? (word >> (j * bits)) & ones : word & (int32_t)((uint32_t)ones << (j * bits));
+    return __builtin_convertvector(code, vf);
+}
+
+/* Add sums of a step times their scales: those of lane i are at scale[lane[i]], of the next row `apart` further. */
+INLINE void ISA(few_add)(vf part[FEW_ROWS][4], const float *scale, int64_t apart, vi lane, const int m, const int n, vf y[FEW_ROWS][4]) {
+    for (int r = 0; r < m; r++) {
+        const vf s = ISA(v_look_up)(ISA(v_load)(scale + r * apart), lane);
+        for (int t = 0; t < n; t++) y[r][t] = ISA(v_fma)(part[r][t], s, y[r][t]);
+    }
+}
+
+/* One step of m rows, `stride` bytes apart, with n tokens. */
+INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
+                          const int n, const int bits, vf y[FEW_ROWS][4]) {
+    vi word[FEW_ROWS];
+    vf part[FEW_ROWS][4];
+    for (int r = 0; r < m; r++) {
+        memcpy(word + r, from + r * stride, sizeof word[r]);
+        for (int t = 0; t < n; t++) part[r][t] = (vf){0};
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 32 / bits; j++) {
+        vf q[FEW_ROWS];
+        for (int r = 0; r < m; r++) q[r] = ISA(few_code)(word[r], j, bits);
+        for (int t = 0; t < n; t++) {
+            const vf a = ISA(v_load)(x + (t * (32 / bits) + j) * LANES);
+            for (int r = 0; r < m; r++) part[r][t] = ISA(v_fma)(q[r], a, part[r][t]);
+        }
+    }
+    ISA(few_add)(part, scale, apart, lane, m, n, y);
+}
+
+/* The same with the inputs whose code of grid levels has the bit `plane`. */
+INLINE void ISA(few_signs)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
+                           const int n, const int plane, vf y[FEW_ROWS][4]) {
+    vi word[FEW_ROWS];
+    vf part[FEW_ROWS][4];
+    for (int r = 0; r < m; r++) {
+        memcpy(word + r, from + r * stride, sizeof word[r]);
+        for (int t = 0; t < n; t++) part[r][t] = (vf){0};
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++)
+        for (int t = 0; t < n; t++) {
+            const vf a = ISA(v_load)(x + (t * 16 + j) * LANES);
+            for (int r = 0; r < m; r++) part[r][t] = ISA(v_add_where)(part[r][t], word[r], (int32_t)(1u << (2 * j + plane)), a);
+        }
+    ISA(few_add)(part, scale, apart, lane, m, n, y);
+}
+
+/* Scales and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of inputs is multiplied with. */
+INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
+    ISA(grid_values) v;
+    memset(&v, 0, sizeof v);
+    for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups)
+        for (int64_t group = 0; group < w->n_groups; group += STEP) {
+            const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
+            ISA(load_grid)(w, first + r < w->rows ? first + r : w->rows - 1, group, n, bits, grid, &v);
+            vf s = ISA(v_load)(v.scale), m = ISA(v_load)(v.zero);
+            if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
+                const vf minor = ISA(v_load)(v.minor);
+                m = (m - s) - minor;
+                s = 2.0f * s;
+                ISA(v_store)(to + 2 * n_groups + group, 2.0f * minor);
+            }
+            if (grid == ISA(ZERO_POINT)) m = -(m * s);
+            for (int i = n; i < STEP; i++) m[i] = 0.0f;
+            ISA(v_store)(to + group, s);
+            ISA(v_store)(to + n_groups + group, m);
+        }
+}
+
+static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, int64_t n_groups, float *to) {
+#define BITS(n)                                                            \
+    if (w->minimum) ISA(few_grid)(w, first, n_groups, n, ISA(MINIMUM), to); \
+    else ISA(few_grid)(w, first, n_groups, n, ISA(ZERO_POINT), to);
+    if (w->levels) ISA(few_grid)(w, first, n_groups, 2, ISA(LEVELS), to);
+    else if (w->bits == 2) BITS(2)
+    else if (w->bits == 4) BITS(4)
+    else BITS(8)
+#undef BITS
+}
+
+/* FEW_ROWS rows from `first` on with n tokens: their sums, row after row. */
+INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, const int n, const int bits, const int levels,
+                          const float *grids, vf y[FEW_ROWS][4]) {
+    const int64_t stride = w->packed_stride, n_groups = l->n_groups;
+    const int m = n == 4 ? 2 : FEW_ROWS; /* rows whose sums fit the registers */
+    /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
+    const int64_t whole = first + FEW_ROWS <= w->rows ? stride / 64 : 0;
+    for (int r = 0; r < FEW_ROWS; r++)
+        for (int64_t group = 0; group < w->n_groups; group += STEP)
             for (int t = 0; t < n; t++)
+                y[r][t] = ISA(v_fma)(ISA(v_load)(grids + (3 * r + 1) * n_groups + group), ISA(v_load)(l->sums + t * n_groups + group), y[r][t]);
+    for (int64_t step = 0; step < l->n_steps; step++) {
+        uint8_t copy[FEW_ROWS * 64];
+        const uint8_t *from = w->packed + first * stride + 64 * step;
+        int64_t between = stride;
+        if (step < whole)
+            for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + (FEW_ROWS + r) * stride);
+        else {
+            memset(copy, 0, sizeof copy);
+            for (int r = 0; r < FEW_ROWS; r++) {
+                const int64_t row = first + r < w->rows ? first + r : w->rows - 1, left = stride - 64 * step;
+                memcpy(copy + 64 * r, w->packed + row * stride + 64 * step, (size_t)(left < 64 ? left : 64));
+            }
+            from = copy;
+            between = 64;
+        }
+        vi lane;
+        memcpy(&lane, l->lanes + step * LANES, sizeof lane);
+        const float *x = l->x + step * n * l->columns, *scales = grids + l->start[step];
+        for (int r = 0; r < FEW_ROWS; r += m) {
+            const uint8_t *rows = from + r * between;
+            const float *scale = scales + 3 * r * n_groups;
+            if (levels) {
+                ISA(few_signs)(rows, between, x, scale, 3 * n_groups, lane, m, n, 1, y + r);
+                ISA(few_signs)(rows, between, x, scale + 2 * n_groups, 3 * n_groups, lane, m, n, 0, y + r);
+            } else ISA(few_step)(rows, between, x, scale, 3 * n_groups, lane, m, n, bits, y + r);
+        }
+    }
+}
+
+INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n, const int bits, const int levels, float *scratch) {
+    const dequantize_job *w = &job->weight;
+    const ISA(few_layout) l = ISA(few_inputs)(job);
+    for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += FEW_ROWS) {
+        vf y[FEW_ROWS][4], all[4 * FEW_ROWS];
+        float folded[4 * FEW_ROWS];
+        for (int i = 0; i < 4 * FEW_ROWS; i++) y[i / 4][i % 4] = (vf){0};
+        ISA(few_grids)(w, first, l.n_groups, scratch);
+        ISA(few_rows)(w, &l, first, n, bits, levels, scratch, y);
+        for (int i = 0; i < 4 * FEW_ROWS; i++) all[i] = y[i / 4][i % 4];
+        ISA(v_store)(folded, FOLD_TREE(all, ADD));
+        for (int64_t row = first; row < first + FEW_ROWS && row < w->rows; row++)
+            for (int64_t t = 0; t < job->tokens; t++)
                 job->out[t * w->rows + row] = folded[(row - first) * 4 + t] + (job->bias ? job->bias[row] : 0.0f);
     }
 }
 
-/* One copy for each number of tokens and grid. */
-static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t panel) {
+/* One copy for each number of tokens and width. */
+static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t panel, float *scratch) {
     const dequantize_job *w = &job->weight;
-#define TOKENS(bits, grid)                                                     \
-    if (job->tokens == 1) ISA(few_panel)(job, panel, 1, bits, grid);           \
-    else ISA(few_panel)(job, panel, 2, bits, grid);
-#define GRIDS(bits)                                             \
-    if (w->minimum) { TOKENS(bits, ISA(MINIMUM)) }              \
-    else { TOKENS(bits, ISA(ZERO_POINT)) }
-    if (w->levels) { TOKENS(2, ISA(LEVELS)) }
-    else if (w->bits == 2) { GRIDS(2) }
-    else if (w->bits == 4) { GRIDS(4) }
-    else { GRIDS(8) }
+#define TOKENS(bits, levels)                                                                \
+    if (job->tokens == 1) ISA(few_panel)(job, panel, 1, bits, levels, scratch);             \
+    else if (job->tokens == 2) ISA(few_panel)(job, panel, 2, bits, levels, scratch);        \
+    else ISA(few_panel)(job, panel, 4, bits, levels, scratch);
+    if (w->levels) { TOKENS(2, 1) }
+    else if (w->bits == 2) { TOKENS(2, 0) }
+    else if (w->bits == 4) { TOKENS(4, 0) }
+    else { TOKENS(8, 0) }
 #undef TOKENS
-#undef GRIDS
 }
 
 #undef FEW_ROWS

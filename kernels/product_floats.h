@@ -1,119 +1,169 @@
-/* Product of float inputs: a panel of rows is decoded to floats, then multiplied with every token. Part of the template
- * product_rows.h. Sums are float32 in an order of their own per instruction set. */
+/* Product of float inputs: rows lie in lanes. A panel of rows is decoded DEPTH columns at a time, column by column, and every
+ * token is multiplied with that before the next columns are decoded, so that weights stay in the nearest caches. Part of the
+ * template product_rows.h. Sums are float32: column after column within DEPTH, then block after block. */
 
-#define TILE_ROWS 4
-#define TILE_TOKENS (LANES / TILE_ROWS) /* a tile of LANES sums, which one fold turns into one vector */
+#if LANES == 16 || defined(__aarch64__)
+#define TILE_TOKENS 12 /* with two vectors of rows: as many sums as there are registers for */
+#else
+#define TILE_TOKENS 6
+#endif
+#define TILE_ROWS (2 * LANES)
+#define TILE_STEP (TILE_TOKENS / 3) /* tokens are made up to a multiple with zeros */
 
-/* Columns of a row up to a multiple of LANES, zeros at the end. */
-INLINE int64_t ISA(padded)(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+INLINE int64_t ISA(whole_tokens)(int64_t tokens) { return (tokens + TILE_STEP - 1) / TILE_STEP * TILE_STEP; }
+INLINE int64_t ISA(n_depths)(const dequantize_job *w) { return (w->columns + DEPTH - 1) / DEPTH; }
 
-INLINE void ISA(decode_float_row)(const dequantize_job *job, int64_t row, float *to) {
-    dequantize_job one = *job;
-    one.packed += row * job->packed_stride;
-    one.scales += row * (job->k_bits ? job->k_stride : job->n_groups * (job->wide ? 4 : 2) * (1 + job->levels));
-    one.zeros += row * (job->k_bits ? job->k_stride : job->minimum ? job->n_groups * (job->wide ? 4 : 2) : job->zeros_stride);
-    one.out = (uint8_t *)to;
-    if (job->levels) ISA(decode_rows)(&one, 0, 1, 2, ISA(LEVELS), KIND_FLOAT32);
-#define BITS(n)                                                                                           \
-    else if (job->bits == n && job->minimum) ISA(decode_rows)(&one, 0, 1, n, ISA(MINIMUM), KIND_FLOAT32); \
-    else if (job->bits == n) ISA(decode_rows)(&one, 0, 1, n, ISA(ZERO_POINT), KIND_FLOAT32);
-    BITS(2)
-    BITS(4)
-    BITS(8)
+/* Inputs of columns [part, part + 1) * DEPTH side by side, token after token. */
+INLINE void ISA(pack_inputs)(const float_product *job, int64_t part) {
+    const int64_t k = part * DEPTH, columns = job->weight.columns, whole = ISA(whole_tokens)(job->tokens);
+    const int64_t depth = columns - k < DEPTH ? columns - k : DEPTH;
+    float *to = job->ordered + k * whole;
+    for (int64_t t = 0; t < job->tokens; t++) memcpy(to + t * DEPTH, job->x + t * columns + k, (size_t)depth * 4);
+    memset(to + job->tokens * DEPTH, 0, (size_t)((whole - job->tokens) * DEPTH * 4));
+}
+
+/* Columns [k, k + DEPTH) of LANES rows from `first` on, or what there is of them: to[column][row]. */
+INLINE void ISA(decode_columns)(const dequantize_job *w, int64_t first, int64_t k, const int bits, const int grid,
+                                const float *parameters, float *to) {
+    const int per_word = 32 / bits;
+    const int64_t end = k + DEPTH < w->columns ? k + DEPTH : w->columns;
+    int64_t group = k / w->group_size, next = (group + 1) * w->group_size;
+    for (int64_t column = k; column < end; column += LANES * per_word) {
+        vi word[LANES];
+        ISA(turn_words)(w, first, column / per_word, word);
+        for (int i = 0; i < LANES && column + i * per_word < end; i++) {
+            if (column + i * per_word == next) {
+                group++;
+                next += w->group_size;
+            }
+            const float *p = parameters + group * 3 * PANEL_ROWS;
+            const vf s = ISA(v_load)(p), m = ISA(v_load)(p + PANEL_ROWS);
+            const ISA(planes) planes = {s, grid == ISA(LEVELS) ? ISA(v_load)(p + 2 * PANEL_ROWS) : s, m};
+            for (int j = 0; j < per_word; j++, to += PANEL_ROWS) {
+                const vi code = (word[i] >> (j * bits)) & ((1 << bits) - 1);
+                const vf c = __builtin_convertvector(code, vf);
+                ISA(v_store)(to, grid == ISA(LEVELS) ? ISA(level_of)(code, planes) : grid == ISA(MINIMUM) ? ISA(v_fma)(c, s, m) : (c - m) * s);
+            }
+        }
+    }
+}
+
+/* Parameters of LANES rows from `first` on: to[group][scale, zero, minor][row]. */
+INLINE void ISA(decode_parameters)(const dequantize_job *w, int64_t first, const int bits, const int grid, float *to) {
+    ISA(turned_grid) v;
+    for (int64_t group = 0; group < w->n_groups; group += STEP) {
+        const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
+        ISA(turn_grid)(w, first, group, n, bits, grid, &v);
+        for (int g = 0; g < n; g++, to += 3 * PANEL_ROWS) {
+            ISA(v_store)(to, v.scale[g]);
+            ISA(v_store)(to + PANEL_ROWS, v.zero[g]);
+            if (grid == ISA(LEVELS)) ISA(v_store)(to + 2 * PANEL_ROWS, v.minor[g]);
+        }
+    }
+}
+
+/* One copy of both for each grid. */
+static __attribute__((noinline)) void ISA(decode_lanes)(const dequantize_job *w, int64_t first, int64_t k, float *parameters, float *to) {
+#define GRID(bits, grid)                                                       \
+    {                                                                          \
+        if (k == 0) ISA(decode_parameters)(w, first, bits, grid, parameters);  \
+        ISA(decode_columns)(w, first, k, bits, grid, parameters, to);          \
+    }
+#define BITS(n) if (w->minimum) GRID(n, ISA(MINIMUM)) else GRID(n, ISA(ZERO_POINT))
+    if (w->levels) GRID(2, ISA(LEVELS))
+    else if (w->bits == 2) BITS(2)
+    else if (w->bits == 4) BITS(4)
+    else BITS(8)
 #undef BITS
-    for (int64_t k = job->columns; k < ISA(padded)(job->columns); k++) to[k] = 0.0f;
+#undef GRID
 }
 
 /* Sums of TILE_ROWS rows with n tokens over `depth` columns, added to sums[token][row]. */
-INLINE void ISA(float_tile)(const float *w, int64_t w_stride, const float *x, int64_t x_stride, const int n, int64_t depth,
-                            float sums[TILE_TOKENS][TILE_ROWS]) {
-    vf acc[LANES];
-    for (int i = 0; i < LANES; i++) acc[i] = (vf){0};
-    for (int64_t k = 0; k < depth; k += LANES) {
-        vf row[TILE_ROWS];
-        for (int r = 0; r < TILE_ROWS; r++) row[r] = ISA(v_load)(w + r * w_stride + k);
+INLINE void ISA(float_tile)(const float *w, const float *x, const int n, int depth, float *sums) {
+    vf acc[TILE_TOKENS][2];
+    for (int t = 0; t < n; t++) acc[t][0] = acc[t][1] = (vf){0};
+    for (int k = 0; k < depth; k++, w += PANEL_ROWS, x++) {
+        const vf first = ISA(v_load)(w), second = ISA(v_load)(w + LANES);
+#pragma GCC unroll 12
         for (int t = 0; t < n; t++) {
-            const vf a = ISA(v_load)(x + t * x_stride + k);
-            for (int r = 0; r < TILE_ROWS; r++) acc[t * TILE_ROWS + r] = ISA(v_fma)(row[r], a, acc[t * TILE_ROWS + r]);
+            const vf a = ISA(v_splat)(x[t * DEPTH]);
+            acc[t][0] = ISA(v_fma)(first, a, acc[t][0]);
+            acc[t][1] = ISA(v_fma)(second, a, acc[t][1]);
         }
     }
-    float folded[LANES];
-    ISA(v_store)(folded, FOLD_TREE(acc, ADD));
-    for (int t = 0; t < n; t++)
-        for (int r = 0; r < TILE_ROWS; r++) sums[t][r] += folded[t * TILE_ROWS + r];
+    for (int t = 0; t < n; t++, sums += PANEL_ROWS) {
+        ISA(v_store)(sums, ISA(v_load)(sums) + acc[t][0]);
+        ISA(v_store)(sums + LANES, ISA(v_load)(sums + LANES) + acc[t][1]);
+    }
 }
 
-static __attribute__((noinline)) void ISA(float_tiles)(const float *panel, int64_t w_stride, const float *x, int64_t x_stride,
-                                                       int64_t tokens, int64_t depth, float *sums) {
+static __attribute__((noinline)) void ISA(float_tiles)(const float *w, const float *x, int64_t tokens, int rows, int depth, float *sums) {
     for (int64_t t = 0; t < tokens; t += TILE_TOKENS)
-        for (int r = 0; r < PANEL_ROWS; r += TILE_ROWS) {
-            const float *w = panel + r * w_stride, *a = x + t * x_stride;
-            float tile[TILE_TOKENS][TILE_ROWS];
-            const int n = tokens - t < TILE_TOKENS ? (int)(tokens - t) : TILE_TOKENS;
-            for (int i = 0; i < n; i++) memcpy(tile[i], sums + (t + i) * PANEL_ROWS + r, sizeof tile[i]);
-            if (n == TILE_TOKENS) ISA(float_tile)(w, w_stride, a, x_stride, TILE_TOKENS, depth, tile);
-#if LANES == 16
-            else if (n == 3) ISA(float_tile)(w, w_stride, a, x_stride, 3, depth, tile);
-            else if (n == 2) ISA(float_tile)(w, w_stride, a, x_stride, 2, depth, tile);
-#endif
-            else ISA(float_tile)(w, w_stride, a, x_stride, 1, depth, tile);
-            for (int i = 0; i < n; i++) memcpy(sums + (t + i) * PANEL_ROWS + r, tile[i], sizeof tile[i]);
+        for (int r = 0; r < rows; r += TILE_ROWS) {
+            float *to = sums + t * PANEL_ROWS + r;
+            if (tokens - t > 2 * TILE_STEP) ISA(float_tile)(w + r, x + t * DEPTH, TILE_TOKENS, depth, to);
+            else if (tokens - t > TILE_STEP) ISA(float_tile)(w + r, x + t * DEPTH, 2 * TILE_STEP, depth, to);
+            else ISA(float_tile)(w + r, x + t * DEPTH, TILE_STEP, depth, to);
         }
 }
 
-/* Columns of `ordered` that the job wants, 0 where a panel is decoded. */
-static int64_t ISA(few_width)(const float_product *job) {
+/* Whether few tokens are multiplied straight from the packed bytes. */
+INLINE int ISA(is_few)(const float_product *job) { return LANES == 16 && job->tokens <= FEW_TOKENS; }
+
+/* Floats of `ordered`, and the parts that fill it. */
+static int64_t ISA(ordered_size)(const float_product *job) {
 #if LANES == 16
-    if (job->tokens <= FEW_TOKENS && ISA(few_fits)(&job->weight)) return ISA(few_columns)(&job->weight);
+    if (ISA(is_few)(job)) return ISA(few_ordered)(job);
 #endif
-    (void)job;
-    return 0;
+    return ISA(n_depths)(&job->weight) * DEPTH * ISA(whole_tokens)(job->tokens);
 }
 
-static void ISA(order_inputs)(const float_product *job) {
+static int64_t ISA(ordered_parts)(const float_product *job) { return ISA(is_few)(job) ? 1 : ISA(n_depths)(&job->weight); }
+
+static void ISA(order_inputs)(const float_product *job, int64_t part) {
 #if LANES == 16
-    const int64_t width = ISA(few_columns)(&job->weight);
-    for (int64_t t = 0; t < job->tokens; t++)
-        ISA(order_token)(&job->weight, job->x + t * job->weight.columns, job->ordered + t * width);
+    if (ISA(is_few)(job)) {
+        ISA(few_order)(job);
+        return;
+    }
 #endif
-    (void)job;
+    ISA(pack_inputs)(job, part);
 }
 
 /* Bytes of scratch that a thread needs. */
 static int64_t ISA(float_scratch)(const float_product *job) {
-    if (ISA(few_width)(job)) return 0;
-    return 4 * (PANEL_ROWS * ISA(padded)(job->weight.columns) + PANEL_ROWS * job->tokens) + 64;
+#if LANES == 16
+    if (ISA(is_few)(job)) return ISA(few_scratch)(job);
+#endif
+    return 4 * PANEL_ROWS * (3 * job->weight.n_groups + DEPTH + ISA(whole_tokens)(job->tokens)) + 64;
 }
 
 /* Rows [panel, panel + 1) * PANEL_ROWS of W. */
 static void ISA(float_panel)(const float_product *job, int64_t panel, float *scratch) {
 #if LANES == 16
-    if (job->ordered) {
-        ISA(few)(job, panel);
+    if (ISA(is_few)(job)) {
+        ISA(few)(job, panel, scratch);
         return;
     }
 #endif
-    const int64_t first = panel * PANEL_ROWS, columns = job->weight.columns, stride = ISA(padded)(columns);
-    const int rows = job->weight.rows - first < PANEL_ROWS ? (int)(job->weight.rows - first) : PANEL_ROWS;
-    float *sums = scratch + PANEL_ROWS * stride;
-    for (int r = 0; r < PANEL_ROWS; r++) {
-        if (r < rows) ISA(decode_float_row)(&job->weight, first + r, scratch + r * stride);
-        else memset(scratch + r * stride, 0, (size_t)stride * 4);
+    const dequantize_job *w = &job->weight;
+    const int64_t first = panel * PANEL_ROWS, whole = ISA(whole_tokens)(job->tokens);
+    const int rows = w->rows - first < PANEL_ROWS ? (int)(w->rows - first) : PANEL_ROWS;
+    float *decoded = (float *)(((uintptr_t)scratch + 63) & ~(uintptr_t)63), *sums = decoded + DEPTH * PANEL_ROWS;
+    float *parameters = sums + whole * PANEL_ROWS;
+    for (int64_t t = 0; t < whole; t++) {
+        memset(sums + t * PANEL_ROWS, 0, PANEL_ROWS * 4);
+        if (job->bias) memcpy(sums + t * PANEL_ROWS, job->bias + first, (size_t)rows * 4);
     }
-    memset(sums, 0, (size_t)(job->tokens * PANEL_ROWS * 4));
-    for (int64_t k = 0; k < columns; k += DEPTH) {
-        const int64_t depth = columns - k < DEPTH ? columns - k : DEPTH, whole = depth / LANES * LANES;
-        ISA(float_tiles)(scratch + k, stride, job->x + k, columns, job->tokens, whole, sums);
-        if (whole < depth) /* the end of a row of x: no whole vector can be read there */
-            for (int64_t t = 0; t < job->tokens; t++)
-                for (int r = 0; r < PANEL_ROWS; r++)
-                    for (int64_t i = k + whole; i < columns; i++)
-                        sums[t * PANEL_ROWS + r] += scratch[r * stride + i] * job->x[t * columns + i];
+    for (int64_t k = 0; k < w->columns; k += DEPTH) {
+        const int depth = w->columns - k < DEPTH ? (int)(w->columns - k) : DEPTH;
+        for (int r = 0; r < (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS; r += LANES)
+            ISA(decode_lanes)(w, first + r, k, parameters + r, decoded + r);
+        ISA(float_tiles)(decoded, job->ordered + k * whole, whole, rows, depth, sums);
     }
-    for (int64_t t = 0; t < job->tokens; t++)
-        for (int r = 0; r < rows; r++)
-            job->out[t * job->weight.rows + first + r] = sums[t * PANEL_ROWS + r] + (job->bias ? job->bias[first + r] : 0.0f);
+    for (int64_t t = 0; t < job->tokens; t++) memcpy(job->out + t * w->rows + first, sums + t * PANEL_ROWS, (size_t)rows * 4);
 }
 
-#undef TILE_ROWS
 #undef TILE_TOKENS
+#undef TILE_ROWS
+#undef TILE_STEP

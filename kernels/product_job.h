@@ -7,9 +7,9 @@
 
 enum {
     SLOTS = 8,        /* tokens whose codes are stored side by side */
-    PANEL_ROWS = 16,  /* rows of W that are decoded at a time: a multiple of the lanes of every instruction set */
-    FEW_TOKENS = 2,   /* so many are multiplied without decoding a panel */
-    DEPTH = 1024      /* columns of a float product that are summed before lanes are folded */
+    PANEL_ROWS = 32,  /* rows of W that are decoded at a time: a multiple of twice the lanes of every instruction set */
+    FEW_TOKENS = 4,   /* so many are multiplied without decoding a panel */
+    DEPTH = 256       /* columns of a float product that are decoded at a time; whole words of LANES lanes at any width */
 };
 
 typedef struct {
@@ -17,7 +17,7 @@ typedef struct {
     const float *x;        /* IN tokens x columns */
     const float *bias;     /* IN rows, or NULL */
     float *out;            /* OUT tokens x rows */
-    float *ordered;        /* OUT tokens x columns as few tokens are multiplied, or NULL */
+    float *ordered;        /* OUT the inputs as the product reads them */
     int64_t tokens;
 } float_product;
 

@@ -3,8 +3,8 @@
 #include "lanes.h"
 #include "codes.h"
 #include "grid_values.h"
+#include "product_turn.h"
 #ifndef WITH_VNNI
-#include "decode.h"
 #if LANES == 16
 #include "product_few.h"
 #endif

@@ -8,6 +8,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
+include "buffers.pxi"
+
 cdef extern from "dispatch.h" nogil:
     ctypedef struct quantize_job:
         const uint8_t *weight
@@ -54,23 +56,6 @@ cdef int _find(str isa) except -1:
         if _sets[i].name.decode() == isa:
             return i
     raise ValueError(f"instruction set {isa!r} is not one of {supported_isas()}")
-
-
-cdef int64_t _address(object array, list held, str name, int64_t nbytes, bint writable) except -1:
-    """Return the address of a C-contiguous buffer of exactly `nbytes`; `held` keeps it from moving."""
-    cdef const uint8_t[::1] view
-    cdef uint8_t[::1] target
-    flat = array.reshape(-1).view("u1") if array.dtype.itemsize else array
-    if not array.flags.c_contiguous or flat.nbytes != nbytes:
-        raise ValueError(f"{name}: expected a contiguous buffer of {nbytes} bytes, got {flat.nbytes}")
-    if nbytes < 1:
-        raise ValueError(f"{name}: empty buffer")
-    held.append(flat)
-    if writable:
-        target = flat
-        return <int64_t><size_t>&target[0]
-    view = flat
-    return <int64_t><size_t>&view[0]
 
 
 cdef int _check_sizes(int64_t rows, int64_t columns, int bits, int group_size, int n_threads) except -1:

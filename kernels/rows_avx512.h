@@ -64,6 +64,10 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     x = _mm512_madd_epi16(x, _mm512_set1_epi32(0x00100001)); /* four codes in 32 bits */
     _mm_storeu_si128((__m128i *)out, _mm512_cvtepi32_epi8(x));
 }
+/* acc, plus x in lanes whose word has the bits of `mask`. */
+static inline ISA(vf) ISA(v_add_where)(ISA(vf) acc, ISA(vi) word, int32_t mask, ISA(vf) x) {
+    return (ISA(vf))_mm512_mask_add_ps((__m512)acc, _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32(mask)), (__m512)acc, (__m512)x);
+}
 /* a b + c, for sums that may round as they like. */
 static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return (ISA(vf))_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 /* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class FolderLayer:
             check_rotation("rotation_seed", layout.columns, "hadamard", self.rotation_seed)
         check_low_rank("low_rank", layout.rows * layout.columns, self.low_rank)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Sizes of codes and scales."""
         return Layout.of_shape(self.shape, self.bit_width, self.group_size, self.grid)

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["multiply", "multiply_groups"]
 
 PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
-MOST_KERNEL_TOKENS = 128
-"""With float inputs; above, decoding some rows at a time for torch's own product costs little and runs faster."""
 
 
 def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -111,8 +109,8 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _matrix(layer: QuantizedLayer) -> _kernels.StoredMatrix:
-    form, weight = layer.form, layer.weight
-    layout = form.layout
+    weight = layer.weight
+    form, layout = weight.form, weight.form.layout
     return _kernels.StoredMatrix(
         weight.packed.numpy(), weight.scales.numpy(), weight.zero_points.numpy(), form.grid, form.bit_width,
         form.group_size, (layout.rows, layout.columns),
@@ -121,9 +119,9 @@ def _matrix(layer: QuantizedLayer) -> _kernels.StoredMatrix:
 
 def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Round inputs to codes and multiply as integers."""
-    inputs, columns = layer.inputs, x.shape[-1]
+    inputs, columns, weight = layer.inputs, x.shape[-1], _matrix(layer)
     rows = x.reshape(-1, columns).contiguous()
-    out = torch.empty(len(rows), layer.form.layout.rows)
+    out = torch.empty(len(rows), weight.shape[0])
     if out.numel():
         grid = None
         if inputs.table is not None:
@@ -135,21 +133,22 @@ def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor 
         span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
         given = None if bias is None else bias.numpy()
         threads = torch.get_num_threads()
-        _kernels.multiply_codes(rows.numpy(), _matrix(layer), given, out.numpy(), inputs.bit_width, span, grid, threads)
+        _kernels.multiply_codes(rows.numpy(), weight, given, out.numpy(), inputs.bit_width, span, grid, threads)
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def _float_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by kernels, or decode some rows of the weight at a time for torch to multiply with."""
+    """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
+    weight = _matrix(layer)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = torch.empty(len(rows), layer.form.layout.rows)
+    out = torch.empty(len(rows), weight.shape[0])
     if not out.numel():
         pass
-    elif len(rows) <= MOST_KERNEL_TOKENS and len(_kernels.product_isas()) > 1 and _kernels.active_isa() != "numpy":
+    elif _kernels.active_isa() not in {"numpy", "scalar"}:
         given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(rows.numpy(), _matrix(layer), given, out.numpy(), torch.get_num_threads())
+        _kernels.multiply_floats(rows.numpy(), weight, given, out.numpy(), torch.get_num_threads())
     else:
-        _multiply_panels(_matrix(layer), rows, out)
+        _multiply_panels(weight, rows, out)
         if bias is not None:
             out += bias
     return out.reshape(*x.shape[:-1], out.shape[1])
