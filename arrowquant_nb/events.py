@@ -6,7 +6,8 @@ This module knows nothing of files, widgets or kernels; a sink stamps `seq` and 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import copy
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from arrowquant_nb.errors import MetadataError
@@ -34,8 +35,17 @@ class Event:
     t_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary with the event's kind under `event`."""
-        return {"event": self.kind, **asdict(self)}
+        """Return a JSON-ready dictionary, the kind under `event`; the kind's own fields at their default are left out.
+
+        A log has a few lines for every layer, so what says nothing is not repeated in each.
+        """
+        stamps = {"event": self.kind, "v": self.v, "seq": self.seq, "t_s": self.t_s}
+        said = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != _default(f)}
+        return {**stamps, **copy.deepcopy(said)}
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,13 @@ def test_every_kind_of_the_contract_is_there():
     assert all({"v", "seq", "t_s"} <= e.to_dict().keys() for e in EVENTS)
 
 
+def test_a_line_repeats_no_field_at_its_default():
+    event = ev.LayerFinished(name="a", index=0, n_layers=2)
+    assert event.to_dict() == {
+        "event": "layer_finished", "v": 1, "seq": -1, "t_s": 0.0, "name": "a", "index": 0, "n_layers": 2
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "data",
     [

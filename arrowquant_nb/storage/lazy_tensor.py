@@ -54,7 +54,6 @@ class LazyTensor:
         self._model = model
         self._entry = entry
         self.name = name
-        self.folding = str(entry.get("folding", ""))
         try:
             self.shape = tuple(int(n) for n in entry["shape"])
             self.dtype = str(entry["dtype"])
@@ -63,6 +62,7 @@ class LazyTensor:
             self.file, self.source_file = str(entry["file"]), str(entry["source_file"])
             self.source_hash = str(entry["source_xxh3"])
             seed, self.low_rank = entry.get("rotation_seed"), int(entry.get("low_rank", 0))
+            self.folding = str(entry.get("folding", ""))
             self.rotation_seed = None if seed is None else int(seed)
             self.references = [TileReference.from_dict(t) for t in entry["tiles"]]
             if "/" in self.source_file or "\0" in self.source_file or not self.source_file.endswith(".safetensors"):

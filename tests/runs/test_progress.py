@@ -85,7 +85,7 @@ def test_events_are_numbered_timed_and_read_back(models, tmp_path):
 def test_a_run_says_what_it_took_over(models, tmp_path):
     ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model")
     ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model")
-    reused = {e["name"] for e in events_of(tmp_path / "model") if e["event"] == "layer_finished" and e["reused"]}
+    reused = {e["name"] for e in events_of(tmp_path / "model") if e["event"] == "layer_finished" and e.get("reused")}
     assert "transformer_blocks.0.attn1.to_q.weight" in reused
 
 

@@ -305,6 +305,15 @@ def test_a_torn_journal_line_costs_one_layer_and_a_damaged_one_is_an_error(model
         ArrowQuantV2().quantize_diffusion_model(models.dit, output)
 
 
+@pytest.fixture
+def keyboard():
+    """The interrupt of an interactive shell; a job in a shell's background is started deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keyboard")
 def test_an_interrupt_from_the_keyboard_is_resumable(models, expected, tmp_path):
     def interrupt(event):
         if isinstance(event, LayerFinished) and event.index == 15:
