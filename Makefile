@@ -94,6 +94,8 @@ lint: $(VENV)/.test
 soak: $(VENV)/.test
 	$(BIN)/pytest -m soak
 
+# The benchmarks share functions among themselves.
+bench: export PYTHONPATH := $(CURDIR)/tests/bench
 bench: $(VENV)/.test
 	$(BIN)/python tests/bench/bench_kernels.py
 	$(BIN)/python tests/bench/bench_matmul.py
