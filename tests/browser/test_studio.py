@@ -96,6 +96,16 @@ def quick_calibration(page):
     wait_for_words(page, "(4 trajectories")
 
 
+def run_all_cells(page, address):
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    page.locator(".jp-CodeCell").first.wait_for()
+    page.locator("text=/Python 3.*Idle/").wait_for()  # before it, "Run All" asks for a kernel
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    button(page, "Run").wait_for()
+
+
 def run_to_the_end(page):
     page.locator(".aq button.aq-run").click()
     wait_for_words(page, "Finished")
@@ -170,13 +180,7 @@ def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
 
 def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_notebook, shoot):
     url, served = server
-    page.goto(f"{url}/lab/tree/{studio_notebook.relative_to(served)}?reset")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
-    page.locator(".jp-CodeCell").first.wait_for()
-    page.locator("text=/Python 3.*Idle/").wait_for()  # before it, "Run All" asks for a kernel
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    button(page, "Run").wait_for()
+    run_all_cells(page, f"{url}/lab/tree/{studio_notebook.relative_to(served)}?reset")
     quick_calibration(page)
     shoot("lab-1-first-paint")
     run_to_the_end(page)
@@ -220,6 +224,27 @@ def test_jupyterlab_shows_why_a_layer_hurts_and_changes_it(page, server, studio_
     wait_for_words(page, "The kernel has ended or was restarted")
     assert "run this cell again" in words_of(page)
     shoot("lab-6-kernel-gone")
+
+
+def test_a_page_that_is_loaded_again_in_mid_run_follows_the_run(page, server, studio_notebook, shoot):
+    url, served = server
+    address = f"{url}/lab/tree/{studio_notebook.relative_to(served)}"
+    run_all_cells(page, f"{address}?reset")
+    set_number(page, "Calibration samples", "200")
+    wait_for_words(page, "(200 trajectories")
+    page.locator(".aq button.aq-run").click()
+    wait_for_words(page, "Running: ")
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(r"^Save Notebook(?! As)")).click()
+    while "widget-view" not in studio_notebook.read_text():
+        page.wait_for_timeout(100)
+    page.goto(address)
+    page.locator(".aq").first.wait_for()
+    wait_for_words(page, "digits-dit-int4")
+    shoot("lab-7-loaded-again")
+    wait_for_words(page, "Finished")
+    page.wait_for_selector(DOTS, state="attached")
+    assert_one_live_figure(page)
 
 
 def test_a_thousand_layers_fit_the_page(page, server, tmp_path, shoot):
