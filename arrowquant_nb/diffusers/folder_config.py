@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
-from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+from arrowquant_nb.runtime.module_tree import quantized_layers
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -71,7 +71,7 @@ class FolderConfig:
 
         Of layers that share their codes the folder names one.
         """
-        modules = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+        modules = {f"{path}.weight": layer for path, layer in quantized_layers(model).items()}
         layers = {name: modules[name] for name in folder if name in modules}
         forms = {name: layer.described() for name, layer in layers.items()}
         tables = folder.time_aware

@@ -15,6 +15,7 @@ from arrowquant_nb.errors import CheckpointError, MetadataError, ShapeMismatchEr
 from arrowquant_nb.export.folder_reader import check_names
 from arrowquant_nb.runtime.input_format import InputFormat
 from arrowquant_nb.runtime.loading import follow_tables, layer_over, swappable
+from arrowquant_nb.runtime.module_tree import quantized_layers, replace_module
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight
 from arrowquant_nb.storage.safetensors_file import TensorEntry, quoted, read_header
@@ -92,8 +93,7 @@ def make_room(model: Any, settings: FolderSettings) -> None:
             raise MetadataError(f"{quoted(name)} is stored as codes, and {type(model).__name__} has no such weight")
         weight = StoredWeight(form, old.dtype, "meta")
         if leaf == "weight" and path and all(map(swappable, (module, *_tied_modules(model, name)))):
-            parent, _, child = path.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer_over(weight, module, name, _input_format(settings, name)))
+            replace_module(model, path, layer_over(weight, module, name, _input_format(settings, name)))
         else:
             delattr(module, leaf)
             module.add_module(leaf, weight)
@@ -162,7 +162,7 @@ def finish(model: Any, settings: FolderSettings) -> list[str]:
 
     """
     decoded = decode_rest(model)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    layers = quantized_layers(model)
     for name, layer in layers.items():
         _check_parts(f"{name}.weight", layer.weight)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -14,7 +14,7 @@ from arrowquant_nb.diffusers.skeleton import decode_rest, finish, tied_names
 from arrowquant_nb.export.folder_settings import QUANT_METHOD
 from arrowquant_nb.runtime.float_layers import restore_floats
 from arrowquant_nb.runtime.loading import layer_over
-from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+from arrowquant_nb.runtime.module_tree import quantized_layers, replace_module
 
 if TYPE_CHECKING:
     from arrowquant_nb.storage.quantized import QuantizedModel
@@ -76,13 +76,11 @@ def _prepare_tying(model: Any, decoded: list[str]) -> None:
 
 
 def _share_codes(model: Any, missing_keys: set[str] | None) -> None:
-    layers = {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    layers = {f"{path}.weight": layer for path, layer in quantized_layers(model).items()}
     for name, layer in layers.items():
         for other in tied_names(model, name):
             path = other.rpartition(".")[0]
-            parent, _, child = path.rpartition(".")
-            module = model.get_submodule(path)
-            setattr(model.get_submodule(parent), child, layer_over(layer.weight, module, name, layer.inputs))
+            replace_module(model, path, layer_over(layer.weight, model.get_submodule(path), name, layer.inputs))
             if missing_keys is not None:
                 missing_keys.discard(other)
     pairs = model.all_tied_weights_keys

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from arrowquant_nb.errors import CheckpointError
-from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+from arrowquant_nb.runtime.module_tree import quantized_layers, replace_module
 from arrowquant_nb.runtime.time import unfollow_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 __all__ = ["restore_floats"]
 
@@ -36,13 +38,11 @@ def restore_floats(model: Any, dtype: torch.dtype | None = None) -> Any:
 
     """
     decoded: dict[int, torch.nn.Parameter] = {}
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, QuantizedLayer)]
-    for path, layer in layers:
+    for path, layer in quantized_layers(model).items():
         weight = decoded.get(id(layer.weight))
         if weight is None:
             weight = decoded[id(layer.weight)] = _decoded(path, layer, dtype)
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, _float_layer(layer, weight))
+        replace_module(model, path, _float_layer(layer, weight))
     unfollow_time(model)
     return model
 
