@@ -15,10 +15,10 @@ import ipywidgets as widgets
 
 from arrowquant_nb.tables import html_table
 from arrowquant_nb.ui.charts.block_map import BlockMap
-from arrowquant_nb.ui.close_up import NO_RANGES, CloseUp
+from arrowquant_nb.ui.close_up import NO_RANGES, NOT_LOOKED, CloseUp
 from arrowquant_nb.ui.figure_box import FigureBox
 from arrowquant_nb.ui.layer_card import LayerCard
-from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page, ordered, ranks
+from arrowquant_nb.ui.layer_list import ListView, list_page, ordered, page_rows, ranks
 from arrowquant_nb.ui.layer_name import list_name
 from arrowquant_nb.ui.list_controls import ListControls
 from arrowquant_nb.ui.live_figure import Scene
@@ -228,8 +228,8 @@ class Dashboard:
             self._sorted_s = now
         elif now - self._sorted_s < SORT_S:
             self._dirty = True  # new rows stand at the end until the list may be sorted again
-        n_rows = max(1, min(PAGE_ROWS, len(self.state.quantized)))
         view = self.view()
+        n_rows = page_rows(self.state, view)
         self.controls.tell(list_page(self.state, view, n_rows), n_rows)
         as_table = self.controls.table.value
         self.table.layout.display = "" if as_table else "none"
@@ -247,10 +247,11 @@ class Dashboard:
     def _scene(self, view: ListView) -> Scene:
         near = self.close_up
         shown = near.view if self._selected else None
-        words = NO_RANGES
+        calibrated = any(layer.worst_db is not None for layer in self.state.decided)
+        words = NOT_LOOKED if calibrated or not self.state.decided else NO_RANGES
         if near.ranges_of in self.state.layers:
             name = list_name(self.state.layers[near.ranges_of], 28)
-            words = f"inputs of {name}" if near.ranges is not None else "No calibration for this layer."
+            words = f"inputs of {name}" if near.ranges is not None else NO_RANGES
         return Scene(self.state, view, self._places, shown, near.ranges, words)
 
     def _card(self) -> None:

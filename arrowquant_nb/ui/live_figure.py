@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.ui.charts.block_map import BlockMap, block_map_traces
-from arrowquant_nb.ui.charts.layer_panels import layer_panel_traces
+from arrowquant_nb.ui.charts.layer_panels import group_points, layer_panel_traces
 from arrowquant_nb.ui.charts.layout import SLIM, FigureShape, figure_layout
 from arrowquant_nb.ui.charts.size_plan import size_plan_traces
 from arrowquant_nb.ui.charts.time_ranges import time_ranges_traces
 from arrowquant_nb.ui.charts.worst_list import worst_list_traces
-from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page
+from arrowquant_nb.ui.layer_list import ListView, list_page, page_rows
 from arrowquant_nb.ui.palette import palette
 from arrowquant_nb.ui.reference_points import reference_points
 from arrowquant_nb.ui.run_state import RunState
@@ -58,10 +58,12 @@ class Scene:
 def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> FigureShape:
     """Return what decides the layout of a scene."""
     return FigureShape(
-        n_rows=max(1, min(PAGE_ROWS, len(scene.state.quantized))),
+        n_rows=page_rows(scene.state, scene.view),
         map_rows=tuple(_short(role, 26 if width is None or width >= SLIM else 18) for role in scene.places.roles),
         n_blocks=len(scene.places.blocks),
         panels=scene.layer is not None,
+        timed=scene.ranges is not None,
+        grouped=scene.layer is not None and bool(group_points(scene.layer)),
         wide=wide,
         width=width,
     )

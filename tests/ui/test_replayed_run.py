@@ -211,7 +211,9 @@ def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp
     assert run.dashboard.controls.place.value == "21-40 of 1001"
     run.dashboard.controls.find.value = "blocks.142.ff.net.2"
     drained(run)
-    assert list(by_name["layers"].customdata)[-1:] == [name_of(142 * 7 + 5)]
+    rows = next(trace for trace in run.dashboard.figure.figure.data if trace.name == "layers").customdata
+    assert list(rows) == [run.dashboard.selection, name_of(142 * 7 + 5)], "the selected one and the one that is found"
+    assert run.dashboard.figure.figure.layout.yaxis.range == (1.5, -1.6), "and no room for others"
     run.close()
 
 
