@@ -55,7 +55,8 @@ class Studio:
 
     def __init__(self, model: str | Path | None = None, config: DiffusionQuantConfig | None = None) -> None:
         self._worker = Worker(self._tick)
-        self._frame = Frame("ArrowQuant", _SUBTITLE, self._dress)
+        self.runs = RunPlace(self._worker, self._run_changed, self._toggle_form)
+        self._frame = Frame("ArrowQuant", _SUBTITLE, self._dress, self.runs.renew)
         self.form = Form(config)
         modality = self.form.controls.get("modality")
         self.picker = ModelPicker(self.open, None if modality is None else modality.main)
@@ -67,7 +68,6 @@ class Studio:
         self.target = RunSection(self.start, self._check_output, self.take_up)
         self.output, self.run = self.target.output, self.target.run
         self.settings = SettingsBar(self._current, self.form.set_config, self._frame.bridge)
-        self.runs = RunPlace(self._worker, self._run_changed, self._toggle_form)
         self._form_place = self._assemble()
         self._frame.content.children = (self._form_place, self.runs.widget)
         self.form.on_change(self._changed)

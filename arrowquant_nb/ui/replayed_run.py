@@ -21,7 +21,7 @@ class ReplayedRun(RunReplay):
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(path, clock)
-        self._frame = Frame("Run", self.folder.name, self.dashboard.dress)
+        self._frame = Frame("Run", self.folder.name, self.dashboard.dress, self.dashboard.renew)
         self._frame.content.children = (self.dashboard.widget,)
         self.follow()
 

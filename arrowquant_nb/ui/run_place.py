@@ -109,6 +109,12 @@ class RunPlace:
             if shown is not None:
                 shown.dashboard.dress(theme, width)
 
+    def renew(self) -> None:
+        """Draw anew what a page that was loaded again may have missed."""
+        for shown in (self.view, self.replay):
+            if shown is not None:
+                shown.dashboard.renew()
+
     def tick(self) -> bool:
         """Paint what is due of the app's own run; a replay goes by itself."""
         return self.view is not None and self.view.tick()

@@ -127,6 +127,7 @@ class RunView:
         failed = bool(session.error) and not session.overriding
         self.cancel.disabled = not running or session.cancelling
         self.cancel.description = "Cancelling..." if session.cancelling else "Cancel"
+        self.cancel.layout.display = "" if running else "none"
         shown = {
             self.resume: not running and (status == CANCELLED or failed),
             self.keep: not running and failed and session.state.n_below_gate > 0,

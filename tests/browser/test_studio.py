@@ -230,8 +230,8 @@ def test_a_page_that_is_loaded_again_in_mid_run_follows_the_run(page, server, st
     url, served = server
     address = f"{url}/lab/tree/{studio_notebook.relative_to(served)}"
     run_all_cells(page, f"{address}?reset")
-    set_number(page, "Calibration samples", "200")
-    wait_for_words(page, "(200 trajectories")
+    set_number(page, "Calibration samples", "120")
+    wait_for_words(page, "(120 trajectories")
     page.locator(".aq button.aq-run").click()
     wait_for_words(page, "Running: ")
     page.get_by_role("menuitem", name="File", exact=True).click()

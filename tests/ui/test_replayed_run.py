@@ -112,6 +112,23 @@ def test_another_theme_or_width_is_another_figure_with_the_same_data(finished):
     drained(finished)
 
 
+def test_a_page_that_is_loaded_again_gets_a_new_figure_and_the_old_one_may_still_be_asked_for(finished):
+    board, bridge = finished.dashboard, finished._frame.bridge
+    made, before = board.figure.n_made, board.figure.figure
+    finished._frame._shown = False
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert board.figure.n_made == made, "the first page has missed nothing"
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert board.figure.n_made == made + 1
+    assert board.figure.widget.children == (board.figure.figure,)
+    assert before.comm is not None
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert before.comm is None
+
+
 def test_selecting_what_is_not_there_is_an_error(finished):
     with pytest.raises(KeyError, match="no layer"):
         finished.dashboard.selection = "nothing"
