@@ -31,6 +31,15 @@ static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {
     __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
 }
+/* values[index & 7] */
+static inline ISA(vf) ISA(v_look_up)(ISA(vf) values, ISA(vi) index) {
+    return (ISA(vf))_mm256_permutevar8x32_ps((__m256)values, (__m256i)index);
+}
+/* acc, plus x in lanes whose word has the bits of `mask`. */
+static inline ISA(vf) ISA(v_add_where)(ISA(vf) acc, ISA(vi) word, int32_t mask, ISA(vf) x) {
+    const __m256i bits = _mm256_set1_epi32(mask), chosen = _mm256_cmpeq_epi32(_mm256_and_si256((__m256i)word, bits), bits);
+    return acc + (ISA(vf))_mm256_and_ps((__m256)x, _mm256_castsi256_ps(chosen));
+}
 /* Packs 4 * LANES codes; OUT 4 * bits bytes. */
 static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
     __m256i low = _mm256_packus_epi32((__m256i)c[0], (__m256i)c[1]), high = _mm256_packus_epi32((__m256i)c[2], (__m256i)c[3]);

@@ -31,29 +31,51 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
-    if not _runs_kernels(layer, x):
+    weight, bias = layer.weight, layer.bias
+    matrix = weight.matrix() if _runs_kernels(x) else None
+    if matrix is None:
         return _with_bias(layer, _multiply_by_torch(layer, x))
-    x = x.detach().float()
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    given = None if trained or bias is None else _plain(bias)
+    x = _plain(x)
+    if layer.inputs.is_float and weight.form.is_plain:
+        y = _float_product(matrix, x, given)
+    else:
+        y = _dressed_product(layer, matrix, x, given)
+    return _with_bias(layer, y) if trained else y
+
+
+def _runs_kernels(x: torch.Tensor) -> bool:
+    """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
+    plain = x.is_cpu and type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    return plain and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    """Return x as float32 without a gradient. Of one token, each call into torch costs a hundredth of the product."""
+    x = x.detach() if x.requires_grad else x
+    return x if x.dtype == torch.float32 else x.float()
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    x = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _dressed_product(
+    layer: QuantizedLayer, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Multiply with all that is around codes and inputs."""
+    seed = layer.form.rotation_seed
     x, branch = _divided(layer, x)
     means = _means(layer, x)
     if means is not None:
         x = x - means
-    form = layer.form
-    trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
-    bias = None if trained or layer.bias is None else layer.bias.detach().float()
-    x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
-    y = _rounded_product(layer, x, bias) if not layer.inputs.is_float else _float_product(layer, x, bias)
+    x = x if seed is None else _rotated(x, seed)
+    y = _float_product(matrix, x, bias) if layer.inputs.is_float else _rounded_product(layer, matrix, x, bias)
     if means is not None:
-        y += _float_product(layer, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
-    y = y if branch is None else y + branch
-    return _with_bias(layer, y) if trained else y
-
-
-def _runs_kernels(layer: QuantizedLayer, x: torch.Tensor) -> bool:
-    """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
-    return plain and not recorded and layer.weight.device.type == "cpu"
+        y += _float_product(matrix, means if seed is None else _rotated(means, seed), None)
+    return y if branch is None else y + branch
 
 
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -108,20 +130,13 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _matrix(layer: QuantizedLayer) -> _kernels.StoredMatrix:
-    weight = layer.weight
-    form, layout = weight.form, weight.form.layout
-    return _kernels.StoredMatrix(
-        weight.packed.numpy(), weight.scales.numpy(), weight.zero_points.numpy(), form.grid, form.bit_width,
-        form.group_size, (layout.rows, layout.columns),
-    )  # fmt: skip
-
-
-def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _rounded_product(
+    layer: QuantizedLayer, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """Round inputs to codes and multiply as integers."""
-    inputs, columns, weight = layer.inputs, x.shape[-1], _matrix(layer)
-    rows = x.reshape(-1, columns).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
+    inputs, columns = layer.inputs, x.shape[-1]
+    rows = _rows(x)
+    out = torch.empty(len(rows), matrix.stored.shape[0])
     if out.numel():
         grid = None
         if inputs.table is not None:
@@ -133,25 +148,24 @@ def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor 
         span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
         given = None if bias is None else bias.numpy()
         threads = torch.get_num_threads()
-        _kernels.multiply_codes(rows.numpy(), weight, given, out.numpy(), inputs.bit_width, span, grid, threads)
+        _kernels.multiply_codes(rows.numpy(), matrix, given, out.numpy(), inputs.bit_width, span, grid, threads)
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
-def _float_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _float_product(matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    weight = _matrix(layer)
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
-    if not out.numel():
+    rows = _rows(x)
+    out = torch.empty(len(rows), matrix.stored.shape[0])
+    if not len(rows):
         pass
     elif _kernels.active_isa() not in {"numpy", "scalar"}:
         given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(rows.numpy(), weight, given, out.numpy(), torch.get_num_threads())
+        _kernels.multiply_floats(rows.numpy(), matrix, given, out.numpy(), torch.get_num_threads())
     else:
-        _multiply_panels(weight, rows, out)
+        _multiply_panels(matrix.stored, rows, out)
         if bias is not None:
             out += bias
-    return out.reshape(*x.shape[:-1], out.shape[1])
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
