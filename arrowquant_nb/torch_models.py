@@ -15,7 +15,8 @@ from arrowquant_nb.storage.quantized import open_privately
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from arrowquant_nb.storage.quantized import QuantizedModel, Verify
+    from arrowquant_nb.storage.model_files import Verify
+    from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["load_quantized"]
 

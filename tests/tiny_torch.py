@@ -11,11 +11,15 @@ import torch
 from diffusers import (
     AudioLDM2UNet2DConditionModel,
     AutoencoderKL,
+    ChromaTransformer2DModel,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableAudioDiTModel,
     StableDiffusionPipeline,
@@ -75,11 +79,11 @@ def sdxl_unet():
     return model, lambda t: {**call(t), "added_cond_kwargs": extra}
 
 
-def sd3():
+def sd3(**options):
     model = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=32, num_attention_heads=4,
         joint_attention_dim=64, caption_projection_dim=128, pooled_projection_dim=32, out_channels=4,
-        pos_embed_max_size=8,
+        pos_embed_max_size=8, **options,
     )  # fmt: skip
     return model, lambda t: {
         "hidden_states": _randn(N, 4, 8, 8), "encoder_hidden_states": _randn(N, 5, 64),
@@ -103,14 +107,60 @@ def flux(**options):
     }  # fmt: skip
 
 
-def wan():
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=32,
-        freq_dim=32, ffn_dim=256, num_layers=1, rope_max_seq_len=32,
+def chroma():
+    model = ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=32, num_attention_heads=4,
+        joint_attention_dim=64, axes_dims_rope=(8, 12, 12), approximator_hidden_dim=32, approximator_layers=1,
     )  # fmt: skip
     return model, lambda t: {
+        "hidden_states": _randn(N, 16, 16), "encoder_hidden_states": _randn(N, 5, 64),
+        "timestep": torch.full((N,), t / 1000), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3),
+    }  # fmt: skip
+
+
+def qwen_image():
+    model = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=32, num_attention_heads=4,
+        joint_attention_dim=64, axes_dims_rope=(8, 12, 12),
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 16, 16), "encoder_hidden_states": _randn(N, 5, 64),
+        "encoder_hidden_states_mask": torch.ones(N, 5, dtype=torch.bool), "timestep": torch.full((N,), t / 1000),
+        "img_shapes": [[(1, 4, 4)]] * N,
+    }  # fmt: skip
+
+
+def sana():
+    model = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, num_layers=1,
+        num_cross_attention_heads=2, cross_attention_head_dim=64, cross_attention_dim=128, caption_channels=64,
+        sample_size=8,
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 4, 8, 8), "encoder_hidden_states": _randn(N, 5, 64), "timestep": torch.full((N,), t),
+    }  # fmt: skip
+
+
+def cogvideox():
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, time_embed_dim=32,
+        text_embed_dim=32, num_layers=1, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=5,
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 2, 4, 8, 8), "encoder_hidden_states": _randn(N, 5, 32),
+        "timestep": torch.full((N,), t),
+    }  # fmt: skip
+
+
+def wan(**options):
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=32,
+        freq_dim=32, ffn_dim=256, num_layers=1, rope_max_seq_len=32, **options,
+    )  # fmt: skip
+    image = {"encoder_hidden_states_image": _randn(N, 3, 32)} if "image_dim" in options else {}
+    return model, lambda t: {
         "hidden_states": _randn(N, 4, 2, 8, 8), "timestep": torch.full((N,), t),
-        "encoder_hidden_states": _randn(N, 5, 32),
+        "encoder_hidden_states": _randn(N, 512 if image else 5, 32), **image,
     }  # fmt: skip
 
 

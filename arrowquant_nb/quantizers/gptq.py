@@ -19,7 +19,7 @@ from arrowquant_nb.json_form import JsonForm
 from arrowquant_nb.quantizers.affine import quantize_matrices
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.group_tables import fit_table, join_tables, table_span
-from arrowquant_nb.quantizers.hessian import Factor, checked_hessian, factorise
+from arrowquant_nb.quantizers.hessian import Factor, Matrix, checked_hessian, factorise
 from arrowquant_nb.quantizers.layout import FLOAT32
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob
 from arrowquant_nb.quantizers.measure import measure, over_rows
@@ -61,6 +61,7 @@ def gptq_matrix(
     *,
     n_threads: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
+    factor_of: Callable[[Matrix], Factor | None] = factorise,
 ) -> tuple[QuantizedTensor, GptqReport] | None:
     """Quantize a matrix so that its output error under the Hessian is small.
 
@@ -76,6 +77,8 @@ def gptq_matrix(
         0 = the cores this process may use; never changes a byte.
     cancelled : callable
         Asked before each block of 128 columns, from any worker thread.
+    factor_of : callable
+        Gives `factorise` of the checked Hessian, for whoever has it already.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def gptq_matrix(
         baseline, _ = measure(direct, job.weight, checked, threads)
         if cancelled():
             return None
-        factor = factorise(checked)
+        factor = factor_of(checked)
         if factor is None:
             why = "no damping makes the Hessian definite" if checked.any() else "the layer saw no input"
             return direct, GptqReport(False, f"direct grid: {why}", baseline, np.inf, 0.0, 0, 0)

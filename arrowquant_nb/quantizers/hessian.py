@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 
-__all__ = ["DAMPING", "Factor", "checked_hessian", "factorise", "mean_outer"]
+__all__ = ["DAMPING", "Factor", "LastFactor", "checked_hessian", "factorise", "mean_outer"]
 
 Matrix = NDArray[np.float64]
 
@@ -131,6 +131,33 @@ def factorise(hessian: Matrix) -> Factor | None:
             return Factor(upper, importance, damping, retries, int(dead.sum()))
         damping *= DAMPING_FACTOR
     return None
+
+
+class LastFactor:
+    """The factor that was asked for last: ways of one layer, its tiles, and layers with one input have it in common.
+
+    Only one is held, which takes as much memory as a Hessian.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[object, object, Factor | None] | None = None
+
+    def __call__(self, checked: Matrix, source: object, basis: object) -> Factor | None:
+        """Return `factorise(checked)`.
+
+        Parameters
+        ----------
+        checked : float64 array (columns, columns)
+            The checked Hessian.
+        source, basis
+            What it was made from, told by identity, and in which way, told by value.
+
+        """
+        last = self._last
+        if last is None or last[0] is not source or last[1] != basis:
+            self._last = last = None  # two are never held at once
+            self._last = last = (source, basis, factorise(checked))
+        return last[2]
 
 
 def _inverse_factor(a: Matrix) -> bool:

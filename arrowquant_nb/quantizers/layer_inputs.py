@@ -14,6 +14,7 @@ import numpy as np
 from arrowquant_nb.quantizers.activation_fit import FittedInput, fit_input
 from arrowquant_nb.quantizers.activation_grid import round_to_grid
 from arrowquant_nb.quantizers.activations import HadamardRotation
+from arrowquant_nb.quantizers.hessian import LastFactor
 from arrowquant_nb.quantizers.time_tables import normalised_time
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class LayerInputs:
     """How the input is rounded; None leaves it float."""
     folded: Equalization | None = None
     """What the input comes divided by already, in the weights before the layer; all of the above is of that input."""
+    factors: LastFactor = field(default_factory=LastFactor, repr=False)
+    """The last factor of a Hessian, one memory for all layers of a run."""
 
     def divided(self, equalization: Equalization) -> LayerInputs:
         """Return the same of an input that comes divided by an equalization's scales."""
@@ -128,6 +131,7 @@ class LayerInputs:
             (),
             None if rounding is None else rounding.divided(scales),
             equalization,
+            self.factors,
         )
 
     @property

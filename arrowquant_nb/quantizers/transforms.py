@@ -25,7 +25,7 @@ from arrowquant_nb.quantizers.affine import (
 )
 from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.gptq import GptqReport, gptq_matrix
-from arrowquant_nb.quantizers.hessian import DAMPING, checked_hessian
+from arrowquant_nb.quantizers.hessian import DAMPING, LastFactor, checked_hessian
 from arrowquant_nb.quantizers.layout import FLOAT32
 from arrowquant_nb.quantizers.low_rank import add_product, effective_rank, factors_of
 from arrowquant_nb.quantizers.matrix_job import LARGEST_WEIGHT, MatrixJob
@@ -129,10 +129,12 @@ def quantize_compensated(
     *,
     n_threads: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
+    factors: LastFactor | None = None,
 ) -> tuple[QuantizedTensor, GptqReport] | None:
     """Quantize a job by GPTQ in the rotated basis, beside the branch, as the job asks; see `gptq_matrix`.
 
-    The report is that of the attempt that was kept: its direct result is rotated and has a branch like the other.
+    `factors` remembers the last factor from call to call, for as long as the Hessian is the same array. The report is
+    that of the attempt that was kept: its direct result is rotated and has a branch like the other.
     """
 
     @cache
@@ -143,8 +145,14 @@ def quantize_compensated(
             checked = checked / scales / scales[:, None]
         return checked if seed is None else rotated_hessian(checked, seed)
 
+    known = LastFactor() if factors is None else factors
+    divisors = b"" if job.equalization is None else job.equalization.tobytes()
+
     def grid(plain: MatrixJob, seed: int | None) -> _Outcome:
-        done = gptq_matrix(plain, basis(seed), n_threads=n_threads, cancelled=cancelled)
+        done = gptq_matrix(
+            plain, basis(seed), n_threads=n_threads, cancelled=cancelled,
+            factor_of=lambda checked: known(checked, hessian, (seed, divisors)),
+        )  # fmt: skip
         if done is None:
             raise _CancelledError
         tensor, report = done

@@ -102,7 +102,9 @@ def _quantized(
     treatment = InputTreatment(way)
     job = job if way is None else replace(job, equalization=storable_scales(way.scales))
     if compensated and inputs is not None:
-        done = quantize_compensated(job, inputs.hessian, n_threads=n_threads, cancelled=cancelled)
+        done = quantize_compensated(
+            job, inputs.hessian, n_threads=n_threads, cancelled=cancelled, factors=inputs.factors
+        )  # fmt: skip
         if done is None:
             return None
         tensor, report = done

@@ -16,6 +16,7 @@ from arrowquant_nb.calibration.files import find_calibration_file, load_calibrat
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.core.time_groups import uniform_groups
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError, ShapeMismatchError
+from arrowquant_nb.quantizers.hessian import LastFactor
 from arrowquant_nb.quantizers.trials import LayerInputs
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX, LocatedModel
 
@@ -104,6 +105,7 @@ class RunCalibration:
     warnings: tuple[str, ...] = ()
     """What went wrong with the cache, for the result."""
     _inputs: dict[str, LayerInputs] = field(default_factory=dict)
+    _factors: LastFactor = field(default_factory=LastFactor)
 
     @property
     def hash(self) -> str:
@@ -127,7 +129,7 @@ class RunCalibration:
             capture = self.statistics.check_layer(name, columns)
             groups = uniform_groups(capture.n_steps, min(n_groups, capture.n_steps))
             slices = tuple(slice(start, stop) for start, stop in groups)
-            self._inputs[name] = LayerInputs(capture.hessian, capture.held_out, slices)
+            self._inputs[name] = LayerInputs(capture.hessian, capture.held_out, slices, factors=self._factors)
         return self._inputs[name]
 
     def facts(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 
 # Raised whenever the same rows would give other figures.
-COSTS_VERSION: Final = 3
+COSTS_VERSION: Final = 4
 # The network calls that a layer alone is judged on; of other trajectories than the run's calibration.
 PROBE_TRAJECTORIES: Final = 4
 PROBE_STEPS: Final = 4

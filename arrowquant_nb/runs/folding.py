@@ -102,7 +102,8 @@ def decide_folding(
     """Say where equalization is folded.
 
     Only where every layer that reads the input is quantized and was observed, and nothing that makes it is kept by a
-    rule of the user's or is a kept matrix: of what is carried over only vectors change, biases and norms.
+    rule of the user's or is a kept matrix: of what is carried over only vectors change, biases and norms. Where one
+    source makes two inputs (image and text behind joint attention) the scales are those found for the first.
 
     Raises
     ------
@@ -133,7 +134,7 @@ def decide_folding(
 def _may_fold(
     place: FoldablePlace, tasks: Mapping[str, LayerTask], checkpoint: Checkpoint, inputs: LayerInputSearch
 ) -> bool:
-    if place.missing or not inputs.read_by_all(place.consumers):
+    if place.missing or not all(inputs.read_by_all(layers) for layers in place.readers):
         return False
     for name in place.producers:
         task = tasks[name]

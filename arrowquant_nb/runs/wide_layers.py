@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPENSATED_COLUMNS", "WideGain", "as_compensated", "wide_gain"]
 
-# GPTQ factorises a Hessian per way, which takes the cube of the columns: of wider layers a block of so many is taken.
-COMPENSATED_COLUMNS: Final = 1024
+# The factor of a Hessian takes the cube of the columns: 0.9 CPU-seconds for 3,072, 2 for 4,096, a minute for 12,288.
+# It is the same for all ways and all layers of an input; only of layers still wider than this a block is taken.
+COMPENSATED_COLUMNS: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,10 @@ def wide_gain(
 ) -> WideGain:
     """Measure the gain on a block of columns and on half of it, and go on as it grows with each doubling.
 
-    The cube of all columns would take minutes. On the bundled models' widest layers the gain in decibels grows by about
-    as much from 256 to 512 columns as from 128 to 256, within 1 dB.
+    A column's error costs what the columns after it cannot make up for: of input j the variance given all later inputs,
+    which more of them can only lower. So the block's own gain is the least that the layer will have, and the interval
+    reaches from there to as much beyond what is told: two standard errors are the whole growth. On the bundled models'
+    widest layers the gain in decibels grows by about as much from 256 to 512 columns as from 128 to 256, within 1 dB.
     """
     half, block = (
         _gain_on(COMPENSATED_COLUMNS // part, task, form, rows, inputs, n_threads, cancelled) for part in (2, 1)

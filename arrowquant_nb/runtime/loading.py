@@ -10,7 +10,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from arrowquant_nb.runtime.embedding import QuantizedEmbedding
 from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
 from arrowquant_nb.runtime.time import N_TIMESTEPS, follow_reading, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
@@ -27,19 +29,18 @@ from arrowquant_nb.storage.policy import steers_all_channels
 from arrowquant_nb.time_reading import UNKNOWN_READING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
-    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["follow_tables", "layer_over", "load_into", "swappable"]
 
+Value = TypeVar("Value")
 Places = dict[int, list[tuple[dict[str, Any], str]]]
 SHOWN = 5
 READERS = 2
@@ -63,12 +64,13 @@ def load_into(
     _check_names(model, folder)
     rules = _InputRules(folder, inputs, folder.rounded_inputs)
     slots = _Slots(model)
-    rest = [name for name in folder if not slots.users_of(model, folder, name)]
-    for name, stored in _read_ahead(folder, [name for name in folder if name not in rest]):
+    layers = {name: bool(slots.users_of(model, folder, name)) for name in folder}
+    for name, stored in _read_ahead(folder, [n for n in folder if layers[n]], lambda n: join_tiles(folder[n])):
         _swap(model, rules, name, stored, slots)
     places = _places(model)  # after the swaps: layers have taken biases over
-    for name in rest:
-        _set(model, places, folder, name)
+    rest = [name for name in folder if not layers[name]]
+    for name, value in _read_ahead(folder, rest, lambda n: as_torch(folder[n], _held(model, n).dtype)):
+        _set(places, _held(model, name), value)
     _check_filled(model, folder.path)
     if any(getattr(layer, "inputs", InputFormat()).table is not None for layer in model.modules()):
         follow_tables(model, folder.time_aware, n_timesteps, mask_token_id)
@@ -132,17 +134,15 @@ def _listed(what: str, names: list[str], others: Iterable[str]) -> str:
     return f"{what} {', '.join(map(repr, names[:SHOWN]))}{more}{hint}"
 
 
-def _read_ahead(folder: QuantizedModel, names: list[str]) -> Iterator[tuple[str, QuantizedTensor]]:
-    """Yield tensors as they are stored, in order; threads check and join the next ones meanwhile."""
+def _read_ahead(folder: QuantizedModel, names: list[str], read: Callable[[str], Value]) -> Iterator[tuple[str, Value]]:
+    """Yield tensors as `read` gives them, in order; threads read the next ones meanwhile."""
     with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[tuple[str, Future[QuantizedTensor]]] = deque()
-        for name in names:
-            waiting.append((name, pool.submit(join_tiles, folder[name])))
-            if len(waiting) > READERS:
-                first, ready = waiting.popleft()
-                yield first, ready.result()
-        for name, ready in waiting:
-            yield name, ready.result()
+        coming = (pool.submit(read, name) for name in names)
+        waiting = deque(islice(coming, READERS))
+        for name in folder.in_turn(names):
+            value = waiting.popleft().result()
+            waiting.extend(islice(coming, 1))
+            yield name, value
 
 
 def _swap(model: Any, rules: _InputRules, name: str, stored: QuantizedTensor, slots: _Slots) -> None:
@@ -162,7 +162,6 @@ def _swap(model: Any, rules: _InputRules, name: str, stored: QuantizedTensor, sl
         for parent, child in slots.of_modules.pop(id(module)):
             setattr(parent, child, layer)
     del slots.users[id(old)]  # so that the floats go before the next layer comes
-    folder.release(name)
 
 
 class _Slots:
@@ -187,18 +186,21 @@ class _Slots:
         return [m for m, _ in users] if all(place == leaf and swappable(m) for m, place in users) else []
 
 
-def _set(model: Any, places: Places, folder: QuantizedModel, name: str) -> None:
-    """Put a plain tensor, decoded where it is quantized, in the place of a parameter or buffer and of its aliases."""
+def _held(model: Any, name: str) -> torch.Tensor:
+    """Return the parameter or buffer of a name."""
     path, _, leaf = name.rpartition(".")
-    old = getattr(model.get_submodule(path), leaf)
-    value = as_torch(folder[name], old.dtype)
+    held: torch.Tensor = getattr(model.get_submodule(path), leaf)
+    return held
+
+
+def _set(places: Places, old: torch.Tensor, value: torch.Tensor) -> None:
+    """Put a plain tensor in the place of a parameter or buffer and of its aliases."""
     if old.device.type not in ("cpu", "meta"):
         value = value.to(old.device)
     if isinstance(old, torch.nn.Parameter):
         value = torch.nn.Parameter(value, old.requires_grad)
     for holder, place in places[id(old)]:
         holder[place] = value
-    folder.release(name)
 
 
 def _places(model: Any) -> Places:
@@ -220,7 +222,7 @@ def swappable(module: Any) -> bool:
     """
     if isinstance(module, torch.nn.Embedding):
         return type(module) is torch.nn.Embedding and module.max_norm is None
-    if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+    if isinstance(module, (torch.nn.modules.linear.NonDynamicallyQuantizableLinear, QuantizedLayer)):
         return False
     return isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS))
 
@@ -281,8 +283,8 @@ class _InputRules:
 
 def _means_of(folder: QuantizedModel, name: str, inputs: InputFormat) -> NDArray[np.float32] | None:
     """Channel means that are taken off a layer's inputs, (time groups, columns); those of groups need their table."""
-    spatial = folder.layer_metadata(name).get("spatial") or {}
-    means = spatial.get("activation_means", {}).get(name)
+    spatial = folder.spatial_of(name)
+    means = None if spatial is None else spatial.activation_means.get(name)
     return np.array(means, np.float32) if means and (inputs.table is not None or len(means) == 1) else None
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
-    from arrowquant_nb.storage.quantized import Verify
+    from arrowquant_nb.storage.model_files import Verify
 
 __all__ = ["as_torch", "dequantize_state_dict", "torch_dtype"]
 
@@ -95,9 +95,8 @@ def dequantize_state_dict(
     """
     with open_privately(path, verify) as folder:
         state = {}
-        for name in folder:
+        for name in folder.in_turn(folder):
             tensor = folder[name]
             floating = not tensor.kept or torch_dtype(tensor.dtype).is_floating_point
             state[name] = as_torch(tensor, dtype if floating else None)
-            folder.release(name)
         return state

@@ -13,13 +13,19 @@ import torch
 from torch.nn import functional
 
 from arrowquant_nb import _kernels
+from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
+from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+
+    Arrays = Mapping[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
@@ -31,24 +37,20 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
-    weight, bias = layer.weight, layer.bias
-    matrix = weight.matrix() if _runs_kernels(x) else None
+    arrays = _arrays(layer, x)
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    matrix = None if recorded or not kernels_take(x) else layer.weight.matrix(arrays)
     if matrix is None:
-        return _with_bias(layer, _multiply_by_torch(layer, x))
+        return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
+    bias = layer.bias
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
     x = _plain(x)
-    if layer.inputs.is_float and weight.form.is_plain:
+    if layer.inputs.is_float and layer.form.is_plain:
         y = _float_product(matrix, x, given)
     else:
-        y = _dressed_product(layer, matrix, x, given)
+        y = _dressed_product(layer, arrays, matrix, x, given)
     return _with_bias(layer, y) if trained else y
-
-
-def _runs_kernels(x: torch.Tensor) -> bool:
-    """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
-    plain = x.is_cpu and type(x) is torch.Tensor and not torch.compiler.is_compiling()
-    return plain and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -63,12 +65,12 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _dressed_product(
-    layer: QuantizedLayer, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer, arrays: Arrays, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Multiply with all that is around codes and inputs."""
     seed = layer.form.rotation_seed
-    x, branch = _divided(layer, x)
-    means = _means(layer, x)
+    x, branch = _divided(layer, arrays, x)
+    means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
     x = x if seed is None else _rotated(x, seed)
@@ -80,14 +82,31 @@ def _dressed_product(
 
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """Return the outputs (..., outputs) of inputs (batch, ..., groups, columns), each group with its own rows of W."""
-    return _with_bias(layer, _multiply_by_torch(layer, x.float(), x.shape[-2]))
+    return _with_bias(layer, _multiply_by_torch(layer, _arrays(layer, x), x.float(), x.shape[-2]))
 
 
-def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
+def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
+    """Return what is stored, brought to where it is computed with if it was offloaded.
+
+    Raises
+    ------
+    CheckpointError
+        It has no values: torch would go on with whatever lies in memory.
+
+    """
+    arrays: Arrays = layer.weight.brought()
+    if arrays["packed"].is_meta and not x.is_meta:
+        raise CheckpointError(
+            f"{layer.name}: its codes are on the meta device, without values: load them, or take its offloading back"
+        )
+    return arrays
+
+
+def _multiply_by_torch(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """Do the same with the codes decoded for this call."""
-    form, weight = layer.form, decode(layer.form, layer.weight.arrays()).to(x.dtype)
-    x, branch = _divided(layer, x, groups)
-    means = _means(layer, x)
+    form, weight = layer.form, decode(layer.form, arrays).to(x.dtype)
+    x, branch = _divided(layer, arrays, x, groups)
+    means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
     x = x if form.rotation_seed is None else rotate(x, form.rotation_seed)
@@ -108,19 +127,22 @@ def _with_bias(layer: QuantizedLayer, y: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 
-def _divided(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _divided(
+    layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor, groups: int = 1
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Divide by the equalization, and return the low-rank branch's part of the product too."""
     if layer.form.equalization is not None:
-        x = x / layer.weight.equalization.to(x.dtype)
+        x = x / arrays["equalization"].to(x.dtype)
     if not layer.form.low_rank:
         return x, None
-    a, b = layer.weight.low_rank_a.to(x.dtype), layer.weight.low_rank_b.to(x.dtype)
+    a, b = (arrays[part].to(x.dtype) for part in ("low_rank_a", "low_rank_b"))
     return x, _product(functional.linear(x, b), a, groups)
 
 
-def _means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor | None:
+def _means(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> torch.Tensor | None:
     """Return what is taken off inputs before they are rounded; float inputs need no centring."""
-    return input_means(layer, x) if layer.form.activation_means and not layer.inputs.is_float else None
+    means = arrays.get("activation_means")
+    return None if means is None or layer.inputs.is_float else input_means(layer.inputs, means, x, layer.name)
 
 
 def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:

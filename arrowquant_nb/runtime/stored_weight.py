@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ from arrowquant_nb.export.folder_settings import FolderLayer
 from arrowquant_nb.runtime.decoding import decode, unrotate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
-__all__ = ["StoredWeight", "form_of"]
+__all__ = ["StoredWeight", "form_of", "kernels_take"]
 
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
 """Parts that have a row for each row of the matrix view."""
@@ -46,6 +46,21 @@ def form_of(tensor: QuantizedTensor, n_means: int = 0) -> FolderLayer:
         equalization=None if tensor.equalization is None else str(tensor.equalization.dtype),
         activation_means=n_means,
     )
+
+
+class _Ready(NamedTuple):
+    """A matrix for the kernels, and what it was made of: the same tensors at the same places."""
+
+    parts: tuple[torch.Tensor, ...]
+    places: tuple[int, ...]
+    matrix: _kernels.Matrix
+
+    def is_of(self, parts: tuple[torch.Tensor, ...]) -> bool:
+        """Whether these are still they; `share_memory_`, `resize_` and `.data =` move what a tensor holds."""
+        a, b, c = parts
+        return (a is self.parts[0] and b is self.parts[1] and c is self.parts[2]) and self.places == (
+            a.data_ptr(), b.data_ptr(), c.data_ptr(),
+        )  # fmt: skip
 
 
 class StoredWeight(torch.nn.Module):
@@ -72,7 +87,7 @@ class StoredWeight(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.form = form
-        self._ready: tuple[tuple[int, ...], _kernels.Matrix] | None = None
+        self._ready: _Ready | None = None
         self.dtype = dtype or torch.get_default_dtype()
         for part, (shape, kind) in form.parts().items():
             self.register_buffer(part, torch.empty(shape, dtype=getattr(torch, kind), device=device))
@@ -125,43 +140,49 @@ class StoredWeight(torch.nn.Module):
             usable = array.flags.writeable and array.flags.c_contiguous and array.flags.aligned
             setattr(self, part, torch.from_numpy(array if usable else np.array(array, order="C")))
 
-    def matrix(self) -> _kernels.Matrix | None:
-        """Return the codes as the kernels multiply with them; None if they are not on the processor.
+    def brought(self) -> Mapping[str, torch.Tensor]:
+        """Return the buffers to compute with, brought by the hooks of offloading where there are any."""
+        arrays: Mapping[str, torch.Tensor] = self() if self._is_hooked else self._buffers
+        return arrays
 
-        Kept until the buffers are others: checking them anew costs a product of one token a tenth of its time.
+    @property
+    def _is_hooked(self) -> bool:
+        return "forward" in self.__dict__ or bool(self._forward_pre_hooks)
+
+    def matrix(self, arrays: Mapping[str, torch.Tensor]) -> _kernels.Matrix | None:
+        """Return what `brought` gave as the kernels multiply with it; None if they cannot take it.
+
+        Kept until the buffers are others: to check them anew takes a tenth of the time of a product of one token.
         """
-        parts = [self._buffers[part] for part in ("packed", "scales", "zero_points")]
-        if not parts[0].is_cpu:
+        parts = arrays["packed"], arrays["scales"], arrays["zero_points"]
+        if self._ready is not None and self._ready.is_of(parts):
+            return self._ready.matrix
+        if not kernels_take(*arrays.values()):
             return None
-        places = tuple(part.data_ptr() for part in parts)
-        if self._ready is None or self._ready[0] != places:
-            form, layout = self.form, self.form.layout
-            arrays = (part.numpy() for part in parts)
-            stored = _kernels.StoredMatrix(
-                *arrays, form.grid, form.bit_width, form.group_size, (layout.rows, layout.columns)
-            )
-            self._ready = places, _kernels.Matrix.of(stored)
-        return self._ready[1]
+        form, (packed, scales, zero_points) = self.form, (part.numpy() for part in parts)
+        sizes = (form.layout.rows, form.layout.columns)
+        stored = _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
+        matrix = _kernels.Matrix.of(stored)
+        if not self._is_hooked:  # what was brought for one call must not stay
+            self._ready = _Ready(parts, tuple(part.data_ptr() for part in parts), matrix)
+        return matrix
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this copy's buffers."""
+        """Leave out what belongs to the buffers of this very object."""
         return {**self.__dict__, "_ready": None}
-
-    def quantized(self) -> QuantizedTensor:
-        """Return a `QuantizedTensor` over the same memory; only on the processor."""
-        return _over_the_same_memory(self.form, self.arrays())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
-        return _values(self.form, self.arrays()).reshape(self.form.shape).to(dtype or self.dtype)
+        return _values(self.form, self()).reshape(self.form.shape).to(dtype or self.dtype)
 
     def rows(self, numbers: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return some rows of the matrix view, (n, columns), decoding no others; `numbers` are integers (n,)."""
-        arrays = self.arrays()
+        arrays = self()
+        device = arrays["packed"].device
         if not len(numbers):
-            return torch.empty(0, self.form.layout.columns, dtype=dtype or self.dtype, device=self.device)
+            return torch.empty(0, self.form.layout.columns, dtype=dtype or self.dtype, device=device)
         for part in ROW_PARTS & arrays.keys():
-            arrays[part] = arrays[part].index_select(0, numbers.to(self.device))
+            arrays[part] = arrays[part].index_select(0, numbers.to(device))
         form = replace(self.form, shape=(len(numbers), self.form.layout.columns))
         return _values(form, arrays).to(dtype or self.dtype)
 
@@ -182,9 +203,18 @@ class StoredWeight(torch.nn.Module):
                 f"a quantized weight has no {name!r}: it holds codes; use dequantize() for the float weight"
             ) from error
 
-    def forward(self, *_: object) -> torch.Tensor:
-        """Refuse: a weight is not called."""
-        raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
+    def forward(self, *inputs: object) -> dict[str, torch.Tensor]:
+        """Return the buffers to compute with; a call, so that the hooks of offloading bring them first.
+
+        Raises
+        ------
+        ShapeMismatchError
+            It is given inputs: it is no layer.
+
+        """
+        if inputs:
+            raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
+        return self.arrays()
 
     def extra_repr(self) -> str:
         """One line: shape, width and grid."""
@@ -194,13 +224,19 @@ class StoredWeight(torch.nn.Module):
         return f"{'x'.join(map(str, form.shape))}, INT{form.bit_width} {form.grid} g{form.group_size}{rotated}{branch}"
 
 
+def kernels_take(*tensors: torch.Tensor) -> bool:
+    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and all(t.is_cpu and type(t) is torch.Tensor for t in tensors)
+
+
 def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:
     return form.tensor("weight", {part: buffer.numpy() for part, buffer in arrays.items()})
 
 
 def _values(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the float values of arrays of a form, float32 in the shape of the form or of its matrix view."""
-    if arrays["packed"].device.type == "cpu" and not torch.compiler.is_compiling():
+    if kernels_take(*arrays.values()):
         threads = _kernels.resolve_threads(torch.get_num_threads())
         return torch.from_numpy(_over_the_same_memory(form, arrays).dequantize(n_threads=threads))
     values = decode(form, arrays)

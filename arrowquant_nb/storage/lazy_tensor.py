@@ -21,6 +21,7 @@ from arrowquant_nb.quantizers.low_rank import check_low_rank
 from arrowquant_nb.quantizers.rotation import check_rotation
 from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
 from arrowquant_nb.storage.dtypes import numpy_dtype
+from arrowquant_nb.storage.fresh_memory import fresh_memory
 from arrowquant_nb.storage.parquet_v2 import TileReference
 from arrowquant_nb.storage.safetensors_file import DTYPES, QUANTIZABLE_DTYPES
 
@@ -205,7 +206,11 @@ class LazyTensor:
         if not self.kept:
             raise ShapeMismatchError(f"{self.name!r} is quantized to {self.bit_width} bits: use dequantize()")
         parts = [self._model.payloads(self, r)["data"] for r in self.references]
-        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        if len(parts) == 1:
+            return parts[0]
+        joined = fresh_memory(self.nbytes)
+        np.concatenate([np.frombuffer(part, np.uint8) for part in parts], out=np.frombuffer(joined, np.uint8))
+        return joined.toreadonly() if parts[0].readonly else joined
 
     def read_rows(self, row_start: int, row_count: int) -> NDArray[Any]:
         """Return rows of the matrix view, touching their tiles only: stored dtype when kept, else float32."""

@@ -6,12 +6,11 @@ hash once. Knows nothing of runs or calibration.
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -25,19 +24,18 @@ from arrowquant_nb.errors import (
 from arrowquant_nb.quantizers.activation_grid import ACTIVATION_BIT_WIDTHS
 from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
 from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
-from arrowquant_nb.storage.durable import hash_file
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.lazy_tensor import LazyTensor
 from arrowquant_nb.storage.manifest import Manifest, read_manifest
+from arrowquant_nb.storage.model_files import ModelFiles
 from arrowquant_nb.storage.parquet_reader import ParquetV2Extended
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+    from arrowquant_nb.storage.model_files import Verify
     from arrowquant_nb.storage.parquet_v2 import TileReference
-
-Verify = Literal["lazy", "full", "off"]
 
 
 class QuantizedModel(Mapping[str, LazyTensor]):
@@ -53,9 +51,7 @@ class QuantizedModel(Mapping[str, LazyTensor]):
     def __init__(self, path: Path, manifest: Manifest, verify: Verify, *, private: bool = False) -> None:
         self.path = path
         self._manifest = manifest
-        self._verify = verify
-        self._access = mmap.ACCESS_COPY if private else mmap.ACCESS_READ
-        self._maps: dict[str, mmap.mmap] = {}
+        self._files = ModelFiles(path, manifest.files, verify, private=private)
         self._tensors: dict[str, LazyTensor] = {}
         try:
             self.config = DiffusionQuantConfig.from_dict(manifest.model["config"])
@@ -113,11 +109,10 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         means: dict[str, tuple[tuple[float, ...], ...]] = {}
         alphas: dict[str, float] = {}
         folded: list[str] = []
-        for name, entry in self._manifest.tensors.items():
-            if not entry.get("spatial"):
+        for name in self:
+            part = self.spatial_of(name)
+            if part is None:
                 continue
-            data = ParquetV2Extended(self._check_file(entry["file"])).metadata.get("spatial")
-            part = _metadata(SpatialQuantMetadata, data, f"spatial of {name!r} in {entry['file']!r}").of_layer(name)
             if name in part.folded:
                 scales[name] = part.equalization_scales[name]
                 folded.append(name)
@@ -131,6 +126,17 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         if not scales and not means:
             return None
         return SpatialQuantMetadata(True, bool(scales), bool(means), scales, means, alphas, tuple(folded))
+
+    def spatial_of(self, name: str) -> SpatialQuantMetadata | None:
+        """Return what was done to one layer's channels, as its file says it; None where nothing was."""
+        entry = self._manifest.tensors[name]
+        if not entry.get("spatial"):
+            return None
+        self._files.mapped(entry["file"])  # which checks its hash
+        data = ParquetV2Extended(self.path / entry["file"]).metadata.get("spatial")
+        part = _metadata(SpatialQuantMetadata, data, f"spatial of {name!r} in {entry['file']!r}")
+        of_layer: SpatialQuantMetadata = part.of_layer(name)
+        return of_layer
 
     def dequantize(
         self, name: str, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, n_threads: int = 0
@@ -146,12 +152,12 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         """Return `stats.parquet` as an Arrow table: one row per tensor, its error at every width tried."""
         import pyarrow.parquet as pq  # noqa: PLC0415 - loads on first use
 
-        self._check_file("stats.parquet")
+        self._files.path("stats.parquet")
         return pq.read_table(self.path / "stats.parquet", page_checksum_verification=True)
 
     def file_path(self, name: str) -> Path:
         """Return the path of a copied file of the model (config, tokenizer), its hash checked."""
-        return self._check_file(name)
+        return self._files.path(name)
 
     def layer_metadata(self, name: str) -> dict[str, Any]:
         """Return what the data file of a quantized tensor says beside its tiles: time_aware, spatial, activation_stats.
@@ -161,46 +167,22 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         tensor = self[name]
         if tensor.kept:
             return {}
-        metadata = ParquetV2Extended(self._check_file(tensor.file, hashed=False)).metadata
+        metadata = ParquetV2Extended(self._files.path(tensor.file, hashed=False)).metadata
         keys = ("time_aware", "spatial", "activation_stats")
         return {key: metadata[key] for key in keys if metadata.get(key) is not None}
 
     def verify(self) -> int:
         """Check every file and row hash; return the number of tensors, raise `ValidationError` at a mismatch."""
         for name in self._manifest.files:
-            self._check_file(name, hashed=True)
+            self._files.path(name, hashed=True)
         for name in {t["file"] for t in self._manifest.tensors.values()}:
             for _ in ParquetV2Extended(self.path / name).rows():
                 pass
         return len(self)
 
-    def _check_file(self, name: str, hashed: bool | None = None) -> Path:
-        recorded = self._manifest.files.get(name)
-        path = self.path / name
-        if not isinstance(recorded, dict) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValidationError(f"{self.path}: {name!r} is not a file of this model")
-        if not path.is_file():
-            raise ValidationError(f"{self.path}: {name!r} is missing: restore it or run the quantization again")
-        if path.stat().st_size != recorded.get("nbytes"):
-            raise ValidationError(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {recorded.get('nbytes')}: "
-                "restore it or run the quantization again"
-            )
-        if (self._verify != "off" if hashed is None else hashed) and hash_file(path) != recorded.get("xxh3"):
-            raise ValidationError(
-                f"{path} does not match the hash in the manifest: restore it or run the quantization again"
-            )
-        return path
-
-    def _mapped(self, file: str) -> mmap.mmap:
-        if file not in self._maps:
-            with self._check_file(file).open("rb") as stream:
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=self._access)
-        return self._maps[file]
-
     def payloads(self, tensor: LazyTensor, reference: TileReference) -> dict[str, memoryview]:
         """Map the payloads of one tile; read them through the Parquet library where the offsets do not hold."""
-        view = memoryview(self._mapped(tensor.file))
+        view = memoryview(self._files.mapped(tensor.file))
         found: dict[str, memoryview] = {}
         for column, (offset, nbytes) in reference.ranges.items():
             prefix = int.from_bytes(view[offset - 4 : offset], "little") if 4 <= offset <= len(view) - nbytes else -1
@@ -217,13 +199,18 @@ class QuantizedModel(Mapping[str, LazyTensor]):
             f"{tensor.file!r} holds no rows {reference.row_start}+{reference.row_count} of {tensor.name!r}"
         )
 
-    def release(self, name: str) -> None:
-        """Drop the mapping of one tensor's file; arrays that still view it keep it alive."""
-        self._maps.pop(self[name].file, None)
+    def in_turn(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield names and drop each file's mapping after the last of its tensors; arrays that view it keep it alive."""
+        names = list(names)
+        last = {self[name].file: name for name in names}
+        for name in names:
+            yield name
+            if last[self[name].file] == name:
+                self._files.unmap(self[name].file)
 
     def close(self) -> None:
         """Drop the mappings; arrays that still view them keep theirs alive."""
-        self._maps.clear()
+        self._files.unmap_all()
         self._tensors.clear()
 
     def __enter__(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import ipywidgets as widgets
 
 from arrowquant_nb.ui.charts.layout import WIDE, FigureShape
-from arrowquant_nb.ui.live_figure import Scene, figure_traces, live_widget, paint, shape_of
+from arrowquant_nb.ui.live_figure import Scene, figure_script, figure_traces, live_widget, paint, shape_of
 from arrowquant_nb.ui.palette import palette
 
 __all__ = ["FigureBox"]
@@ -42,6 +42,7 @@ class FigureBox:
         self.n_made = 0
         self._on_click = on_click
         self._made_of: tuple[FigureShape, str] | None = None
+        self._script: Any = None
         self._traces: list[dict[str, Any]] = []
 
     def draw(self, scene: Scene) -> None:
@@ -56,6 +57,11 @@ class FigureBox:
             self.n_paints += bool(paint(self.figure, self._traces, traces))
         self._traces = traces
 
+    def prepare(self) -> None:
+        """Send the page what figures are drawn with, before the first of them."""
+        if self._script is None:
+            self._script = figure_script()
+
     def clear(self) -> None:
         """Take the figure away."""
         self.widget.children = ()
@@ -65,13 +71,16 @@ class FigureBox:
 
     def _make(self, traces: list[dict[str, Any]], shape: FigureShape) -> None:
         old = self.figure
-        self.figure = live_widget(traces, shape, palette(self.theme))
+        self.prepare()
+        self.figure = live_widget(self._script, traces, shape, palette(self.theme))
         self._made_of = (shape, self.theme)
         self.n_made += 1
         for trace in self.figure.data:
             if trace.customdata is not None or trace.name in ("layers", "rows", "map"):
                 trace.on_click(self._clicked)
-        self.widget.children = (self.figure,)
+        with self.widget.hold_sync():
+            self.widget.children = ()  # else traitlets compares the two figures, down to their data
+            self.widget.children = (self.figure,)
         if old is not None:
             old.close()
 

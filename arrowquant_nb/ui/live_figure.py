@@ -7,7 +7,8 @@ first paint of an app does not wait for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import gc
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.ui.charts.block_map import BlockMap, block_map_traces
@@ -17,17 +18,21 @@ from arrowquant_nb.ui.charts.size_plan import size_plan_traces
 from arrowquant_nb.ui.charts.time_ranges import time_ranges_traces
 from arrowquant_nb.ui.charts.worst_list import worst_list_traces
 from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page
+from arrowquant_nb.ui.palette import palette
 from arrowquant_nb.ui.reference_points import reference_points
+from arrowquant_nb.ui.run_state import RunState
 from arrowquant_nb.ui.style import CONFIG
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from arrowquant_nb.runs.layer_view import LayerView, TimeRanges
+    from arrowquant_nb.ui.figure_widget import FigureScript
     from arrowquant_nb.ui.palette import Palette
-    from arrowquant_nb.ui.run_state import RunState
 
-__all__ = ["Scene", "figure_traces", "live_widget", "load_plotly", "paint", "shape_of", "static_figure"]
+__all__ = [
+    "Scene", "figure_script", "figure_traces", "live_widget", "load_plotly", "paint", "shape_of", "static_figure",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,26 +89,44 @@ def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[di
 
 
 def load_plotly() -> None:
-    """Load what the first figure needs, which takes a second or more: for a thread, ahead of time."""
-    import plotly.graph_objects as go  # noqa: PLC0415 - see above
+    """Load and measure what the first figure needs, which takes seconds: for a thread, ahead of time."""
+    from arrowquant_nb.ui.figure_widget import figure_code  # noqa: PLC0415 - loads plotly
 
-    go.Figure([{"type": kind} for kind in ("scatter", "bar", "heatmap")], {"annotations": [{}]})
-    _ = go.FigureWidget  # loaded by being named
+    scene = Scene(RunState(), ListView(), BlockMap(("block",), ("role",), {}))
+    shape = replace(shape_of(scene), panels=True)
+    colours = palette("light")
+    _figure(figure_traces(scene, shape, colours), shape, colours)  # plotly loads its parts as they are used
+    reference_points(1.0)
+    figure_code()
+    gc.collect()  # what was loaded makes a full collection due, which would hold up the loop in mid-run
 
 
 def static_figure(scene: Scene, colours: Palette, *, wide: bool = True) -> go.Figure:
     """Return the same as a figure that does not change, for reports and pictures."""
-    import plotly.graph_objects as go  # noqa: PLC0415 - see above
-
     shape = shape_of(scene, wide=wide)
-    return go.Figure(data=figure_traces(scene, shape, colours), layout=figure_layout(shape, colours))
+    return _figure(figure_traces(scene, shape, colours), shape, colours)
 
 
-def live_widget(traces: list[dict[str, Any]], shape: FigureShape, colours: Palette) -> go.FigureWidget:
-    """Return a new figure widget, complete when it is made."""
+def _figure(traces: list[dict[str, Any]], shape: FigureShape, colours: Palette) -> go.Figure:
     import plotly.graph_objects as go  # noqa: PLC0415 - see above
 
-    widget = go.FigureWidget(data=traces, layout=figure_layout(shape, colours))
+    return go.Figure(data=traces, layout=figure_layout(shape, colours))
+
+
+def figure_script() -> FigureScript:
+    """Return what live widgets draw with, sent to the page."""
+    from arrowquant_nb.ui.figure_widget import FigureScript, figure_code  # noqa: PLC0415 - loads plotly
+
+    return FigureScript(figure_code())
+
+
+def live_widget(
+    script: FigureScript, traces: list[dict[str, Any]], shape: FigureShape, colours: Palette
+) -> go.FigureWidget:
+    """Return a new figure widget, complete when it is made."""
+    from arrowquant_nb.ui.figure_widget import LiveFigure  # noqa: PLC0415 - loads plotly
+
+    widget = LiveFigure(script, traces, figure_layout(shape, colours))
     widget._config = {**widget._config, **CONFIG}  # noqa: SLF001 - the one way to a widget's configuration
     return widget
 

@@ -1,15 +1,25 @@
 """Folding changes no output: on the bundled transformer, and on transformers' own classes."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arrowquant_nb import ConfigurationError, ShapeMismatchError, samples
-from arrowquant_nb.quantizers.folding import fold_equalization, shared_inputs
+from arrowquant_nb.quantizers.folding import fold_equalization, foldable_places
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIT = "DiTTransformer2DModel"
+
+
+def shared_inputs(names, architecture):
+    """Groups of layers that must share their scales."""
+    return [place.consumers for place in foldable_places(names, architecture) if len(place.consumers) > 1]
+
+
 few = settings(max_examples=30)
 
 
@@ -18,7 +28,9 @@ def some_scales(weights, groups, alone=(), seed=0):
     rng = np.random.default_rng(seed)
     scales = {}
     for group in (*groups, *((name,) for name in alone)):
-        values = np.exp(rng.normal(0, 1.5, weights[group[0]].shape[1])).astype(np.float16).astype(np.float32)
+        values = (
+            np.exp(rng.normal(0, 1.5, math.prod(weights[group[0]].shape[1:]))).astype(np.float16).astype(np.float32)
+        )
         scales |= dict.fromkeys(group, values)
     return scales
 
@@ -112,23 +124,32 @@ def test_a_producer_of_another_width_is_refused_by_name(model, scales):
         fold_equalization(weights, {"proj_out_2.weight": scales["proj_out_2.weight"]}, DIT)
 
 
-def check_torch_model(model, architecture, run, foldable, unfoldable):
-    """Fold random scales into a torch model and compare its outputs in float64."""
+def check_torch_model(model, architecture, run, foldable, but=()):
+    """Fold random scales into a torch model, every layer given some, and compare its outputs in float64."""
     import torch
 
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     weights = {name: value.numpy().astype(np.float32) for name, value in model.state_dict().items()}
-    groups = shared_inputs(weights, architecture)
-    alone = [n for n in weights if any(n.endswith(f"{end}.weight") for end in (*foldable, *unfoldable))]
-    scales = some_scales(weights, groups, [n for n in alone if not any(n in g for g in groups)])
+    layers = [n for n, w in weights.items() if n.endswith(".weight") and w.ndim > 1 and "embed" not in n]
+    groups = [place.consumers for place in foldable_places(weights, architecture)]
+    assert all(foldable_places(weights, "SomethingNew") == [] for _ in groups)
+    grouped = {name for group in groups for name in group}
+    scales = some_scales(weights, groups, [name for name in layers if name not in grouped])
     folding = fold_equalization(weights, scales, architecture)
-    assert all(any(n.endswith(f"{end}.weight") for end in foldable) for n in folding.folded)
-    assert all(any(n.endswith(f"{end}.weight") for end in unfoldable) for n in folding.stored)
-    assert folding.folded
+    expected = re.compile(rf"(?:.+\.)?(?:{'|'.join(map(re.escape, foldable))})\.weight")
+    assert sorted(folding.folded) == [n for n in sorted(layers) if expected.fullmatch(n) and n not in but]
+    assert sorted(folding.stored) == sorted(set(layers) - set(folding.folded))
+    assert set(folding.weights) <= set(weights)
     with torch.no_grad():
         before = run(model.double()).numpy()
         state = {name: torch.from_numpy(np.array(value)) for name, value in {**weights, **folding.weights}.items()}
         model.load_state_dict(state)
         assert relative_error(run(model).numpy(), before) < 1e-5
+        state |= {name: torch.from_numpy(weights[name]) for name in folding.weights if name not in folding.folded}
+        model.load_state_dict(state)  # what is folded matters to the output
+        assert relative_error(run(model).numpy(), before) > 1e-3
 
 
 @pytest.mark.torch
@@ -140,13 +161,10 @@ def test_bert_folds_its_values_and_nothing_else():
         max_position_embeddings=16,
     )  # fmt: skip
     model = transformers.BertForMaskedLM(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.arange(24).reshape(2, 12)
     check_torch_model(
         model, "BertForMaskedLM", lambda m: m(input_ids=tokens).logits,
         ("attention.output.dense",),
-        ("self.query", "self.key", "self.value", "intermediate.dense", ".output.dense"),
     )  # fmt: skip
 
 
@@ -160,13 +178,65 @@ def test_dream_folds_its_norms_and_the_gated_branch():
         intermediate_size=48, max_position_embeddings=16,
     )  # fmt: skip
     model = transformers.Qwen2ForCausalLM(config).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.arange(24).reshape(2, 12)
     check_torch_model(
         model, "DreamModel", lambda m: m(input_ids=tokens).logits,
-        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"), ("o_proj",),
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
     )  # fmt: skip
+
+
+SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+JOINT = (
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_out.0",
+    "attn.to_add_out", "ff.net.0.proj", "ff_context.net.0.proj", "proj_out",
+)  # fmt: skip
+UNET = (*SELF, "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in")
+CROSS = ("attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
+# Builder of the model, its options, the layers that are folded by how their names end.
+FOLDABLE = [
+    ("dit", {}, (*SELF, "ff.net.0.proj", "proj_out_2")),
+    ("pixart", {}, ("attn1.to_out.0", "attn2.to_out.0")),
+    ("unet", {}, (*UNET, "attn2.to_q")),
+    ("sdxl_unet", {}, (*UNET, "attn2.to_q")),
+    ("audioldm2", {}, UNET),
+    ("stable_audio", {}, (*SELF, "attn2.to_q", "ff.net.0.proj", "ff.net.2")),
+    ("wan", {}, CROSS),
+    ("wan", {"cross_attn_norm": False}, ("attn1.to_out.0", "attn2.to_out.0")),
+    ("wan", {"added_kv_proj_dim": 128, "image_dim": 32}, CROSS),
+    ("sd3", {}, JOINT),
+    ("sd3", {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}, (*JOINT, "attn2.to_q", "attn2.to_k", "attn2.to_v",
+                                                                       "attn2.to_out.0")),
+    ("flux", {}, (*JOINT, "proj_mlp")),
+    ("chroma", {}, ("attn.to_out.0", "attn.to_add_out")),
+    ("qwen_image", {}, (*JOINT, "img_mlp.net.0.proj", "txt_mlp.net.0.proj")),
+    ("sana", {}, ("attn1.to_out.0", "attn2.to_out.0", "ff.conv_point")),
+    ("cogvideox", {}, (*SELF, "ff.net.0.proj")),
+]  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.*FluxPosEmbed:FutureWarning")  # diffusers' own Chroma still uses it
+@pytest.mark.parametrize(("name", "options", "foldable"), FOLDABLE)
+def test_the_models_of_diffusers_compute_what_they_did_before(name, options, foldable):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    import tiny_torch
+
+    torch.manual_seed(0)
+    model, call = getattr(tiny_torch, name)(**options)
+    arguments = as_double(call(400))
+    # The last layer of a single block of FLUX reads what stands behind a GELU too.
+    but = [n for n in model.state_dict() if n.startswith("single_transformer_blocks") and n.endswith("proj_out.weight")]
+    check_torch_model(
+        model.eval(), type(model).__name__, lambda m: m(**arguments, return_dict=False)[0], foldable, but
+    )  # fmt: skip
+
+
+def as_double(value):
+    """Arguments of a call in float64, so that only what folding rounds is left."""
+    if isinstance(value, dict):
+        return {name: as_double(entry) for name, entry in value.items()}
+    return value.double() if getattr(value, "is_floating_point", bool)() else value
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.booleans(), st.floats(0.1, 3.0))

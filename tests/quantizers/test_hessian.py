@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
-from arrowquant_nb.quantizers.hessian import checked_hessian, factorise, mean_outer
+from arrowquant_nb.quantizers.hessian import LastFactor, checked_hessian, factorise, mean_outer
 
 few = settings(max_examples=25)
 
@@ -124,3 +124,16 @@ def test_float32_is_taken_and_small_asymmetry_is_averaged():
 def test_what_is_no_hessian_is_refused(spoil, error, message):
     with pytest.raises(error, match=message):
         checked_hessian(spoil(hessian_of(4, 9)), 4, "layer7")
+
+
+def test_the_last_factor_is_remembered_for_one_array_in_one_basis():
+    h, known = hessian_of(12, 40), LastFactor()
+    first = known(h, h, (None, b""))
+    np.testing.assert_array_equal(first.upper, factorise(h).upper)
+    assert known(h.copy(), h, (None, b"")) is first
+    other = known(4 * h, h, (3, b""))  # another basis of the same array
+    np.testing.assert_array_equal(other.upper, factorise(4 * h).upper)
+    assert known(h, h, (None, b"")) is not first  # one is held
+    equal = h.copy()
+    assert known(equal, equal, (None, b"")) is not known(h, h, (None, b""))
+    assert known(np.zeros((3, 3)), equal, "nothing seen") is None

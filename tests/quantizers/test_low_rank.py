@@ -1,5 +1,7 @@
 """The low-rank branch, and rotation, branch and compensation together."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import MatrixJob, QuantizedTensor, quantize_compensated, quantize_transformed
+from arrowquant_nb.quantizers.hessian import LastFactor
 from arrowquant_nb.quantizers.low_rank import factors_of
 from arrowquant_nb.quantizers.measure import tiles_of
 
@@ -130,6 +133,19 @@ def test_compensation_is_the_same_for_any_number_of_threads_and_can_be_stopped()
     assert one[1] == two[1]
     assert one[0].packed.tobytes() == two[0].packed.tobytes()
     assert quantize_compensated(job, h, cancelled=lambda: True) is None
+
+
+def test_remembered_factors_change_no_byte():
+    w, h, known = with_strong_directions(40, 64), correlated(64), LastFactor()
+    scales = np.exp2(np.arange(64) % 3).astype(np.float16)
+    for job in (
+        job_of(w, 0), job_of(w, 2), job_of(w, 0, rotation="hadamard", seed=1), job_of(w, 0, rotation="auto", seed=2),
+        replace(job_of(w, 0), equalization=scales), job_of(w, 0),
+    ):  # fmt: skip
+        (one, report), (other, again) = (quantize_compensated(job, h, factors=f) for f in (None, known))
+        assert report == again
+        assert one.packed.tobytes() == other.packed.tobytes()
+        assert one.scales.tobytes() == other.scales.tobytes()
 
 
 def test_importance_of_columns_guides_the_branch():

@@ -164,3 +164,41 @@ def test_a_folded_layer_is_shown_in_the_form_of_its_source(folded, folding):
     expected = np.abs(folding[VALUE].undone(stored) - original).max()
     assert view.tile_max.max() == pytest.approx(expected, rel=1e-5)
     assert expected < np.abs(stored - original).max()  # as they are, the two are of different forms
+
+
+@pytest.mark.torch
+def test_scales_that_two_inputs_share_are_folded_into_both_values(tmp_path):
+    """FLUX: joint attention mixes the values of image and text, and each stream has a last layer of its own."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    import tiny_torch
+
+    import arrowquant_nb as aq
+
+    torch.manual_seed(0)
+    model, call = tiny_torch.flux(num_single_layers=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("to_v.weight", "add_v_proj.weight", "norm1.linear.bias")):
+                parameter.add_(torch.randn(len(parameter)).reshape(-1, *[1] * (parameter.ndim - 1)))
+    model.save_pretrained(tmp_path / "float")
+    aq.calibrate(model, [call(t) for t in (900, 900, 300, 300)], output=tmp_path / "inputs.parquet", rows_per_step=16)
+    config = DiffusionQuantConfig(activation_bit_width=4, num_time_groups=1, min_accuracy=0, min_output_sqnr_db=-100)
+    result = ArrowQuantV2(config).quantize_diffusion_model(
+        tmp_path / "float", tmp_path / "model", calibration=tmp_path / "inputs.parquet"
+    )
+    outputs = [f"{BLOCK}attn.to_out.0.weight", f"{BLOCK}attn.to_add_out.weight"]
+    assert all(report_of(result, name).inputs.folded for name in outputs)
+    assert not report_of(result, f"{BLOCK}ff.net.2.weight").inputs.folded
+    with open_quantized(result.quantized_path) as stored, open_checkpoint(tmp_path / "float") as source:
+        folding = stored_folding(stored, source)
+        assert len({tuple(stored.spatial.equalization_scales[name]) for name in outputs}) == 1
+    assert {f"{BLOCK}attn.to_v.bias", f"{BLOCK}attn.add_v_proj.bias", f"{BLOCK}norm1.linear.bias"} <= set(folding)
+    inputs = call(600)
+    with torch.no_grad():
+        before = model(**inputs).sample.numpy()
+        state = model.state_dict()
+        model.load_state_dict(
+            state | {name: torch.from_numpy(tensor.whole(state[name].numpy())) for name, tensor in folding.items()}
+        )
+        assert relative_error(model(**inputs).sample.numpy(), before) < 1e-5

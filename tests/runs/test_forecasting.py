@@ -181,6 +181,13 @@ def test_what_gptq_gains_in_a_wide_layer_is_told_from_blocks_of_its_columns(monk
         assert way.held_out_sqnr_db == pytest.approx(exact.held_out_sqnr_db, abs=1.5)
         assert 10 * math.log10(way.weight_noise / exact.weight_noise) == pytest.approx(0, abs=1.0)
         assert way.spread > exact.spread == 0.0
+        # A column is compensated by those after it, so a block alone, where the interval ends, is the worst there is.
+        assert way.output_noise * (1 + 2 * way.spread) > exact.output_noise
+
+
+def test_a_layer_of_more_than_a_thousand_columns_is_measured_by_gptq_itself():
+    (way,) = measured_alone(1100, planned_only=True, enough=lambda _task, _way: True).ways
+    assert (way.compensated, way.method, way.spread) == (True, "gptq-uls", 0.0)
 
 
 def test_where_only_the_plan_is_asked_wider_ways_are_measured_only_as_far_as_they_are_needed():

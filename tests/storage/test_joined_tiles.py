@@ -87,3 +87,22 @@ def test_a_kept_tensor_has_no_tiles_to_join():
     }  # fmt: skip
     with pytest.raises(ShapeMismatchError, match="is kept"):
         join_tiles(LazyTensor(None, "x", entry))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_tiles_of_a_kept_tensor_are_joined_and_may_be_written_where_their_files_may(kind):
+    weight = np.arange(5 * COLUMNS, dtype=np.float32).reshape(5, COLUMNS)
+
+    class Source:
+        def payloads(self, _, reference):
+            rows = weight[reference.row_start : reference.row_start + reference.row_count]
+            return {"data": memoryview(kind(rows.tobytes()))}
+
+    entry = {
+        "shape": [5, COLUMNS], "dtype": "float32", "bit_width": 16, "method": "", "grid": "", "group_size": 0,
+        "file": "f", "source_file": "a.safetensors", "source_xxh3": "",
+        "tiles": [{"rows": [s, n], "data": [0, 4 * n * COLUMNS]} for s, n in ((0, 2), (2, 2), (4, 1))],
+    }  # fmt: skip
+    joined = LazyTensor(Source(), "t", entry).dequantize()
+    assert np.array_equal(joined, weight)
+    assert joined.flags.writeable == (kind is bytearray)

@@ -315,3 +315,15 @@ def test_hostile_names_in_a_manifest_do_not_leave_the_folder(copy):
             with pytest.raises(ValidationError):
                 model.file_path(name)
         assert json.loads(model.file_path("config.json").read_bytes())
+
+
+def test_a_file_of_many_tensors_is_mapped_and_checked_until_its_last_one_is_taken(models, copy):
+    with open_quantized(copy) as model:
+        file = model[KEPT].file
+        shared = [name for name in model if model[name].file == file]
+        assert len(shared) > 1
+        held = [owner(model[name].dequantize()) for name in model.in_turn(model) if name in shared]
+        assert all(mapping is held[0] for mapping in held)  # one mapping, so one check
+        (copy / file).write_bytes(b"another")
+        with pytest.raises(ValidationError, match=file):
+            model[KEPT].dequantize()
