@@ -20,12 +20,12 @@ from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when the first library with OpenMP is loaded
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from bench_kernels import _cpu  # noqa: E402
+import numpy as np
+import torch
+from bench_kernels import _cpu
 
-from arrowquant_nb import _kernels, quantize_tensor  # noqa: E402
-from arrowquant_nb.runtime import InputFormat, QuantizedLinear  # noqa: E402
+from arrowquant_nb import _kernels, quantize_tensor
+from arrowquant_nb.runtime import InputFormat, QuantizedLinear
 
 WEIGHTS = {"W8": (8, 64, "uls", "float16"), "W4": (4, 64, "uls", "float16"), "W4 k": (4, 32, "uls", "k"),
            "W2": (2, 64, "uls", "float16"), "W2 r2q": (2, 64, "r2q", "float16")}  # fmt: skip
