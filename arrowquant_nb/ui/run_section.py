@@ -54,10 +54,10 @@ class RunSection:
         self.row = widgets.HBox([self.output, self.another, self.run, self.why_off])
         self.take_up = _button("Show it with its settings", "What this run did; its model and settings enter the form")
         self.earlier = widgets.HBox([], layout={"display": "none"})
-        stands = widgets.HBox([self.words, self.take_up])
-        for row in (self.row, self.earlier, stands):
+        self._stands = widgets.HBox([self.words, self.take_up])
+        for row in (self.row, self.earlier, self._stands):
             row.add_class("aq-row")
-        self.widget = widgets.VBox([self.row, stands, self.earlier])
+        self.widget = widgets.VBox([self.row, self._stands, self.earlier])
         self.run.on_click(lambda _: on_run())
         self.another.on_click(lambda _: self._rename())
         self.take_up.on_click(lambda _: on_take_up(self.folder))
@@ -92,6 +92,7 @@ class RunSection:
         kind = "" if self._folder.usable else "class='aq-error' role='alert'"
         self.words.value = f"<span {kind}>{escape(self._folder.words)}</span>" if self._folder.words else ""
         self.another.layout.display = "" if self._folder.words and self.output.value.strip() else "none"
+        self._stands.layout.display = "" if self._folder.words else "none"
         self.take_up.layout.display = "" if self._folder.logged else "none"
         self.run.description = "Resume" if self._folder.resumable else "Run"
 

@@ -116,7 +116,8 @@ class RunView:
         if session.result is not None and not session.error and session.state.status == FINISHED:
             result = session.result
             label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
-            self.samples.offer(session.model, session.output, label)
+            if self.samples.offer(session.model, session.output, label) and not session.overriding:
+                self.dashboard.folds.open_first()
             self.compare.offer(result, session.output)
         self._buttons()
         self._on_change()
