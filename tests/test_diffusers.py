@@ -283,6 +283,22 @@ def test_a_loaded_model_is_cast_and_dequantized_in_half_precision(folders):
         huge.half().dequantize()
 
 
+def test_an_adapter_is_trained_around_quantized_layers_and_cannot_be_merged_into_codes(folders):
+    peft = pytest.importorskip("peft")
+    model = loading(folders.of("Flux")[2], diffusers.FluxTransformer2DModel)
+    call = tiny_torch.seeded("Flux")[1](500)
+    before = output_of(model, call)
+    model.add_adapter(peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    assert isinstance(model.transformer_blocks[0].attn.to_q.base_layer, QuantizedLinear)
+    assert not torch.allclose(output_of(model, call), before, atol=1e-3)
+    model(**call).sample.sum().backward()
+    assert all(("lora" in name) == (p.grad is not None) for name, p in model.named_parameters())
+    with pytest.raises(AttributeError, match=r"holds codes; use dequantize\(\)"):
+        model.fuse_lora()
+    model.delete_adapters("default")
+    assert torch.equal(output_of(model, call), before)
+
+
 def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
     pipeline = quiet(tiny_torch.dit_pipeline())
     config = DiffusionQuantConfig(bit_width=8, method="rtn", activation_bit_width=8, num_time_groups=3)
@@ -296,6 +312,10 @@ def test_rounded_inputs_are_saved_with_their_tables_over_time(tmp_path):
     torch.manual_seed(0)
     call = tiny_torch.seeded("DiT")[1](500)
     assert torch.equal(output_of(loaded, call), output_of(pipeline.transformer, call))
+    compiled = torch.compile(loaded, backend="eager")
+    for t in (100, 500, 900):
+        call["timestep"] = torch.full_like(call["timestep"], t)
+        torch.testing.assert_close(output_of(compiled, call), output_of(loaded, call), rtol=0, atol=1e-4)
     with pytest.raises(aq.ValidationError, match=r"DiTTransformer2DModel was called with timestep \[1001\.0"):
         loaded(**(call | {"timestep": torch.tensor([1001, 1001])}))
 

@@ -74,13 +74,13 @@ def unrotate(x: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _factors(x: torch.Tensor, seed: int) -> torch.Tensor:
-    columns = x.shape[-1]
+    columns = int(x.shape[-1])  # a tensor while torch traces
     return torch.from_numpy(signs(seed, columns) / np.sqrt(block_length(columns))).to(x.device, x.dtype)
 
 
 def _hadamard(x: torch.Tensor) -> torch.Tensor:
     shape, distance = x.shape, 1
-    while distance < block_length(shape[-1]):
+    while distance < block_length(int(shape[-1])):
         pairs = x.reshape(*shape[:-1], -1, 2, distance)
         x = torch.stack((pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]), -2)
         distance *= 2

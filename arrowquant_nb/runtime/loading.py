@@ -21,6 +21,7 @@ from arrowquant_nb.runtime.embedding import QuantizedEmbedding
 from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
+from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
 from arrowquant_nb.runtime.time import N_TIMESTEPS, follow_reading, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
-    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
     from arrowquant_nb.storage.quantized import QuantizedModel
 
 __all__ = ["follow_tables", "layer_over", "load_into", "swappable"]
@@ -222,7 +222,7 @@ def swappable(module: Any) -> bool:
     """
     if isinstance(module, torch.nn.Embedding):
         return type(module) is torch.nn.Embedding and module.max_norm is None
-    if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+    if isinstance(module, (torch.nn.modules.linear.NonDynamicallyQuantizableLinear, QuantizedLayer)):
         return False
     return isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
 
 
-class QuantizedLinear(QuantizedLayer):
+class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
     """``y = x W^T + b`` over packed codes; takes the place of `torch.nn.Linear`. See `QuantizedLayer` for its making.
 
     On the processor the weight is never decoded as a whole: kernels multiply by the codes. Inputs may be float32,
@@ -31,15 +31,11 @@ class QuantizedLinear(QuantizedLayer):
     is decoded for the call.
     """
 
-    @property
-    def in_features(self) -> int:
-        """Columns of the weight."""
-        return self.form.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        """Rows of the weight."""
-        return self.form.shape[0]
+    def __init__(self, form: FolderLayer, inputs: InputFormat | None = None, **settings: Any) -> None:
+        super().__init__(form, inputs, **settings)
+        if len(form.shape) != 2:
+            raise ShapeMismatchError(f"{self.name}: a weight of shape {form.shape} is none of a linear layer")
+        self.out_features, self.in_features = form.shape
 
     def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
         """Return `torch.nn.Linear` and its sizes."""
@@ -145,21 +141,21 @@ class _QuantizedConvolution(QuantizedLayer):
         return y.transpose(1, 2).reshape(len(x), self.out_channels, *places)
 
 
-class QuantizedConv1d(_QuantizedConvolution):
+class QuantizedConv1d(_QuantizedConvolution, torch.nn.Conv1d):
     """Takes the place of `torch.nn.Conv1d`."""
 
     n_axes = 1
     float_class = torch.nn.Conv1d
 
 
-class QuantizedConv2d(_QuantizedConvolution):
+class QuantizedConv2d(_QuantizedConvolution, torch.nn.Conv2d):
     """Takes the place of `torch.nn.Conv2d`."""
 
     n_axes = 2
     float_class = torch.nn.Conv2d
 
 
-class QuantizedConv3d(_QuantizedConvolution):
+class QuantizedConv3d(_QuantizedConvolution, torch.nn.Conv3d):
     """Takes the place of `torch.nn.Conv3d`."""
 
     n_axes = 3

@@ -13,13 +13,18 @@ import torch
 from torch.nn import functional
 
 from arrowquant_nb import _kernels
+from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
+from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
+    from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
+
+    Arrays = dict[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
@@ -31,41 +36,54 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
-    if not _runs_kernels(layer, x):
-        return _with_bias(layer, _multiply_by_torch(layer, x))
+    arrays = _arrays(layer, x)
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    if recorded or not kernels_take(x, *arrays.values()):
+        return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
     x = x.detach().float()
-    x, branch = _divided(layer, x)
-    means = _means(layer, x)
+    x, branch = _divided(layer, arrays, x)
+    means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
     form = layer.form
     trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
     bias = None if trained or layer.bias is None else layer.bias.detach().float()
     x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
-    y = _rounded_product(layer, x, bias) if not layer.inputs.is_float else _float_product(layer, x, bias)
+    weight = _matrix(form, arrays)
+    y = _float_product(weight, x, bias) if layer.inputs.is_float else _rounded_product(layer, weight, x, bias)
     if means is not None:
-        y += _float_product(layer, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
+        y += _float_product(weight, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
     y = y if branch is None else y + branch
     return _with_bias(layer, y) if trained else y
 
 
-def _runs_kernels(layer: QuantizedLayer, x: torch.Tensor) -> bool:
-    """Tell whether our kernels can take these inputs: plain processor tensors, and no gradient to be recorded."""
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    plain = x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()
-    return plain and not recorded and layer.weight.device.type == "cpu"
-
-
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """Return the outputs (..., outputs) of inputs (batch, ..., groups, columns), each group with its own rows of W."""
-    return _with_bias(layer, _multiply_by_torch(layer, x.float(), x.shape[-2]))
+    return _with_bias(layer, _multiply_by_torch(layer, _arrays(layer, x), x.float(), x.shape[-2]))
 
 
-def _multiply_by_torch(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
+def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
+    """Return what is stored, brought to where it is computed with if it was offloaded.
+
+    Raises
+    ------
+    CheckpointError
+        It has no values: torch would go on with whatever lies in memory.
+
+    """
+    arrays: Arrays = layer.weight()
+    if arrays["packed"].is_meta and not x.is_meta:
+        raise CheckpointError(
+            f"{layer.name}: its codes are on the meta device, without values: load them, or take its offloading back"
+        )
+    return arrays
+
+
+def _multiply_by_torch(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor, groups: int = 1) -> torch.Tensor:
     """Do the same with the codes decoded for this call."""
-    form, weight = layer.form, decode(layer.form, layer.weight.arrays()).to(x.dtype)
-    x, branch = _divided(layer, x, groups)
-    means = _means(layer, x)
+    form, weight = layer.form, decode(layer.form, arrays).to(x.dtype)
+    x, branch = _divided(layer, arrays, x, groups)
+    means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
     x = x if form.rotation_seed is None else rotate(x, form.rotation_seed)
@@ -86,19 +104,22 @@ def _with_bias(layer: QuantizedLayer, y: torch.Tensor) -> torch.Tensor:
     return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 
-def _divided(layer: QuantizedLayer, x: torch.Tensor, groups: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _divided(
+    layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor, groups: int = 1
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Divide by the equalization, and return the low-rank branch's part of the product too."""
     if layer.form.equalization is not None:
-        x = x / layer.weight.equalization.to(x.dtype)
+        x = x / arrays["equalization"].to(x.dtype)
     if not layer.form.low_rank:
         return x, None
-    a, b = layer.weight.low_rank_a.to(x.dtype), layer.weight.low_rank_b.to(x.dtype)
+    a, b = (arrays[part].to(x.dtype) for part in ("low_rank_a", "low_rank_b"))
     return x, _product(functional.linear(x, b), a, groups)
 
 
-def _means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor | None:
+def _means(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> torch.Tensor | None:
     """Return what is taken off inputs before they are rounded; float inputs need no centring."""
-    return input_means(layer, x) if layer.form.activation_means and not layer.inputs.is_float else None
+    means = arrays.get("activation_means")
+    return None if means is None or layer.inputs.is_float else input_means(layer.inputs, means, x, layer.name)
 
 
 def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
@@ -108,18 +129,17 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _matrix(layer: QuantizedLayer) -> _kernels.StoredMatrix:
-    weight = layer.weight
-    form, layout = weight.form, weight.form.layout
-    return _kernels.StoredMatrix(
-        weight.packed.numpy(), weight.scales.numpy(), weight.zero_points.numpy(), form.grid, form.bit_width,
-        form.group_size, (layout.rows, layout.columns),
-    )  # fmt: skip
+def _matrix(form: FolderLayer, arrays: Arrays) -> _kernels.StoredMatrix:
+    packed, scales, zero_points = (arrays[part].numpy() for part in ("packed", "scales", "zero_points"))
+    sizes = (form.layout.rows, form.layout.columns)
+    return _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
 
 
-def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _rounded_product(
+    layer: QuantizedLayer, weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """Round inputs to codes and multiply as integers."""
-    inputs, columns, weight = layer.inputs, x.shape[-1], _matrix(layer)
+    inputs, columns = layer.inputs, x.shape[-1]
     rows = x.reshape(-1, columns).contiguous()
     out = torch.empty(len(rows), weight.shape[0])
     if out.numel():
@@ -137,9 +157,8 @@ def _rounded_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor 
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
-def _float_product(layer: QuantizedLayer, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _float_product(weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    weight = _matrix(layer)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty(len(rows), weight.shape[0])
     if not out.numel():

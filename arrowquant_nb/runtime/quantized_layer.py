@@ -25,6 +25,9 @@ __all__ = ["QuantizedLayer"]
 class QuantizedLayer(torch.nn.Module):
     """A layer whose weight is stored as codes.
 
+    Its linear layers and convolutions are also instances of torch's, by which other tools know them: peft puts
+    adapters around them. What needs the float weight itself, such as merging an adapter, is refused by the weight.
+
     Parameters
     ----------
     form : how the weight is stored.
@@ -49,7 +52,7 @@ class QuantizedLayer(torch.nn.Module):
         device: torch.device | str | None = None,
         name: str = "",
     ) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)  # not that of the layer of torch that a subclass is, too
         self.inputs = inputs or InputFormat()
         self.name = name or f"{type(self).__name__} {tuple(form.shape)}"
         self.weight = StoredWeight(form, dtype, device)

@@ -17,7 +17,6 @@ from arrowquant_nb.runtime.time import current_time
 if TYPE_CHECKING:
     from arrowquant_nb.quantizers.time_tables import LayerTimeTable
     from arrowquant_nb.runtime.input_format import InputFormat
-    from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
 __all__ = ["input_means", "round_inputs", "static_grids"]
 
@@ -71,17 +70,30 @@ def _per_sample(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.repeat_interleave(len(x) // len(values), 0).view(len(x), *[1] * (x.ndim - 2), values.shape[-1])
 
 
-def input_means(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
-    """Return what is taken off the channels of x at the time of the model call, (1, ..., columns) or one per sample."""
-    means = layer.weight.activation_means.to(x.dtype)
-    table = layer.inputs.table
+def input_means(inputs: InputFormat, means: torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:
+    """Return what is taken off the channels of x at the time of the model call, (1, ..., columns) or one per sample.
+
+    Parameters
+    ----------
+    inputs : how they are rounded.
+    means : of the layer, float32 (time groups or 1, columns).
+    x : (batch, ..., columns).
+    name : of the layer, for messages.
+
+    Raises
+    ------
+    ShapeMismatchError
+        Means of another number of time groups than the layer's table.
+
+    """
+    means, table = means.to(x.dtype), inputs.table
     if len(means) == 1:  # the same at all times
         return means[0].view(*[1] * (x.ndim - 1), -1)
     if table is None or len(means) != len(table.groups):
         raise ShapeMismatchError(
-            f"{layer.name}: means of {len(means)} time groups do not fit inputs {layer.inputs.rule!r}: quantize again"
+            f"{name}: means of {len(means)} time groups do not fit inputs {inputs.rule!r}: quantize again"
         )
-    groups = _groups(table, x, layer.name)
+    groups = _groups(table, x, name)
     return means[groups[0]].view(*[1] * (x.ndim - 1), -1) if len(groups) == 1 else _per_sample(means[list(groups)], x)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
-__all__ = ["StoredWeight", "form_of"]
+__all__ = ["StoredWeight", "form_of", "kernels_take"]
 
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
 """Parts that have a row for each row of the matrix view."""
@@ -124,21 +124,18 @@ class StoredWeight(torch.nn.Module):
             usable = array.flags.writeable and array.flags.c_contiguous and array.flags.aligned
             setattr(self, part, torch.from_numpy(array if usable else np.array(array, order="C")))
 
-    def quantized(self) -> QuantizedTensor:
-        """Return a `QuantizedTensor` over the same memory; only on the processor."""
-        return _over_the_same_memory(self.form, self.arrays())
-
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
-        return _values(self.form, self.arrays()).reshape(self.form.shape).to(dtype or self.dtype)
+        return _values(self.form, self()).reshape(self.form.shape).to(dtype or self.dtype)
 
     def rows(self, numbers: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return some rows of the matrix view, (n, columns), decoding no others; `numbers` are integers (n,)."""
-        arrays = self.arrays()
+        arrays = self()
+        device = arrays["packed"].device
         if not len(numbers):
-            return torch.empty(0, self.form.layout.columns, dtype=dtype or self.dtype, device=self.device)
+            return torch.empty(0, self.form.layout.columns, dtype=dtype or self.dtype, device=device)
         for part in ROW_PARTS & arrays.keys():
-            arrays[part] = arrays[part].index_select(0, numbers.to(self.device))
+            arrays[part] = arrays[part].index_select(0, numbers.to(device))
         form = replace(self.form, shape=(len(numbers), self.form.layout.columns))
         return _values(form, arrays).to(dtype or self.dtype)
 
@@ -158,9 +155,18 @@ class StoredWeight(torch.nn.Module):
                 f"a quantized weight has no {name!r}: it holds codes; use dequantize() for the float weight"
             ) from error
 
-    def forward(self, *_: object) -> torch.Tensor:
-        """Refuse: a weight is not called."""
-        raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
+    def forward(self, *inputs: object) -> dict[str, torch.Tensor]:
+        """Return the buffers to compute with; a call, so that the hooks of offloading bring them first.
+
+        Raises
+        ------
+        ShapeMismatchError
+            It is given inputs: it is no layer.
+
+        """
+        if inputs:
+            raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
+        return self.arrays()
 
     def extra_repr(self) -> str:
         """One line: shape, width and grid."""
@@ -170,13 +176,19 @@ class StoredWeight(torch.nn.Module):
         return f"{'x'.join(map(str, form.shape))}, INT{form.bit_width} {form.grid} g{form.group_size}{rotated}{branch}"
 
 
+def kernels_take(*tensors: torch.Tensor) -> bool:
+    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and all(t.device.type == "cpu" and type(t) is torch.Tensor for t in tensors)
+
+
 def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:
     return form.tensor("weight", {part: buffer.numpy() for part, buffer in arrays.items()})
 
 
 def _values(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the float values of arrays of a form, float32 in the shape of the form or of its matrix view."""
-    if arrays["packed"].device.type == "cpu" and not torch.compiler.is_compiling():
+    if kernels_take(*arrays.values()):
         threads = _kernels.resolve_threads(torch.get_num_threads())
         return torch.from_numpy(_over_the_same_memory(form, arrays).dequantize(n_threads=threads))
     values = decode(form, arrays)

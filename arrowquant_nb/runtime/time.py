@@ -137,6 +137,11 @@ class FollowedForward:
         self.n_timesteps = n_timesteps
         # Parameters before the timestep; the bound method has no self.
         self._place = list(inspect.signature(model.forward).parameters).index(argument)
+        _leave_to_python()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _leave_to_python()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with its time set."""
@@ -169,6 +174,19 @@ class FollowedForward:
                 "calibrated"
             )
         return ModelTime.of(np.clip(unit, 0, 1), 1)
+
+
+@functools.cache
+def _leave_to_python() -> None:
+    """Have `torch.compile` step over whatever reads the time, and compile the model's own forward.
+
+    Called when a model is followed, not at import: it loads torch's compiler, about a second.
+    """
+    import torch  # noqa: PLC0415 - the rest of this module is of use without it
+
+    torch.compiler.disable(FollowedForward.__call__, recursive=False)  # marks its code
+    for kind, name in ((FollowedForward, "_time_of"), (ModelTime, "groups_in")):
+        setattr(kind, name, torch.compiler.disable(getattr(kind, name), reason="reads the timestep"))
 
 
 def unfollow_time(model: Any) -> None:

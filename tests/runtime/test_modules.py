@@ -2,11 +2,12 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 
-from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.errors import CheckpointError, ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeGroupParams
@@ -167,6 +168,37 @@ def test_copies_pickles_and_state_dicts_hold_the_layer():
     unfilled.load_state_dict(layer.state_dict(), assign=True)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), fresh, unfilled):
         assert torch.equal(other(x), y)
+
+
+def test_codes_that_are_offloaded_come_for_each_call():
+    """As `enable_sequential_cpu_offload(offload_buffers=True)` does it: a hook before the forward of every module."""
+    accelerate = pytest.importorskip("accelerate")
+    x = torch.from_numpy(random(4, 96, seed=1))
+    for layer in (
+        QuantizedLinear.from_arrays(everything(), torch.ones(48)),
+        QuantizedLinear.from_arrays(everything(), torch.ones(48), InputFormat("per_token", 8)),
+    ):
+        y = layer(x)
+        accelerate.cpu_offload(layer, torch.device("cpu"), offload_buffers=True)
+        assert layer.weight.packed.is_meta
+        assert torch.equal(layer(x), y)
+        assert layer.weight.packed.is_meta
+        assert layer.dequantize().device.type == "cpu"
+
+
+def test_codes_without_values_are_refused():
+    form = QuantizedLinear.from_arrays(everything()).form
+    with pytest.raises(CheckpointError, match=r"to_q.*on the meta device"):
+        QuantizedLinear.empty(form, name="to_q")(torch.ones(1, 96))
+
+
+def test_a_traced_layer_computes_what_it_is_given():
+    layer = QuantizedLinear.from_arrays(everything(), torch.ones(48), InputFormat("per_token", 8))
+    x, other = (torch.from_numpy(random(4, 96, seed=seed)) for seed in (1, 2))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch says that sizes become constants, and that tracing grows old
+        traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(other), layer(other), rtol=0, atol=0.02)
 
 
 def test_the_meta_device_gives_shapes():
