@@ -21,10 +21,11 @@ from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_gri
 from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
-    from arrowquant_nb.export.folder_settings import FolderLayer
+    from collections.abc import Mapping
+
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
-    Arrays = dict[str, torch.Tensor]
+    Arrays = Mapping[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
@@ -37,24 +38,46 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
     arrays = _arrays(layer, x)
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    if recorded or not kernels_take(x, *arrays.values()):
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    matrix = None if recorded or not kernels_take(x) else layer.weight.matrix(arrays)
+    if matrix is None:
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
-    x = x.detach().float()
+    bias = layer.bias
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    given = None if trained or bias is None else _plain(bias)
+    x = _plain(x)
+    if layer.inputs.is_float and layer.form.is_plain:
+        y = _float_product(matrix, x, given)
+    else:
+        y = _dressed_product(layer, arrays, matrix, x, given)
+    return _with_bias(layer, y) if trained else y
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    """Return x as float32 without a gradient. Of one token, each call into torch costs a hundredth of the product."""
+    x = x.detach() if x.requires_grad else x
+    return x if x.dtype == torch.float32 else x.float()
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    x = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _dressed_product(
+    layer: QuantizedLayer, arrays: Arrays, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Multiply with all that is around codes and inputs."""
+    seed = layer.form.rotation_seed
     x, branch = _divided(layer, arrays, x)
     means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
-    form = layer.form
-    trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
-    bias = None if trained or layer.bias is None else layer.bias.detach().float()
-    x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
-    weight = _matrix(form, arrays)
-    y = _float_product(weight, x, bias) if layer.inputs.is_float else _rounded_product(layer, weight, x, bias)
+    x = x if seed is None else _rotated(x, seed)
+    y = _float_product(matrix, x, bias) if layer.inputs.is_float else _rounded_product(layer, matrix, x, bias)
     if means is not None:
-        y += _float_product(weight, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
-    y = y if branch is None else y + branch
-    return _with_bias(layer, y) if trained else y
+        y += _float_product(matrix, means if seed is None else _rotated(means, seed), None)
+    return y if branch is None else y + branch
 
 
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -71,7 +94,7 @@ def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
         It has no values: torch would go on with whatever lies in memory.
 
     """
-    arrays: Arrays = layer.weight()
+    arrays: Arrays = layer.weight.brought()
     if arrays["packed"].is_meta and not x.is_meta:
         raise CheckpointError(
             f"{layer.name}: its codes are on the meta device, without values: load them, or take its offloading back"
@@ -129,19 +152,13 @@ def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _matrix(form: FolderLayer, arrays: Arrays) -> _kernels.StoredMatrix:
-    packed, scales, zero_points = (arrays[part].numpy() for part in ("packed", "scales", "zero_points"))
-    sizes = (form.layout.rows, form.layout.columns)
-    return _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
-
-
 def _rounded_product(
-    layer: QuantizedLayer, weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Round inputs to codes and multiply as integers."""
     inputs, columns = layer.inputs, x.shape[-1]
-    rows = x.reshape(-1, columns).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
+    rows = _rows(x)
+    out = torch.empty(len(rows), matrix.stored.shape[0])
     if out.numel():
         grid = None
         if inputs.table is not None:
@@ -153,24 +170,24 @@ def _rounded_product(
         span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
         given = None if bias is None else bias.numpy()
         threads = torch.get_num_threads()
-        _kernels.multiply_codes(rows.numpy(), weight, given, out.numpy(), inputs.bit_width, span, grid, threads)
+        _kernels.multiply_codes(rows.numpy(), matrix, given, out.numpy(), inputs.bit_width, span, grid, threads)
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
-def _float_product(weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _float_product(matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
-    if not out.numel():
+    rows = _rows(x)
+    out = torch.empty(len(rows), matrix.stored.shape[0])
+    if not len(rows):
         pass
     elif _kernels.active_isa() not in {"numpy", "scalar"}:
         given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(rows.numpy(), weight, given, out.numpy(), torch.get_num_threads())
+        _kernels.multiply_floats(rows.numpy(), matrix, given, out.numpy(), torch.get_num_threads())
     else:
-        _multiply_panels(weight, rows, out)
+        _multiply_panels(matrix.stored, rows, out)
         if bias is not None:
             out += bias
-    return out.reshape(*x.shape[:-1], out.shape[1])
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
