@@ -12,23 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from arrowquant_nb import _kernels
 from arrowquant_nb.errors import CheckpointError
-from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
+from arrowquant_nb.runtime.kernel_calls import StoredArrays, code_product, float_product, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
-    from arrowquant_nb.export.folder_settings import FolderLayer
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
     Arrays = dict[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
-PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # of torch 2.7 and later
 
 
 def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -38,7 +36,7 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """
     arrays = _arrays(layer, x)
     recorded = torch.is_grad_enabled() and x.requires_grad
-    if recorded or not kernels_take(x, *arrays.values()):
+    if recorded or not (kernels_take(x, *arrays.values()) or _compiled_for_kernels(x, arrays)):
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
     x = x.detach().float()
     x, branch = _divided(layer, arrays, x)
@@ -48,13 +46,19 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     form = layer.form
     trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
     bias = None if trained or layer.bias is None else layer.bias.detach().float()
-    x = x if form.rotation_seed is None else _rotated(x, form.rotation_seed)
-    weight = _matrix(form, arrays)
-    y = _float_product(weight, x, bias) if layer.inputs.is_float else _rounded_product(layer, weight, x, bias)
+    x = x if form.rotation_seed is None else rotated(x, form.rotation_seed)
+    weight = StoredArrays.of(form, arrays)
+    y = float_product(x, weight, bias) if layer.inputs.is_float else _rounded_product(layer, weight, x, bias)
     if means is not None:
-        y += _float_product(weight, means if form.rotation_seed is None else _rotated(means, form.rotation_seed), None)
+        y = y + float_product(means if form.rotation_seed is None else rotated(means, form.rotation_seed), weight, None)
     y = y if branch is None else y + branch
     return _with_bias(layer, y) if trained else y
+
+
+def _compiled_for_kernels(x: torch.Tensor, arrays: Arrays) -> bool:
+    """Tell whether `torch.compile` is at work on the processor; what is exported shall run without our operators."""
+    compiled = torch.compiler.is_compiling() and not _is_exporting()
+    return compiled and x.device.type == "cpu" and arrays["packed"].device.type == "cpu"
 
 
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -122,66 +126,11 @@ def _means(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> torch.Tens
     return None if means is None or layer.inputs.is_float else input_means(layer.inputs, means, x, layer.name)
 
 
-def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1]).clone(memory_format=torch.contiguous_format)
-    if rows.numel():
-        rotate_rows(rows.numpy(), seed, torch.get_num_threads())
-    return rows.reshape(x.shape)
-
-
-def _matrix(form: FolderLayer, arrays: Arrays) -> _kernels.StoredMatrix:
-    packed, scales, zero_points = (arrays[part].numpy() for part in ("packed", "scales", "zero_points"))
-    sizes = (form.layout.rows, form.layout.columns)
-    return _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
-
-
 def _rounded_product(
-    layer: QuantizedLayer, weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer, weight: StoredArrays, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Round inputs to codes and multiply as integers."""
-    inputs, columns = layer.inputs, x.shape[-1]
-    rows = x.reshape(-1, columns).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
-    if out.numel():
-        grid = None
-        if inputs.table is not None:
-            per_token = (
-                g.broadcast_to((*x.shape[:-1], 1)).reshape(-1) for g in static_grids(inputs.table, x, layer.name)
-            )
-            scale, zero = (g.contiguous().numpy() for g in per_token)
-            grid = scale, zero
-        span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
-        given = None if bias is None else bias.numpy()
-        threads = torch.get_num_threads()
-        _kernels.multiply_codes(rows.numpy(), weight, given, out.numpy(), inputs.bit_width, span, grid, threads)
-    return out.reshape(*x.shape[:-1], out.shape[1])
-
-
-def _float_product(weight: _kernels.StoredMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out = torch.empty(len(rows), weight.shape[0])
-    if not out.numel():
-        pass
-    elif _kernels.active_isa() not in {"numpy", "scalar"}:
-        given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(rows.numpy(), weight, given, out.numpy(), torch.get_num_threads())
-    else:
-        _multiply_panels(weight, rows, out)
-        if bias is not None:
-            out += bias
-    return out.reshape(*x.shape[:-1], out.shape[1])
-
-
-def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
-    n_outputs, n_columns = weight.shape
-    step = max(16, PANEL_WEIGHTS // n_columns)
-    panel = torch.empty(min(step, n_outputs), n_columns)
-    for start in range(0, n_outputs, step):
-        part = slice(start, min(start + step, n_outputs))
-        decoded = panel[: part.stop - start]
-        _kernels.dequantize_rows(
-            weight.packed[part], weight.scales[part], weight.zero_points[part], weight.grid, weight.bit_width,
-            weight.group_size, decoded.numpy(), "float32", torch.get_num_threads(),
-        )  # fmt: skip
-        out[:, part] = rows @ decoded.t()
+    """Round inputs to codes by the layer's rule and multiply as integers."""
+    inputs = layer.inputs
+    grids = None if inputs.table is None else static_grids(inputs.table, x, layer.name)
+    span = GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)
+    return code_product(x, weight, bias, inputs.bit_width, span, grids)
