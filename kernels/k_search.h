@@ -17,7 +17,7 @@ typedef struct {
 
 /* Integers nearest to x / d, given 1 / d or 0. */
 INLINE vf ISA(k_round)(vf x, vf reciprocal, vf most) {
-    return (v_min(v_max(x * reciprocal, (vf){0}), most) + ISA(v_splat)(MAGIC)) - ISA(v_splat)(MAGIC);
+    return ISA(v_nearest)(v_min(v_max(x * reciprocal, (vf){0}), most));
 }
 
 INLINE vf ISA(k_reciprocal)(vf d) { return ISA(v_select)(d > (vf){0}, ISA(v_splat)(1.0f) / d, (vf){0}); }

@@ -67,11 +67,25 @@ def supported_isas():
     return tuple(_sets[i].name.decode() for i in range(_n_sets))
 
 
+cdef dict _numbers = {isa: i for i, isa in enumerate(supported_isas())}
+
+
 cdef int _find(str isa) except -1:
-    for i in range(_n_sets):
-        if _sets[i].name.decode() == isa:
-            return i
-    raise ValueError(f"instruction set {isa!r} is not one of {supported_isas()}")
+    number = _numbers.get(isa)
+    if number is None:
+        raise ValueError(f"instruction set {isa!r} is not one of {supported_isas()}")
+    return number
+
+
+cdef class Matrix:
+    """A `StoredMatrix` whose buffers were checked once, for many products; holds on to them."""
+
+    cdef dequantize_job job
+    cdef list held
+
+    def __cinit__(self, object stored):
+        self.held = []
+        _fill_weight(&self.job, stored, self.held)
 
 
 cdef int _fill_weight(dequantize_job *job, object weight, list held) except -1:
@@ -117,7 +131,7 @@ cdef int _check(int64_t tokens, int64_t rows, dequantize_job *weight, const floa
 
 
 def multiply_floats(
-    const float[:, ::1] x, object weight, const float[::1] bias, float[:, ::1] out, int n_threads, str isa,
+    const float[:, ::1] x, Matrix weight not None, const float[::1] bias, float[:, ::1] out, int n_threads, str isa,
 ):
     """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None.
 
@@ -125,10 +139,9 @@ def multiply_floats(
     """
     cdef float_product job
     cdef const product_set *chosen = &_sets[_find(isa)]
-    cdef list held = []
     cdef int64_t tokens = x.shape[0], at_once, start, ordered_size, scratch_nbytes
     cdef uint8_t *scratch
-    _fill_weight(&job.weight, weight, held)
+    job.weight = weight.job
     _check(tokens, out.shape[1], &job.weight, bias, x.shape[1])
     if out.shape[0] != tokens or n_threads < 1:
         raise ValueError(f"{out.shape[0]} rows of outputs for {tokens} of inputs, {n_threads} threads")
@@ -162,7 +175,7 @@ cdef int _run_floats(
 
 
 def multiply_codes(
-    const float[:, ::1] x, object weight, const float[::1] bias, float[:, ::1] out, int bits, int64_t span,
+    const float[:, ::1] x, Matrix weight not None, const float[::1] bias, float[:, ::1] out, int bits, int64_t span,
     const float[::1] scale, const float[::1] zero, int n_threads, str isa,
 ):
     """Do as `multiply_floats` with x rounded to codes of `bits`.
@@ -172,11 +185,10 @@ def multiply_codes(
     cdef code_product job
     cdef input_codes inputs
     cdef const product_set *chosen = &_sets[_find(isa)]
-    cdef list held = []
     cdef int64_t n_panels, n_slots, nbytes, a, b
     cdef uint8_t *scratch
     cdef uint8_t *of_threads
-    _fill_weight(&job.weight, weight, held)
+    job.weight = weight.job
     _check(x.shape[0], out.shape[1], &job.weight, bias, x.shape[1])
     if out.shape[0] != x.shape[0] or n_threads < 1 or bits not in (4, 8) or span < 16:
         raise ValueError(f"{bits} bits, {span} columns, {n_threads} threads, or {out.shape[0]} outputs cannot be")

@@ -1,13 +1,14 @@
 /* Product of few float tokens: codes go from the packed bytes through registers straight into the sums, so that the weight
- * is read once and nothing is written. Sixteen lanes only. Part of the template product_rows.h.
+ * is read once and nothing is written. Eight lanes or more. Part of the template product_rows.h.
  *
- * A step takes 64 bytes of a row, word i in lane i. Codes stay where they are in their word: masked out, code j is the
+ * A step takes STEP_BYTES of a row, word i in lane i. Codes stay where they are in their word: masked out, code j is the
  * integer c 2^(bits j), exact as a float, and the inputs are laid out to match and divided by 2^(bits j). Only the codes at
  * the top are shifted down, because a word's highest bit is its sign. Of grid levels, each of the two bits selects the
  * inputs that count. Sums of a step are multiplied with the scales of their groups, which a lane never crosses, and minima
  * with the sums of the inputs of each group. Inputs below 2^-98 lose bits. */
 
-#define FEW_ROWS 4 /* rows at a time share what is loaded of the inputs */
+#define FEW_ROWS 4 /* rows at a time; as many of them as the registers have room for share what is loaded of the inputs */
+#define STEP_BYTES (4 * LANES)
 
 /* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each step where
  * its scales are: the first group, and how many groups further each lane is. */
@@ -80,15 +81,20 @@ INLINE void ISA(few_add)(vf part[FEW_ROWS][4], const float *scale, int64_t apart
     }
 }
 
-/* One step of m rows, `stride` bytes apart, with n tokens. */
-INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
-                          const int n, const int bits, vf y[FEW_ROWS][4]) {
-    vi word[FEW_ROWS];
-    vf part[FEW_ROWS][4];
+/* Words of a step of m rows, `stride` bytes apart, and sums to begin with. */
+INLINE void ISA(few_words)(const uint8_t *from, int64_t stride, const int m, const int n, vi word[FEW_ROWS], vf part[FEW_ROWS][4]) {
     for (int r = 0; r < m; r++) {
         memcpy(word + r, from + r * stride, sizeof word[r]);
         for (int t = 0; t < n; t++) part[r][t] = (vf){0};
     }
+}
+
+/* One step of m rows with n tokens. */
+INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
+                          const int n, const int bits, vf y[FEW_ROWS][4]) {
+    vi word[FEW_ROWS];
+    vf part[FEW_ROWS][4];
+    ISA(few_words)(from, stride, m, n, word, part);
 #pragma GCC unroll 16
     for (int j = 0; j < 32 / bits; j++) {
         vf q[FEW_ROWS];
@@ -106,10 +112,7 @@ INLINE void ISA(few_signs)(const uint8_t *from, int64_t stride, const float *x, 
                            const int n, const int plane, vf y[FEW_ROWS][4]) {
     vi word[FEW_ROWS];
     vf part[FEW_ROWS][4];
-    for (int r = 0; r < m; r++) {
-        memcpy(word + r, from + r * stride, sizeof word[r]);
-        for (int t = 0; t < n; t++) part[r][t] = (vf){0};
-    }
+    ISA(few_words)(from, stride, m, n, word, part);
 #pragma GCC unroll 16
     for (int j = 0; j < 16; j++)
         for (int t = 0; t < n; t++) {
@@ -127,17 +130,20 @@ INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_grou
         for (int64_t group = 0; group < w->n_groups; group += STEP) {
             const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
             ISA(load_grid)(w, first + r < w->rows ? first + r : w->rows - 1, group, n, bits, grid, &v);
-            vf s = ISA(v_load)(v.scale), m = ISA(v_load)(v.zero);
-            if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
-                const vf minor = ISA(v_load)(v.minor);
-                m = (m - s) - minor;
-                s = 2.0f * s;
-                ISA(v_store)(to + 2 * n_groups + group, 2.0f * minor);
+            EACH_PIECE {
+                vf s = ISA(v_load)(v.scale + p * LANES), m = ISA(v_load)(v.zero + p * LANES);
+                float *place = to + group + p * LANES;
+                if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
+                    const vf minor = ISA(v_load)(v.minor + p * LANES);
+                    m = (m - s) - minor;
+                    s = 2.0f * s;
+                    ISA(v_store)(place + 2 * n_groups, 2.0f * minor);
+                }
+                if (grid == ISA(ZERO_POINT)) m = -(m * s);
+                ISA(v_store)(place, s);
+                ISA(v_store)(place + n_groups, m);
             }
-            if (grid == ISA(ZERO_POINT)) m = -(m * s);
-            for (int i = n; i < STEP; i++) m[i] = 0.0f;
-            ISA(v_store)(to + group, s);
-            ISA(v_store)(to + n_groups + group, m);
+            for (int i = n; i < STEP; i++) to[n_groups + group + i] = 0.0f;
         }
 }
 
@@ -156,27 +162,28 @@ static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, in
 INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, const int n, const int bits, const int levels,
                           const float *grids, vf y[FEW_ROWS][4]) {
     const int64_t stride = w->packed_stride, n_groups = l->n_groups;
-    const int m = n == 4 ? 2 : FEW_ROWS; /* rows whose sums fit the registers */
+    const int m = LANES < 16 ? (n == 1 ? 2 : FEW_ROWS / n) : n == 4 ? 2 : FEW_ROWS; /* rows whose sums fit the registers */
     /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
-    const int64_t whole = first + FEW_ROWS <= w->rows ? stride / 64 : 0;
+    const int64_t whole = first + FEW_ROWS <= w->rows ? stride / STEP_BYTES : 0;
     for (int r = 0; r < FEW_ROWS; r++)
-        for (int64_t group = 0; group < w->n_groups; group += STEP)
+        for (int64_t group = 0; group < w->n_groups; group += LANES)
             for (int t = 0; t < n; t++)
                 y[r][t] = ISA(v_fma)(ISA(v_load)(grids + (3 * r + 1) * n_groups + group), ISA(v_load)(l->sums + t * n_groups + group), y[r][t]);
     for (int64_t step = 0; step < l->n_steps; step++) {
-        uint8_t copy[FEW_ROWS * 64];
-        const uint8_t *from = w->packed + first * stride + 64 * step;
+        uint8_t copy[FEW_ROWS * STEP_BYTES];
+        const uint8_t *from = w->packed + first * stride + STEP_BYTES * step;
         int64_t between = stride;
         if (step < whole)
             for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + (FEW_ROWS + r) * stride);
         else {
             memset(copy, 0, sizeof copy);
             for (int r = 0; r < FEW_ROWS; r++) {
-                const int64_t row = first + r < w->rows ? first + r : w->rows - 1, left = stride - 64 * step;
-                memcpy(copy + 64 * r, w->packed + row * stride + 64 * step, (size_t)(left < 64 ? left : 64));
+                const int64_t row = first + r < w->rows ? first + r : w->rows - 1, left = stride - STEP_BYTES * step;
+                const int64_t n_bytes = left < STEP_BYTES ? left : STEP_BYTES;
+                memcpy(copy + STEP_BYTES * r, w->packed + row * stride + STEP_BYTES * step, (size_t)n_bytes);
             }
             from = copy;
-            between = 64;
+            between = STEP_BYTES;
         }
         vi lane;
         memcpy(&lane, l->lanes + step * LANES, sizeof lane);
@@ -202,7 +209,7 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
         ISA(few_grids)(w, first, l.n_groups, scratch);
         ISA(few_rows)(w, &l, first, n, bits, levels, scratch, y);
         for (int i = 0; i < 4 * FEW_ROWS; i++) all[i] = y[i / 4][i % 4];
-        ISA(v_store)(folded, FOLD_TREE(all, ADD));
+        for (vf *next = all; next < all + 4 * FEW_ROWS; next += LANES) ISA(v_store)(folded + (next - all), FOLD_TREE(next, ADD));
         for (int64_t row = first; row < first + FEW_ROWS && row < w->rows; row++)
             for (int64_t t = 0; t < job->tokens; t++)
                 job->out[t * w->rows + row] = folded[(row - first) * 4 + t] + (job->bias ? job->bias[row] : 0.0f);
@@ -224,3 +231,4 @@ static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t
 }
 
 #undef FEW_ROWS
+#undef STEP_BYTES

@@ -107,12 +107,14 @@ static __attribute__((noinline)) void ISA(float_tiles)(const float *w, const flo
         }
 }
 
-/* Whether few tokens are multiplied straight from the packed bytes. */
-INLINE int ISA(is_few)(const float_product *job) { return LANES == 16 && job->tokens <= FEW_TOKENS; }
+/* Whether few tokens are multiplied straight from the packed bytes: as many as are faster so. */
+INLINE int ISA(is_few)(const float_product *job) {
+    return LANES >= 8 && job->tokens <= (LANES == 8 && job->weight.levels ? 1 : FEW_TOKENS);
+}
 
 /* Floats of `ordered`, and the parts that fill it. */
 static int64_t ISA(ordered_size)(const float_product *job) {
-#if LANES == 16
+#if LANES >= 8
     if (ISA(is_few)(job)) return ISA(few_ordered)(job);
 #endif
     return ISA(n_depths)(&job->weight) * DEPTH * ISA(whole_tokens)(job->tokens);
@@ -121,7 +123,7 @@ static int64_t ISA(ordered_size)(const float_product *job) {
 static int64_t ISA(ordered_parts)(const float_product *job) { return ISA(is_few)(job) ? 1 : ISA(n_depths)(&job->weight); }
 
 static void ISA(order_inputs)(const float_product *job, int64_t part) {
-#if LANES == 16
+#if LANES >= 8
     if (ISA(is_few)(job)) {
         ISA(few_order)(job);
         return;
@@ -132,7 +134,7 @@ static void ISA(order_inputs)(const float_product *job, int64_t part) {
 
 /* Bytes of scratch that a thread needs. */
 static int64_t ISA(float_scratch)(const float_product *job) {
-#if LANES == 16
+#if LANES >= 8
     if (ISA(is_few)(job)) return ISA(few_scratch)(job);
 #endif
     return 4 * PANEL_ROWS * (3 * job->weight.n_groups + DEPTH + ISA(whole_tokens)(job->tokens)) + 64;
@@ -140,7 +142,7 @@ static int64_t ISA(float_scratch)(const float_product *job) {
 
 /* Rows [panel, panel + 1) * PANEL_ROWS of W. */
 static void ISA(float_panel)(const float_product *job, int64_t panel, float *scratch) {
-#if LANES == 16
+#if LANES >= 8
     if (ISA(is_few)(job)) {
         ISA(few)(job, panel, scratch);
         return;

@@ -5,7 +5,7 @@
 #include "grid_values.h"
 #include "product_turn.h"
 #ifndef WITH_VNNI
-#if LANES == 16
+#if LANES >= 8
 #include "product_few.h"
 #endif
 #include "product_floats.h"

@@ -31,6 +31,15 @@ static inline void ISA(v_to_bytes)(ISA(vi) x, uint8_t *to) {
     __m128i words = _mm_packus_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(words, words));
 }
+/* values[index & 7] */
+static inline ISA(vf) ISA(v_look_up)(ISA(vf) values, ISA(vi) index) {
+    return (ISA(vf))_mm256_permutevar8x32_ps((__m256)values, (__m256i)index);
+}
+/* acc, plus x in lanes whose word has the bits of `mask`. */
+static inline ISA(vf) ISA(v_add_where)(ISA(vf) acc, ISA(vi) word, int32_t mask, ISA(vf) x) {
+    const __m256i bits = _mm256_set1_epi32(mask), chosen = _mm256_cmpeq_epi32(_mm256_and_si256((__m256i)word, bits), bits);
+    return acc + (ISA(vf))_mm256_and_ps((__m256)x, _mm256_castsi256_ps(chosen));
+}
 /* Packs 4 * LANES codes; OUT 4 * bits bytes. */
 static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t *out) {
     __m256i low = _mm256_packus_epi32((__m256i)c[0], (__m256i)c[1]), high = _mm256_packus_epi32((__m256i)c[2], (__m256i)c[3]);
@@ -46,8 +55,13 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     if (bits == 4) _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(_mm256_permute4x64_epi64(x, 8)));
     else _mm_storel_epi64((__m128i *)out, _mm_unpacklo_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
 }
-/* a b + c, for sums that may round as they like. */
+/* Nearest integer, half to even, of what is less than 2^22. */
+static inline ISA(vf) ISA(v_nearest)(ISA(vf) x) { return (ISA(vf))_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* a b + c, for sums that may round as they like, or where a b is exact. */
 static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return (ISA(vf))_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+/* a + b and a - b on the multipliers, which stand idle beside the adders; the factor 1 keeps them exact. */
+static inline ISA(vf) ISA(v_plus)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(1.0f), (__m256)b); }
+static inline ISA(vf) ISA(v_minus)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm256_fmsub_ps((__m256)a, _mm256_set1_ps(1.0f), (__m256)b); }
 /* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
 static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
     const __m256i c = (__m256i)codes, s = (__m256i)x;

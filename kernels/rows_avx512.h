@@ -68,8 +68,13 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
 static inline ISA(vf) ISA(v_add_where)(ISA(vf) acc, ISA(vi) word, int32_t mask, ISA(vf) x) {
     return (ISA(vf))_mm512_mask_add_ps((__m512)acc, _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32(mask)), (__m512)acc, (__m512)x);
 }
-/* a b + c, for sums that may round as they like. */
+/* Nearest integer, half to even, of what is less than 2^22. */
+static inline ISA(vf) ISA(v_nearest)(ISA(vf) x) { return (ISA(vf))_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* a b + c, for sums that may round as they like, or where a b is exact. */
 static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) { return (ISA(vf))_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/* a + b and a - b on the multipliers, which stand idle beside the adders; the factor 1 keeps them exact. */
+static inline ISA(vf) ISA(v_plus)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(1.0f), (__m512)b); }
+static inline ISA(vf) ISA(v_minus)(ISA(vf) a, ISA(vf) b) { return (ISA(vf))_mm512_fmsub_ps((__m512)a, _mm512_set1_ps(1.0f), (__m512)b); }
 /* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
 static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
     const __m512i c = (__m512i)codes, s = (__m512i)x;

@@ -34,10 +34,15 @@ static inline void ISA(store_codes)(const ISA(vi) c[4], const int bits, uint8_t 
     memcpy(out, &x, (size_t)bits);
     memcpy(out + bits, &y, (size_t)bits);
 }
-/* a b + c, for sums that may round as they like. */
+/* Nearest integer, half to even, of what is less than 2^22. */
+static inline ISA(vf) ISA(v_nearest)(ISA(vf) x) { return (ISA(vf))vrndnq_f32((float32x4_t)x); }
+/* a b + c, for sums that may round as they like, or where a b is exact. */
 static inline ISA(vf) ISA(v_fma)(ISA(vf) a, ISA(vf) b, ISA(vf) c) {
     return (ISA(vf))vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
+/* a + b and a - b, where other machines can take their multipliers. */
+static inline ISA(vf) ISA(v_plus)(ISA(vf) a, ISA(vf) b) { return a + b; }
+static inline ISA(vf) ISA(v_minus)(ISA(vf) a, ISA(vf) b) { return a - b; }
 /* acc + the dot product of four unsigned codes of `bits` and four signed bytes in each lane, exact. */
 static inline ISA(vi) ISA(v_dot4)(ISA(vi) acc, ISA(vi) codes, ISA(vi) x, const int bits) {
     (void)bits;

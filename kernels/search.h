@@ -2,10 +2,11 @@
  * Part of the rows.h template. Tiles are [element][LANES]; sums over the elements run one after the other.
  *
  * The loops work on two candidates and a few elements at once, each stage over all of them before the next: the chain of
- * operations on one element is longer than the processor can look ahead. */
+ * operations on one element is longer than the processor can look ahead. Bounds and rounding keep the adders busy, so some
+ * sums and differences go to the multipliers (`v_plus`, `v_minus`): which ones was measured. */
 
 #define CANDIDATES 2 /* divides the 12 of uls and the 8 shifted ranges */
-#define STRIDE 4     /* elements at once */
+#define STRIDE 2     /* elements at once */
 #define EACH_STEP(count) for (int j = 0; j < (count); j++)
 #define EACH_CANDIDATE for (int c = 0; c < candidates; c++) /* `candidates` is 1 or CANDIDATES, known when compiling */
 
@@ -73,14 +74,12 @@ INLINE void ISA(judge_steps)(const float *x, const float *v, const int count, co
     vf w, y[CANDIDATES][STRIDE], t[CANDIDATES][STRIDE];
     EACH_STEP(count) {
         w = ISA(v_load)(x + j * LANES);
-        EACH_CANDIDATE y[c][j] = minimum ? w - trial[c].m : w;
+        EACH_CANDIDATE y[c][j] = minimum ? ISA(v_minus)(w, trial[c].m) : w;
     }
     EACH_STEP(count) EACH_CANDIDATE y[c][j] *= r[c];
     EACH_STEP(count) EACH_CANDIDATE t[c][j] = v_max(y[c][j], trial[c].low);
     EACH_STEP(count) EACH_CANDIDATE t[c][j] = v_min(t[c][j], trial[c].high);
-    EACH_STEP(count) EACH_CANDIDATE t[c][j] += ISA(v_splat)(MAGIC);
-    EACH_STEP(count) EACH_CANDIDATE t[c][j] -= ISA(v_splat)(MAGIC);
-    EACH_STEP(count) EACH_CANDIDATE t[c][j] = y[c][j] - t[c][j];
+    EACH_STEP(count) EACH_CANDIDATE t[c][j] = ISA(v_minus)(y[c][j], ISA(v_nearest)(t[c][j]));
     EACH_STEP(count) EACH_CANDIDATE t[c][j] *= t[c][j];
     if (v) EACH_STEP(count) EACH_CANDIDATE t[c][j] *= ISA(v_load)(v + j * LANES);
     EACH_STEP(count) EACH_CANDIDATE sse[c] += t[c][j];
@@ -143,14 +142,12 @@ INLINE void ISA(code_sums_steps)(const float *u, const float *v, const int count
     EACH_STEP(count) EACH_CANDIDATE q[c][j] *= r[c];
     EACH_STEP(count) EACH_CANDIDATE q[c][j] = v_max(q[c][j], trial[c].low);
     EACH_STEP(count) EACH_CANDIDATE q[c][j] = v_min(q[c][j], trial[c].high);
-    EACH_STEP(count) EACH_CANDIDATE q[c][j] += ISA(v_splat)(MAGIC);
-    EACH_STEP(count) EACH_CANDIDATE q[c][j] -= ISA(v_splat)(MAGIC);
+    EACH_STEP(count) EACH_CANDIDATE q[c][j] = ISA(v_nearest)(q[c][j]);
     EACH_STEP(count) EACH_CANDIDATE t[c][j] = v ? ISA(v_load)(v + j * LANES) * q[c][j] : q[c][j];
     EACH_STEP(count) EACH_CANDIDATE sums[c].q += t[c][j];
-    EACH_STEP(count) EACH_CANDIDATE q[c][j] *= t[c][j];
-    EACH_STEP(count) EACH_CANDIDATE t[c][j] *= w[j];
-    EACH_STEP(count) EACH_CANDIDATE sums[c].qq += q[c][j];
-    EACH_STEP(count) EACH_CANDIDATE sums[c].qu += t[c][j];
+    if (v) EACH_STEP(count) EACH_CANDIDATE sums[c].qq += q[c][j] * t[c][j];
+    else EACH_STEP(count) EACH_CANDIDATE sums[c].qq = ISA(v_fma)(q[c][j], q[c][j], sums[c].qq); /* squares are exact */
+    EACH_STEP(count) EACH_CANDIDATE sums[c].qu = ISA(v_plus)(t[c][j] * w[j], sums[c].qu);
 }
 
 /* Sums over the codes that each trial grid gives: all that least squares needs. */
@@ -309,7 +306,7 @@ static __attribute__((noinline)) ISA(found) ISA(search_hqq)(const float *x, int 
         vf error = (vf){0}, move = (vf){0};
         for (int k = 0; k < length; k++) {
             const vf y = (ISA(v_load)(x + k * LANES) - m) * r;
-            const vf q = (v_min(v_max(y, (vf){0}), levels) + ISA(v_splat)(MAGIC)) - ISA(v_splat)(MAGIC), d = y - q;
+            const vf q = ISA(v_nearest)(v_min(v_max(y, (vf){0}), levels)), d = y - q;
             const vf size = (vf)((vi)d & 0x7FFFFFFF), kept = v_min(threshold / ISA(v_sqrt)(size), size);
             error += size;
             move += (vf)((vi)kept | ((vi)d & ~((vi){0} + 0x7FFFFFFF)));

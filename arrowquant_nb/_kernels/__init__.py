@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ if find_spec("arrowquant_nb._kernels.product") is not None:
 
 __all__ = [
     "COMPILED",
+    "Matrix",
     "RowsJob",
     "StoredMatrix",
     "active_isa",
@@ -158,18 +159,31 @@ def product_isas() -> tuple[str, ...]:
     return ("numpy", *compiled_product.supported_isas()) if compiled_product is not None else ("numpy",)
 
 
-def _product_path(isa: str | None) -> tuple[Any, str]:
-    """Choose module and instruction set of a product; avx512 takes VNNI instructions where there are."""
-    if isa is None and compiled_product is None:
-        isa = "numpy"
-    elif isa is None:
-        isa = "avx512vnni" if _ACTIVE == "avx512" and "avx512vnni" in product_isas() else _ACTIVE
-    return numpy_products if isa == "numpy" else compiled_product, isa
+def _choose_product_isa() -> str:
+    """Take VNNI instructions for avx512 where there are."""
+    if compiled_product is None:
+        return "numpy"
+    return "avx512vnni" if _ACTIVE == "avx512" and "avx512vnni" in product_isas() else _ACTIVE
+
+
+_ACTIVE_PRODUCT = _choose_product_isa()
+
+
+class Matrix(NamedTuple):
+    """A stored matrix, and what the compiled products make of it once: its buffers checked, for many products."""
+
+    stored: StoredMatrix
+    compiled: Any
+
+    @classmethod
+    def of(cls, stored: StoredMatrix) -> "Matrix":
+        """Check the buffers; they stay alive as long as the matrix."""
+        return cls(stored, None if compiled_product is None else compiled_product.Matrix(stored))
 
 
 def multiply_floats(
     x: NDArray[np.float32],
-    weight: StoredMatrix,
+    weight: Matrix,
     bias: NDArray[np.float32] | None,
     out: NDArray[np.float32],
     n_threads: int,
@@ -179,13 +193,17 @@ def multiply_floats(
 
     Sums are float32 in an order of their own per instruction set, whatever the number of threads.
     """
-    path, isa = _product_path(isa)
-    path.multiply_floats(x, weight, bias, out, _product_threads(n_threads, x, out), isa)
+    isa = isa or _ACTIVE_PRODUCT
+    threads = _product_threads(n_threads, x, out)
+    if isa == "numpy":
+        numpy_products.multiply_floats(x, weight.stored, bias, out, threads, isa)
+    else:
+        compiled_product.multiply_floats(x, weight.compiled, bias, out, threads, isa)
 
 
 def multiply_codes(
     x: NDArray[np.float32],
-    weight: StoredMatrix,
+    weight: Matrix,
     bias: NDArray[np.float32] | None,
     out: NDArray[np.float32],
     bits: int,
@@ -211,10 +229,13 @@ def multiply_codes(
         The same bytes for all of them.
 
     """
-    path, isa = _product_path(isa)
+    isa = isa or _ACTIVE_PRODUCT
     scale, zero = (None, None) if grid is None else grid
     threads = _product_threads(n_threads, x, out)
-    path.multiply_codes(x, weight, bias, out, bits, span, scale, zero, threads, isa)
+    if isa == "numpy":
+        numpy_products.multiply_codes(x, weight.stored, bias, out, bits, span, scale, zero)
+    else:
+        compiled_product.multiply_codes(x, weight.compiled, bias, out, bits, span, scale, zero, threads, isa)
 
 
 def _product_threads(n_threads: int, x: NDArray[Any], out: NDArray[Any]) -> int:

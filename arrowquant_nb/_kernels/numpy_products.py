@@ -38,10 +38,9 @@ def multiply_floats(
 
 def multiply_codes(
     x: Floats, weight: StoredMatrix, bias: Floats | None, out: Floats, bits: int, span: int, scale: Floats | None,
-    zero: Floats | None, n_threads: int, isa: str,
+    zero: Floats | None,
 ) -> None:  # fmt: skip
     """Do the same with x rounded to codes of `bits`: on the range of each token and `span` columns, or as given."""
-    del n_threads, isa
     with np.errstate(invalid="ignore", over="ignore"):  # what is no number spoils its token
         _multiply_codes(x, weight, bias, out, bits, span, scale, zero)
 

@@ -98,6 +98,11 @@ class FolderLayer:
         """Sizes of codes and scales."""
         return Layout.of_shape(self.shape, self.bit_width, self.group_size, self.grid)
 
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the codes are the whole weight: not rotated, not equalized, no branch."""
+        return self.rotation_seed is None and self.equalization is None and not self.low_rank
+
     def parts(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of every tensor that is stored for this one, by the last part of its name."""
         layout = self.layout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from arrowquant_nb._kernels import k_format
 from arrowquant_nb.quantizers.rotation import block_length, signs
@@ -24,32 +25,37 @@ __all__ = ["decode", "rotate", "unrotate"]
 
 def decode(form: FolderLayer, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the values of the codes alone, float32 (rows, columns): still rotated, equalized, without the branch."""
-    layout = form.layout
-    codes = _unpack(arrays["packed"], form.bit_width, layout.columns)
+    n_groups = form.layout.n_groups
+    codes = _grouped(form, _unpack(arrays["packed"], form.bit_width, form.layout.columns))
     if form.grid == "levels":
-        a1, a2 = (_spread(form, arrays["scales"][..., k].float()) for k in (0, 1))
-        mu = _spread(form, arrays["zero_points"].float())
-        high, low = (codes >= 2).float() * 2 - 1, (codes % 2) * 2 - 1
-        return (mu + high * a1) + low * a2
-    if form.grid == "k":
-        scale, minimum = (_k_values(form, arrays[name]) for name in ("scales", "zero_points"))
-        return codes * _spread(form, scale) - _spread(form, minimum)
-    scale = _spread(form, arrays["scales"].float())
-    if form.grid == "minimum":
-        return codes * scale + _spread(form, arrays["zero_points"].float())
-    return (codes - _spread(form, _unpack(arrays["zero_points"], form.bit_width, layout.n_groups))) * scale
+        a1, a2 = (arrays["scales"][..., k, None].float() for k in (0, 1))
+        high, low = (codes >> 1).float() * 2 - 1, (codes & 1).float() * 2 - 1
+        values = (arrays["zero_points"][..., None].float() + high * a1) + low * a2
+    elif form.grid == "k":
+        scale, minimum = (_k_values(form, arrays[name])[..., None] for name in ("scales", "zero_points"))
+        values = codes.float().mul_(scale).sub_(minimum)
+    else:
+        scale = arrays["scales"][..., None].float()
+        if form.grid == "minimum":
+            values = codes.float().mul_(scale).add_(arrays["zero_points"][..., None].float())
+        else:
+            zero = _unpack(arrays["zero_points"], form.bit_width, n_groups)[..., None]
+            values = codes.float().sub_(zero).mul_(scale)
+    return values.flatten(1)[:, : form.layout.columns]
 
 
 def _unpack(packed: torch.Tensor, bits: int, n: int) -> torch.Tensor:
-    """Return n codes a row, float32."""
+    """Return n codes a row, uint8."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     codes = (packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(len(packed), -1)[:, :n].float()
+    return codes.flatten(1)[:, :n]
 
 
-def _spread(form: FolderLayer, groups: torch.Tensor) -> torch.Tensor:
-    """Repeat what each group has for its columns."""
-    return groups.repeat_interleave(form.group_size, 1)[:, : form.layout.columns]
+def _grouped(form: FolderLayer, codes: torch.Tensor) -> torch.Tensor:
+    """Return the codes as (rows, groups, group), the last group filled up."""
+    layout = form.layout
+    missing = layout.n_groups * form.group_size - layout.columns
+    return functional.pad(codes, (0, missing)).unflatten(1, (layout.n_groups, form.group_size))
 
 
 def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
@@ -58,8 +64,8 @@ def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
     _, n_bytes = k_format.parts(form.layout.columns, form.bit_width, form.group_size)
     dtype = torch.float16 if form.scale_dtype == "float16" else torch.float32
     floats = rows[:, : rows.shape[1] - n_bytes].contiguous().view(dtype).float()
-    planes = _unpack(rows[:, rows.shape[1] - n_bytes :], 1, n_groups * bits).reshape(len(rows), n_groups, bits)
-    integers = planes @ (2.0 ** torch.arange(bits, device=rows.device))
+    planes = _unpack(rows[:, rows.shape[1] - n_bytes :], 1, n_groups * bits).unflatten(1, (n_groups, bits))
+    integers = (planes << torch.arange(bits, dtype=torch.uint8, device=rows.device)).sum(-1, dtype=torch.float32)
     return floats.repeat_interleave(k_format.BLOCK // form.group_size, 1)[:, :n_groups] * integers
 
 

@@ -1,6 +1,6 @@
 """The product kernels on tensors: called as they are, and as operators in the graphs of `torch.compile`.
 
-A compiled model would otherwise decode every weight for every call. Knows rows and stored arrays; no layer.
+A compiled model would otherwise decode every weight for every call. Knows rows and stored matrices; no layer.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderLayer
 
-__all__ = ["StoredArrays", "code_product", "float_product", "rotated"]
+__all__ = ["GraphMatrix", "code_product", "float_product", "rotated"]
 
 PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
-_ARRAYS = "Tensor x, Tensor packed, Tensor scales, Tensor zero_points, str grid, int bit_width, int group_size"
+_MATRIX = "Tensor packed, Tensor scales, Tensor zero_points, str grid, int bit_width, int group_size"
 
 
-class StoredArrays(NamedTuple):
-    """What kernels are told of a stored weight."""
+class GraphMatrix(NamedTuple):
+    """A stored matrix as an operator of a graph is given it, where a call is given `_kernels.Matrix`."""
 
     packed: torch.Tensor
     scales: torch.Tensor
@@ -34,104 +34,96 @@ class StoredArrays(NamedTuple):
     group_size: int
 
     @classmethod
-    def of(cls, form: FolderLayer, arrays: Mapping[str, torch.Tensor]) -> StoredArrays:
+    def of(cls, form: FolderLayer, arrays: Mapping[str, torch.Tensor]) -> GraphMatrix:
         """Choose from what a layer holds."""
         packed, scales, zero_points = (arrays[part] for part in ("packed", "scales", "zero_points"))
         return cls(packed, scales, zero_points, form.grid, form.bit_width, form.group_size)
 
-    def matrix(self, columns: int) -> _kernels.StoredMatrix:
-        """Return the arrays as NumPy's, over the same memory."""
+    def made(self, columns: int) -> _kernels.Matrix:
+        """Return what the kernels are given, over the same memory."""
         packed, scales, zero_points = self.packed.numpy(), self.scales.numpy(), self.zero_points.numpy()
         sizes = (len(packed), columns)
-        return _kernels.StoredMatrix(packed, scales, zero_points, self.grid, self.bit_width, self.group_size, sizes)
+        return _kernels.Matrix.of(
+            _kernels.StoredMatrix(packed, scales, zero_points, self.grid, self.bit_width, self.group_size, sizes)
+        )
 
 
-def float_product(x: torch.Tensor, weight: StoredArrays, bias: torch.Tensor | None) -> torch.Tensor:
+Grids = tuple[torch.Tensor, torch.Tensor]
+
+
+def float_product(matrix: _kernels.Matrix | GraphMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return x W^T + b, float32 (..., rows), for float32 x (..., columns) and the bias (rows,)."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    multiply = _float_operator if torch.compiler.is_compiling() else _multiply_floats
-    return multiply(rows, *weight, bias).reshape(*x.shape[:-1], len(weight.packed))
+    rows = _rows(x)
+    if isinstance(matrix, GraphMatrix):
+        out: torch.Tensor = _float_operator(rows, *matrix, bias)
+    else:
+        out = _multiply_floats(matrix, rows, bias)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def code_product(
+    matrix: _kernels.Matrix | GraphMatrix,
     x: torch.Tensor,
-    weight: StoredArrays,
     bias: torch.Tensor | None,
     bits: int,
     span: int,
-    grids: tuple[torch.Tensor, torch.Tensor] | None,
+    grids: Grids | None,
 ) -> torch.Tensor:
-    """Round x to codes and return the integers' product with W, transposed, as `float_product` does.
+    """Round x to codes and multiply as integers; shapes as in `float_product`.
 
     Parameters
     ----------
-    x : float32 (..., columns).
-    weight, bias : as there.
+    matrix, x, bias : as there.
     bits : of the codes, 4 or 8.
     span : columns that share a scale.
-    grids : scale and zero point, float32, each to be spread over the tokens (..., 1); None = of each token's range.
+    grids : scale and zero point, float32, each to be spread over the tokens (..., 1); None = by each token's range.
+
     """
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    given: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+    rows = _rows(x)
     if grids is not None:
         scale, zero = (g.broadcast_to((*x.shape[:-1], 1)).reshape(-1).contiguous() for g in grids)
-        given = scale, zero
-    multiply = _code_operator if torch.compiler.is_compiling() else _multiply_codes
-    return multiply(rows, *weight, bias, bits, span, *given).reshape(*x.shape[:-1], len(weight.packed))
+        grids = scale, zero
+    if isinstance(matrix, GraphMatrix):
+        out: torch.Tensor = _code_operator(rows, *matrix, bias, bits, span, *(grids or (None, None)))
+    else:
+        out = _multiply_codes(matrix, rows, bias, bits, span, grids)
+    return out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
     """Return x R, see `arrowquant_nb.quantizers.rotation`, in new memory."""
-    return (_rotation_operator if torch.compiler.is_compiling() else _rotate)(x, seed)
+    y: torch.Tensor = (_rotation_operator if torch.compiler.is_compiling() else _rotate)(x, seed)
+    return y
 
 
-def _multiply_floats(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor,
-    grid: str,
-    bit_width: int,
-    group_size: int,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    x = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _multiply_floats(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    weight = StoredArrays(packed, scales, zero_points, grid, bit_width, group_size).matrix(x.shape[1])
-    out = torch.empty(len(x), len(packed))
-    if not out.numel():
+    out = torch.empty(len(rows), matrix.stored.shape[0])
+    if not len(rows):
         pass
     elif _kernels.active_isa() not in {"numpy", "scalar"}:
         given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(x.numpy(), weight, given, out.numpy(), torch.get_num_threads())
+        _kernels.multiply_floats(rows.numpy(), matrix, given, out.numpy(), torch.get_num_threads())
     else:
-        _multiply_panels(x, weight, out)
+        _multiply_panels(matrix.stored, rows, out)
         if bias is not None:
             out += bias
     return out
 
 
 def _multiply_codes(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-    zero_points: torch.Tensor,
-    grid: str,
-    bit_width: int,
-    group_size: int,
-    bias: torch.Tensor | None,
-    bits: int,
-    span: int,
-    input_scale: torch.Tensor | None,
-    input_zero: torch.Tensor | None,
+    matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None, bits: int, span: int, grids: Grids | None
 ) -> torch.Tensor:
-    weight = StoredArrays(packed, scales, zero_points, grid, bit_width, group_size).matrix(x.shape[1])
-    out = torch.empty(len(x), len(packed))
+    out = torch.empty(len(rows), matrix.stored.shape[0])
     if out.numel():
-        grids = None if input_scale is None or input_zero is None else (input_scale.numpy(), input_zero.numpy())
-        given = None if bias is None else bias.numpy()
-        _kernels.multiply_codes(
-            x.numpy(), weight, given, out.numpy(), bits, span, grids, torch.get_num_threads()
-        )  # fmt: skip
+        grid = None if grids is None else (grids[0].numpy(), grids[1].numpy())
+        given, threads = None if bias is None else bias.numpy(), torch.get_num_threads()
+        _kernels.multiply_codes(rows.numpy(), matrix, given, out.numpy(), bits, span, grid, threads)
     return out
 
 
@@ -142,7 +134,7 @@ def _rotate(x: torch.Tensor, seed: int) -> torch.Tensor:
     return rows.reshape(x.shape)
 
 
-def _multiply_panels(rows: torch.Tensor, weight: _kernels.StoredMatrix, out: torch.Tensor) -> None:
+def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
     n_outputs, n_columns = weight.shape
     step = max(16, PANEL_WEIGHTS // n_columns)
     panel = torch.empty(min(step, n_outputs), n_columns)
@@ -156,29 +148,39 @@ def _multiply_panels(rows: torch.Tensor, weight: _kernels.StoredMatrix, out: tor
         out[:, part] = rows @ decoded.t()
 
 
+def _floats_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:
+    *matrix, bias = given
+    return _multiply_floats(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias)
+
+
+def _codes_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:
+    *matrix, bias, bits, span, scale, zero = given
+    grids = None if scale is None else (scale, zero)
+    return _multiply_codes(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias, bits, span, grids)
+
+
+def _like_product(rows: torch.Tensor, packed: torch.Tensor, *_: object) -> torch.Tensor:
+    return rows.new_empty(rows.shape[0], packed.shape[0])
+
+
 def _operator(name: str, function: Any, arguments: str, like: Any) -> Any:
-    """Make a function an operator that a graph holds as one step; `like` gives the shape of what it returns."""
-    operator = torch.library.custom_op(
-        f"arrowquant_nb::{name}", function, mutates_args=(), schema=f"({arguments}) -> Tensor"
-    )
+    """Make a function an operator that a graph holds as one step; `like` has the shape of what it returns."""
+    schema = f"({arguments}) -> Tensor"
+    operator = torch.library.custom_op(f"arrowquant_nb::{name}", function, mutates_args=(), schema=schema)
     operator.register_fake(like)
     return operator
 
 
-def _like_product(x: torch.Tensor, packed: torch.Tensor, *_: object) -> torch.Tensor:
-    return x.new_empty(x.shape[0], packed.shape[0])
-
-
-def _like_rotation(x: torch.Tensor, seed: int) -> torch.Tensor:
-    del seed
-    return x.new_empty(x.shape)
-
-
-_float_operator = _operator("float_product", _multiply_floats, f"{_ARRAYS}, Tensor? bias", _like_product)
+_float_operator = _operator("float_product", _floats_in_graph, f"Tensor rows, {_MATRIX}, Tensor? bias", _like_product)
 _code_operator = _operator(
     "code_product",
-    _multiply_codes,
-    f"{_ARRAYS}, Tensor? bias, int bits, int span, Tensor? input_scale, Tensor? input_zero",
+    _codes_in_graph,
+    f"Tensor rows, {_MATRIX}, Tensor? bias, int bits, int span, Tensor? scale, Tensor? zero",
     _like_product,
 )
-_rotation_operator = _operator("rotated", _rotate, "Tensor x, int seed", _like_rotation)
+_rotation_operator = _operator(
+    "rotated",
+    _rotate,
+    "Tensor x, int seed",
+    lambda x, seed: x.new_empty(x.shape),  # noqa: ARG005 - torch says what is given
+)

@@ -54,7 +54,8 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
             raise ShapeMismatchError(
                 f"{self.name}: inputs of shape {tuple(x.shape)} do not have {self.in_features} columns"
             )
-        return multiply(self, x).to(x.dtype)
+        y = multiply(self, x)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 class _QuantizedConvolution(QuantizedLayer):

@@ -15,14 +15,17 @@ from torch.nn import functional
 from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
-from arrowquant_nb.runtime.kernel_calls import StoredArrays, code_product, float_product, rotated
+from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from arrowquant_nb import _kernels
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
-    Arrays = dict[str, torch.Tensor]
+    Arrays = Mapping[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
@@ -35,30 +38,58 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
     arrays = _arrays(layer, x)
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    if recorded or not (kernels_take(x, *arrays.values()) or _compiled_for_kernels(x, arrays)):
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    matrix = None if recorded else _matrix(layer, arrays, x)
+    if matrix is None:
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
-    x = x.detach().float()
+    bias = layer.bias
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    given = None if trained or bias is None else _plain(bias)
+    x = _plain(x)
+    # torch.compile cannot enter the lock of the cached property.
+    if layer.inputs.is_float and not isinstance(matrix, GraphMatrix) and layer.form.is_plain:
+        y = float_product(matrix, x, given)
+    else:
+        y = _dressed_product(layer, arrays, matrix, x, given)
+    return _with_bias(layer, y) if trained else y
+
+
+def _matrix(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> _kernels.Matrix | GraphMatrix | None:
+    """Return the codes for the kernels, called now or as an operator of a graph; None where torch multiplies.
+
+    What is exported shall run without our operators.
+    """
+    if kernels_take(x):
+        return layer.weight.matrix(arrays)
+    compiled = torch.compiler.is_compiling() and not _is_exporting()
+    on_processor = x.device.type == "cpu" and arrays["packed"].device.type == "cpu"
+    return GraphMatrix.of(layer.form, arrays) if compiled and on_processor else None
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    """Return x as float32 without a gradient. Of one token, each call into torch costs a hundredth of the product."""
+    x = x.detach() if x.requires_grad else x
+    return x if x.dtype == torch.float32 else x.float()
+
+
+def _dressed_product(
+    layer: QuantizedLayer,
+    arrays: Arrays,
+    matrix: _kernels.Matrix | GraphMatrix,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Multiply with all that is around codes and inputs."""
+    seed = layer.form.rotation_seed
     x, branch = _divided(layer, arrays, x)
     means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
-    form = layer.form
-    trained = torch.is_grad_enabled() and layer.bias is not None and layer.bias.requires_grad
-    bias = None if trained or layer.bias is None else layer.bias.detach().float()
-    x = x if form.rotation_seed is None else rotated(x, form.rotation_seed)
-    weight = StoredArrays.of(form, arrays)
-    y = float_product(x, weight, bias) if layer.inputs.is_float else _rounded_product(layer, weight, x, bias)
+    x = x if seed is None else rotated(x, seed)
+    y = float_product(matrix, x, bias) if layer.inputs.is_float else _rounded_product(layer, matrix, x, bias)
     if means is not None:
-        y = y + float_product(means if form.rotation_seed is None else rotated(means, form.rotation_seed), weight, None)
-    y = y if branch is None else y + branch
-    return _with_bias(layer, y) if trained else y
-
-
-def _compiled_for_kernels(x: torch.Tensor, arrays: Arrays) -> bool:
-    """Tell whether `torch.compile` is at work on the processor; what is exported shall run without our operators."""
-    compiled = torch.compiler.is_compiling() and not _is_exporting()
-    return compiled and x.device.type == "cpu" and arrays["packed"].device.type == "cpu"
+        y = y + float_product(matrix, means if seed is None else rotated(means, seed), None)
+    return y if branch is None else y + branch
 
 
 def multiply_groups(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +106,7 @@ def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
         It has no values: torch would go on with whatever lies in memory.
 
     """
-    arrays: Arrays = layer.weight()
+    arrays: Arrays = layer.weight.brought()
     if arrays["packed"].is_meta and not x.is_meta:
         raise CheckpointError(
             f"{layer.name}: its codes are on the meta device, without values: load them, or take its offloading back"
@@ -127,10 +158,10 @@ def _means(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> torch.Tens
 
 
 def _rounded_product(
-    layer: QuantizedLayer, weight: StoredArrays, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer, matrix: _kernels.Matrix | GraphMatrix, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     """Round inputs to codes by the layer's rule and multiply as integers."""
     inputs = layer.inputs
     grids = None if inputs.table is None else static_grids(inputs.table, x, layer.name)
     span = GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)
-    return code_product(x, weight, bias, inputs.bit_width, span, grids)
+    return code_product(matrix, x, bias, inputs.bit_width, span, grids)

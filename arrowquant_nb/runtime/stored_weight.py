@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from arrowquant_nb.export.folder_settings import FolderLayer
 from arrowquant_nb.runtime.decoding import decode, unrotate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -48,6 +48,21 @@ def form_of(tensor: QuantizedTensor, n_means: int = 0) -> FolderLayer:
     )
 
 
+class _Ready(NamedTuple):
+    """A matrix for the kernels, and what it was made of: the same tensors at the same places."""
+
+    parts: tuple[torch.Tensor, ...]
+    places: tuple[int, ...]
+    matrix: _kernels.Matrix
+
+    def is_of(self, parts: tuple[torch.Tensor, ...]) -> bool:
+        """Whether these are still they; `share_memory_`, `resize_` and `.data =` move what a tensor holds."""
+        a, b, c = parts
+        return (a is self.parts[0] and b is self.parts[1] and c is self.parts[2]) and self.places == (
+            a.data_ptr(), b.data_ptr(), c.data_ptr(),
+        )  # fmt: skip
+
+
 class StoredWeight(torch.nn.Module):
     """Packed codes, scales, zero points and what goes around them.
 
@@ -72,6 +87,7 @@ class StoredWeight(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.form = form
+        self._ready: _Ready | None = None
         self.dtype = dtype or torch.get_default_dtype()
         for part, (shape, kind) in form.parts().items():
             self.register_buffer(part, torch.empty(shape, dtype=getattr(torch, kind), device=device))
@@ -124,6 +140,37 @@ class StoredWeight(torch.nn.Module):
             usable = array.flags.writeable and array.flags.c_contiguous and array.flags.aligned
             setattr(self, part, torch.from_numpy(array if usable else np.array(array, order="C")))
 
+    def brought(self) -> Mapping[str, torch.Tensor]:
+        """Return the buffers to compute with, brought by the hooks of offloading where there are any."""
+        arrays: Mapping[str, torch.Tensor] = self() if self._is_hooked else self._buffers
+        return arrays
+
+    @property
+    def _is_hooked(self) -> bool:
+        return "forward" in self.__dict__ or bool(self._forward_pre_hooks)
+
+    def matrix(self, arrays: Mapping[str, torch.Tensor]) -> _kernels.Matrix | None:
+        """Return what `brought` gave as the kernels multiply with it; None if they cannot take it.
+
+        Kept until the buffers are others: to check them anew takes a tenth of the time of a product of one token.
+        """
+        parts = arrays["packed"], arrays["scales"], arrays["zero_points"]
+        if self._ready is not None and self._ready.is_of(parts):
+            return self._ready.matrix
+        if not kernels_take(*arrays.values()):
+            return None
+        form, (packed, scales, zero_points) = self.form, (part.numpy() for part in parts)
+        sizes = (form.layout.rows, form.layout.columns)
+        stored = _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
+        matrix = _kernels.Matrix.of(stored)
+        if not self._is_hooked:  # what was brought for one call must not stay
+            self._ready = _Ready(parts, tuple(part.data_ptr() for part in parts), matrix)
+        return matrix
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the buffers of this very object."""
+        return {**self.__dict__, "_ready": None}
+
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
         return _values(self.form, self()).reshape(self.form.shape).to(dtype or self.dtype)
@@ -141,6 +188,7 @@ class StoredWeight(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
         """Move the buffers; a cast changes what dtype the weight stands for, and nothing that is stored."""
+        self._ready = None
         for part, buffer in self.arrays().items():
             moved = fn(buffer)
             self._buffers[part] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
@@ -179,7 +227,7 @@ class StoredWeight(torch.nn.Module):
 def kernels_take(*tensors: torch.Tensor) -> bool:
     """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and all(t.device.type == "cpu" and type(t) is torch.Tensor for t in tensors)
+    return not traced and all(t.is_cpu and type(t) is torch.Tensor for t in tensors)
 
 
 def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:

@@ -17,6 +17,7 @@ from arrowquant_nb.ui.run_session import RunSession
 from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
 from arrowquant_nb.ui.run_words import headline
 from arrowquant_nb.ui.samples_fold import SamplesFold
+from arrowquant_nb.ui.spoken import error_html
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.ui.worker import Worker
 
-__all__ = ["RunView", "error_html"]
+__all__ = ["RunView"]
 
 _SPELLED_OUT: Final = 5
 """More orders of layers than this fold away."""
@@ -126,6 +127,7 @@ class RunView:
         failed = bool(session.error) and not session.overriding
         self.cancel.disabled = not running or session.cancelling
         self.cancel.description = "Cancelling..." if session.cancelling else "Cancel"
+        self.cancel.layout.display = "" if running else "none"
         shown = {
             self.resume: not running and (status == CANCELLED or failed),
             self.keep: not running and failed and session.state.n_below_gate > 0,
@@ -192,16 +194,6 @@ class RunView:
     def _order(self, order: LayerOrder) -> None:
         self.change.note.value = f"<span role='status'>{escape(self.session.override(order))}</span>"
         self._buttons()
-
-
-def error_html(what: str, message: str, traceback: str) -> str:
-    """Return an alert: the message's first line in view, the rest and the traceback folded."""
-    first, _, rest = message.partition("\n")
-    more = f"<details><summary>Show all of it</summary><pre class='aq-scroll'>{escape(rest)}</pre></details>"
-    last = f"<details><summary>Show traceback</summary><pre class='aq-scroll'>{escape(traceback)}</pre></details>"
-    return (
-        f"<div class='aq-error' role='alert'><b>{what}:</b> {escape(first)}{more if rest.strip() else ''}{last}</div>"
-    )
 
 
 def _orders(what: str, orders: Sequence[LayerOrder]) -> str:

@@ -1,4 +1,4 @@
-"""The C headers on their own: NEON under qemu against the host, and a run under the sanitizers."""
+"""The C headers on their own, rows and products: NEON under qemu against the host, and a run under the sanitizers."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SOURCE = HERE / "neon_harness.c"
+HARNESSES = ("rows_harness.c", "product_harness.c")
 FLAGS = [
     "-std=gnu11",
     "-ffp-contract=off",
@@ -28,10 +28,9 @@ def needed(*tools):
         )
 
 
-def build(compiler, target, *flags):
-    done = subprocess.run(
-        [compiler, *FLAGS, *flags, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
-    )
+def build(compiler, harness, target, *flags):
+    command = [compiler, *FLAGS, *flags, str(HERE / harness), "-o", str(target), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -43,26 +42,33 @@ def run(*command, **environment):
     return done.stdout.splitlines()
 
 
+@pytest.fixture(scope="module", params=HARNESSES)
+def harness(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def host_lines(tmp_path_factory):
+def host_lines(harness, tmp_path_factory):
     needed("gcc")
     target = tmp_path_factory.mktemp("harness") / "host"
-    build("gcc", target, "-O1")
-    return run(str(target), "scalar")
+    build("gcc", harness, target, "-O1")
+    lines = run(str(target), "scalar")
+    # rows: widths, groups, kinds; four methods at each bit width, r2q at one. Products: forms, sizes, counts of tokens.
+    assert len(lines) == {"rows_harness.c": 6 * 4 * 3 * (4 * 3 + 1), "product_harness.c": 14 * 5 * 7}[harness]
+    return lines
 
 
-def test_neon_gives_the_bytes_of_the_host(host_lines, tmp_path):
+def test_neon_gives_the_bytes_of_the_host(harness, host_lines, tmp_path):
     needed("aarch64-linux-gnu-gcc", "qemu-aarch64")
-    build("aarch64-linux-gnu-gcc", tmp_path / "arm", "-O1", "-static")
-    # widths, groups, kinds; four methods at each bit width, r2q at one
-    assert len(host_lines) == 6 * 4 * 3 * (4 * 3 + 1)
+    build("aarch64-linux-gnu-gcc", harness, tmp_path / "arm", "-O1", "-static")
     for isa in ("scalar", "neon"):
         assert run("qemu-aarch64", str(tmp_path / "arm"), isa) == host_lines
 
 
 @pytest.mark.soak
-def test_no_sanitizer_complains(host_lines, tmp_path):
+def test_no_sanitizer_complains(harness, host_lines, tmp_path):
     needed("gcc")
-    build("gcc", tmp_path / "checked", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    build("gcc", harness, tmp_path / "checked", *flags)
     lines = run(str(tmp_path / "checked"))
     assert lines == host_lines * (len(lines) // len(host_lines))

@@ -217,6 +217,22 @@ def test_a_compiled_layer_is_one_graph_around_the_kernels(rule):
     assert [name.split(".")[1] for name in called] == ["rotated", product]
 
 
+def test_a_layer_notices_that_its_buffers_are_others():
+    """What the kernels need is kept from call to call; nothing of it may outlive the buffers it was made of."""
+    tensor, other = (quantize_array(random(40, 64, seed=seed), 4, 32, "rtn") for seed in (0, 1))
+    layer, x = QuantizedLinear.from_arrays(tensor), torch.from_numpy(random(3, 64))
+    doubled = 2 * layer(x)
+    layer.weight.scales = 2 * layer.weight.scales
+    torch.testing.assert_close(layer(x), doubled)
+    layer.weight.scales.data = 2 * layer.weight.scales
+    torch.testing.assert_close(layer(x), 2 * doubled)
+    layer.weight.scales.mul_(0.25)
+    layer.share_memory()
+    torch.testing.assert_close(layer(x), doubled / 2)
+    layer.load_state_dict(QuantizedLinear.from_arrays(other).state_dict(), assign=True)
+    assert torch.equal(layer(x), QuantizedLinear.from_arrays(other)(x))
+
+
 def test_the_meta_device_gives_shapes():
     layer = QuantizedLinear.empty(QuantizedLinear.from_arrays(everything()).form, bias=False)
     assert layer(torch.empty(3, 96, device="meta")).shape == (3, 48)
