@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import Control, LayerTask, Sink, Source, TileWriter
     from arrowquant_nb.events import Event
+    from arrowquant_nb.layer_reports import AttemptReport, LayerReport
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.trials import LayerInputs
-    from arrowquant_nb.results import AttemptReport, LayerReport
 
 # A tile is the unit of reading, quantizing and storing: 8 Mi weights are 32 MiB of float32 and at most 8 MiB of codes.
 TILE_WEIGHTS: Final = 1 << 23
