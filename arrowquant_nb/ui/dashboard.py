@@ -40,8 +40,9 @@ __all__ = ["Dashboard"]
 FIGURE_S: Final = 0.25
 """A redraw costs the browser about 0.1 s; four a second leave it time for clicks."""
 SETTLE_S: Final = 0.3
-"""So long after the last letter typed the list takes its new height, and "Open" takes its first row: not before, as a
-letter may still be on its way from the page."""
+"""So long after the last letter typed the list takes its new height, and "Open" takes its first row."""
+LATE_S: Final = 3.0
+"""Letters that come so long after "Open" were typed before it: a page holds them back while the kernel is busy."""
 SORT_S: Final = 1.0
 REST_AFTER_CLICK_S: Final = 5.0
 _LEGEND: Final = (
@@ -83,7 +84,8 @@ class Dashboard:
         self._selected = ""
         self._chosen_by_user = False
         self._order: tuple[str, ...] = ()
-        self._heard_s = self._painted_s = self._sorted_s = self._clicked_s = self._typed_s = -math.inf
+        self._heard_s = self._painted_s = self._sorted_s = self._clicked_s = -math.inf
+        self._typed_s = self._opened_s = -math.inf
         self._dirty = self._first_due = False
         self._n_rows = 0
         self._trouble = ("", "")
@@ -192,6 +194,7 @@ class Dashboard:
 
     def _want_first(self) -> None:
         self._first_due = True
+        self._opened_s = self._clock()
         self._worker.pump()
 
     def _choose_first(self) -> None:
@@ -199,7 +202,8 @@ class Dashboard:
         self._first_due = False
         found = ordered(self.state, replace(self.view(), order=()))
         if found:
-            self._choose(found[0].name)
+            self._chosen_by_user = True
+            self._select(found[0].name)
 
     def _clicked(self, name: str) -> None:
         self._clicked_s = self._clock()
@@ -207,6 +211,7 @@ class Dashboard:
 
     def _choose(self, name: str) -> None:
         self._chosen_by_user = True
+        self._opened_s = -math.inf
         self._select(name)
 
     def _select(self, name: str) -> None:
@@ -227,6 +232,7 @@ class Dashboard:
 
     def _controls_changed(self) -> None:
         self._typed_s = self._clock()
+        self._first_due = self._first_due or self._typed_s - self._opened_s < LATE_S
         self._order = ()
         self._sorted_s = -math.inf
         self._dirty = True

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import ipywidgets as widgets
 
 from arrowquant_nb.config import field_facts
 from arrowquant_nb.ui.output_folder import OutputFolder, free_name
 from arrowquant_nb.ui.spoken import said
+from arrowquant_nb.ui.text_button import text_button
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from arrowquant_nb.results import Plan
 
 __all__ = ["RunSection"]
+
+_TAKE_UP: Final = "Show it with its settings"
+_TOOLTIP: Final = "Show what this run did; its model and settings enter the form"
 
 
 class RunSection:
@@ -46,21 +51,19 @@ class RunSection:
         self.output = widgets.Text(description="Output", layout={"width": "360px"})
         self.output.style.description_width = "48px"
         self.words = widgets.HTML()
-        self.another = _button("Use another name", "A folder that is not there yet")
+        self.another = text_button("Use another name", "A folder that is not there yet", self._rename, shown=False)
         self.run = widgets.Button(description="Run", tooltip="Quantize the model", layout={"width": "auto"})
         self.run.add_class("aq-run")
         self.why_off = widgets.HTML()
         self.status = widgets.HTML(said("Ready. Nothing has been written."))
         self.row = widgets.HBox([self.output, self.another, self.run, self.why_off])
-        self.take_up = _button("Show it with its settings", "What this run did; its model and settings enter the form")
+        self.take_up = text_button(_TAKE_UP, _TOOLTIP, lambda: on_take_up(self.folder), shown=False)
         self.earlier = widgets.HBox([], layout={"display": "none"})
-        stands = widgets.HBox([self.words, self.take_up])
-        for row in (self.row, self.earlier, stands):
+        self._stands = widgets.HBox([self.words, self.take_up])
+        for row in (self.row, self.earlier, self._stands):
             row.add_class("aq-row")
-        self.widget = widgets.VBox([self.row, stands, self.earlier])
+        self.widget = widgets.VBox([self.row, self._stands, self.earlier])
         self.run.on_click(lambda _: on_run())
-        self.another.on_click(lambda _: self._rename())
-        self.take_up.on_click(lambda _: on_take_up(self.folder))
         self.output.observe(lambda _: on_output(), names="value")
 
     @property
@@ -92,6 +95,7 @@ class RunSection:
         kind = "" if self._folder.usable else "class='aq-error' role='alert'"
         self.words.value = f"<span {kind}>{escape(self._folder.words)}</span>" if self._folder.words else ""
         self.another.layout.display = "" if self._folder.words and self.output.value.strip() else "none"
+        self._stands.layout.display = "" if self._folder.words else "none"
         self.take_up.layout.display = "" if self._folder.logged else "none"
         self.run.description = "Resume" if self._folder.resumable else "Run"
 
@@ -100,15 +104,9 @@ class RunSection:
         others = [folder for folder in runs if folder != self.folder]
         names = [box.description for box in self.earlier.children[1:]]
         if names != [str(folder) for folder in others]:
-            buttons = [self._earlier_button(folder) for folder in others]
+            buttons = [text_button(str(run), _TOOLTIP, partial(self._on_take_up, run)) for run in others]
             self.earlier.children = (widgets.HTML("Unfinished here:"), *buttons) if buttons else ()
             self.earlier.layout.display = "" if buttons else "none"
-
-    def _earlier_button(self, folder: Path) -> widgets.Button:
-        button = _button(str(folder), "Show what this run did; its model and settings enter the form")
-        button.layout.display = ""
-        button.on_click(lambda _: self._on_take_up(folder))
-        return button
 
     def allow(self, plan: Plan | None, complaints: Mapping[str, str], *, running: bool) -> None:
         """Switch Run on or off, and say why it is off.
@@ -132,10 +130,6 @@ class RunSection:
 
     def _rename(self) -> None:
         self.output.value = free_name(self.output.value)
-
-
-def _button(text: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto", "display": "none"})
 
 
 def _titles(complaints: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
 from arrowquant_nb.ui.run_words import headline
 from arrowquant_nb.ui.samples_fold import SamplesFold
 from arrowquant_nb.ui.spoken import error_html
+from arrowquant_nb.ui.text_button import text_button
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,13 +54,13 @@ class RunView:
             worker, self.session.open_viewer, self.change, {"Samples: original and quantized": self.samples.widget}
         )
         self.title = widgets.HTML(layout={"flex": "1 1 auto"})
-        self.cancel = _button("Cancel", "Stop after the piece that is worked on; what is done is kept", self._cancel)
-        self.settings = _button("Show settings", "Back to the form", on_settings)
-        self.resume = _button("Resume", "Go on where the run stopped", self._resume)
-        self.again = _button("Run again", "The same settings once more; unchanged layers are taken over", self._resume)
-        self.keep = _button("Keep it and resume", "Leave the layers that failed in float", self._keep)
-        self.save = _button("Save report", "One HTML file for a colleague", self._report)
-        self.other = _button("Compare with...", "This run beside another one", self.compare.toggle)
+        self.cancel = text_button("Cancel", "Stop after this piece; what is done is kept", self._cancel)
+        self.settings = text_button("Show settings", "Back to the form", on_settings)
+        self.resume = text_button("Resume", "Go on where the run stopped", self._resume)
+        self.again = text_button("Run again", "The same settings; unchanged layers are taken over", self._resume)
+        self.keep = text_button("Keep it and resume", "Leave the layers that failed in float", self._keep)
+        self.save = text_button("Save report", "One HTML file for a colleague", self._report)
+        self.other = text_button("Compare with...", "This run beside another one", self.compare.toggle)
         self.error = widgets.HTML()
         self.changed = widgets.HTML()
         head = widgets.HBox([self.title, self.cancel, self.settings])
@@ -116,7 +117,8 @@ class RunView:
         if session.result is not None and not session.error and session.state.status == FINISHED:
             result = session.result
             label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
-            self.samples.offer(session.model, session.output, label)
+            if self.samples.offer(session.model, session.output, label) and not session.overriding:
+                self.dashboard.folds.open_first()
             self.compare.offer(result, session.output)
         self._buttons()
         self._on_change()
@@ -204,9 +206,3 @@ def _orders(what: str, orders: Sequence[LayerOrder]) -> str:
     if len(orders) <= _SPELLED_OUT:
         return f"{head} {words}"
     return f"<details><summary>{head}</summary>{words}</details>"
-
-
-def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
-    button.on_click(lambda _: action())
-    return button

@@ -129,6 +129,23 @@ def test_a_page_that_is_loaded_again_gets_a_new_figure_and_the_old_one_may_still
     assert before.comm is None
 
 
+def test_open_takes_the_first_row_of_what_was_typed_even_where_the_last_letters_come_late(finished):
+    board = finished.dashboard
+    names = [layer.name for layer in board.state.decided]
+    board.controls.find.value = "blocks.2"
+    board.controls.first.click()
+    drained(finished)
+    early = board.selection
+    late = next(name for name in names if "blocks.2" in name and name != early)
+    board.controls.find.value = late
+    drained(finished)
+    assert board.selection == late
+    board.selection = names[0]
+    board.controls.find.value = ""
+    drained(finished)
+    assert board.selection == names[0], "what was chosen since stays"
+
+
 def test_selecting_what_is_not_there_is_an_error(finished):
     with pytest.raises(KeyError, match="no layer"):
         finished.dashboard.selection = "nothing"

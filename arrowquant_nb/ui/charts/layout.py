@@ -94,6 +94,16 @@ class FigureShape:
         return 0.41 if self.slim else 0.30 if self.beside or not self.wide else 0.2
 
     @property
+    def names_end(self) -> float:
+        """Where names end, as a share of the width."""
+        return self.list_share * self.name_share
+
+    @property
+    def values_from(self) -> float:
+        """Where values begin, as a share of the width."""
+        return self.list_share - (0.26 if self.slim else 0.11 if self.wide else 0.18)
+
+    @property
     def name_length(self) -> int:
         """Letters of a name that fit."""
         if self.width is None or self.wide:
@@ -127,34 +137,7 @@ class _Stack:
 
 def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     """Return the whole layout of a figure."""
-    stack = _Stack()
-    boxes: list[tuple[str, str, tuple[float, float], tuple[int, int]]] = []
-    right = shape.list_share
-    name_share = shape.name_share
-    top, bottom = stack.take(shape.list_height)
-    value_left = right - (0.26 if shape.slim else 0.11 if shape.wide else 0.18)
-    list_box = (top, bottom)
-    list_title = _SLIM_LIST_TITLE if shape.slim else _LIST_TITLE
-    boxes.append((Axes.LIST, list_title, (right * name_share, value_left), list_box))
-    if shape.beside:
-        middle = (top + bottom - FOOT - TITLE) // 2
-        side = (right + 0.055, 1.0)
-        boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
-        boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
-    elif shape.wide:
-        box = stack.take(PANEL)
-        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.04, 0.47), box))
-        boxes.append((Axes.TIME, _TIME_TITLE, (0.555, 1.0), box))
-    else:
-        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.1, 1.0), stack.take(PANEL)))
-        boxes.append((Axes.TIME, _TIME_TITLE, (0.1, 1.0), stack.take(PANEL)))
-    if shape.map_rows:
-        box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
-        map_title = _SLIM_MAP_TITLE if shape.slim else _MAP_TITLE
-        boxes.append((Axes.MAP, map_title, (right * name_share, 1.0), box))
-    if shape.panels:
-        boxes += _panel_boxes(stack, shape)
-    height = stack.height
+    boxes, height = _boxes(shape)
     found: dict[str, Any] = {}
     notes = []
     for axis, title, across, (upper, lower) in boxes:
@@ -164,7 +147,8 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
         left = 0.0 if axis == Axes.LIST or shape.slim else across[0]
         notes.append(_title(title, left, 1 - (upper - 8) / height, colours))
     for axis, across in (
-        (Axes.NAMES, (0.0, right * name_share)), (Axes.VALUES, (value_left, right)), (Axes.BAND, (0.0, right)),
+        (Axes.NAMES, (0.0, shape.names_end)), (Axes.VALUES, (shape.values_from, shape.list_share)),
+        (Axes.BAND, (0.0, shape.list_share)),
     ):  # fmt: skip
         found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{Axes.ROWS}", "range": [0, 1]}
     _dress(found, shape, colours)
@@ -195,7 +179,38 @@ _MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
 _SLIM_MAP_TITLE: Final = "Where in the model, SQNR in dB"
 
 
-def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
+_Box = tuple[str, str, tuple[float, float], tuple[int, int]]
+"""Axis, title, left and right as shares of the width, top and bottom in pixels."""
+
+
+def _boxes(shape: FigureShape) -> tuple[list[_Box], int]:
+    """Return where the panels stand, and the height of all."""
+    stack = _Stack()
+    top, bottom = stack.take(shape.list_height)
+    title = _SLIM_LIST_TITLE if shape.slim else _LIST_TITLE
+    boxes: list[_Box] = [(Axes.LIST, title, (shape.names_end, shape.values_from), (top, bottom))]
+    if shape.beside:
+        middle = (top + bottom - FOOT - TITLE) // 2
+        side = (shape.list_share + 0.055, 1.0)
+        boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
+        boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
+    elif shape.wide:
+        box = stack.take(PANEL)
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.04, 0.47), box))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.555, 1.0), box))
+    else:
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.1, 1.0), stack.take(PANEL)))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.1, 1.0), stack.take(PANEL)))
+    if shape.map_rows:
+        box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
+        map_title = _SLIM_MAP_TITLE if shape.slim else _MAP_TITLE
+        boxes.append((Axes.MAP, map_title, (shape.names_end, 1.0), box))
+    if shape.panels:
+        boxes += _panel_boxes(stack, shape)
+    return boxes, stack.height
+
+
+def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[_Box]:
     titles = {
         Axes.WEIGHTS: "Weights before (grey), after",
         Axes.ERROR: "Error, mean |w - w'|",
