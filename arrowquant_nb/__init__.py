@@ -21,7 +21,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results forecasts result_card tables errors
+    config events results layer_reports forecasts result_card tables errors fsync
                    plain values that every room may use, and their words
 """
 
@@ -60,12 +60,13 @@ if TYPE_CHECKING:
     from arrowquant_nb.export import ExportReport, export_model
     from arrowquant_nb.export.folder_reader import open_exported
     from arrowquant_nb.forecasts import Forecast, SizeAllocation
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.quantizers.spatial import SpatialQuantizer
     from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
     from arrowquant_nb.quantizers.tensor import LayerStatistics, QuantizedTensor
     from arrowquant_nb.quantizers.time_aware import TimeAwareQuantizer
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata, TimeGroupParams
-    from arrowquant_nb.results import LayerReport, Plan, QuantizationResult
+    from arrowquant_nb.results import Plan, QuantizationResult
     from arrowquant_nb.results import Strategy as QuantizationStrategy
     from arrowquant_nb.runs.model_calibration import calibrate
     from arrowquant_nb.runs.size_budget import SizeBudget
@@ -126,7 +127,7 @@ _HOMES = {
     "load_quantized": "torch_models",
     "time_context": "runtime",
     "Forecast": "forecasts",
-    "LayerReport": "results",
+    "LayerReport": "layer_reports",
     "Plan": "results",
     "QuantizationResult": "results",
     "QuantizationStrategy": "results",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from arrowquant_nb import tables
+from arrowquant_nb import comparison_tables
 from arrowquant_nb.json_form import JsonForm
 
 
@@ -65,10 +65,10 @@ class ValidationReport(JsonForm):
         )
 
     def __str__(self) -> str:
-        return tables.validation_text(self)
+        return comparison_tables.validation_text(self)
 
     def _repr_html_(self) -> str:
-        return tables.validation_html(self)
+        return comparison_tables.validation_html(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,4 +93,4 @@ class ReproductionReport(JsonForm):
         return f"ReproductionReport({self.folder!r}, {'byte-identical' if self.passed else 'NOT reproduced'})"
 
     def __str__(self) -> str:
-        return tables.reproduction_text(self)
+        return comparison_tables.reproduction_text(self)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.task import Control, Sink, Source
     from arrowquant_nb.events import Event
+    from arrowquant_nb.layer_reports import AttemptReport, LayerReport
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
-    from arrowquant_nb.results import AttemptReport, LayerReport, Plan, QuantizationResult, Strategy
+    from arrowquant_nb.results import Plan, QuantizationResult, Strategy
 
 
 class DiffusionOrchestrator:

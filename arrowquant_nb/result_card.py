@@ -12,7 +12,7 @@ from html import escape
 from statistics import median
 from typing import TYPE_CHECKING
 
-from arrowquant_nb import tables
+from arrowquant_nb import result_tables, tables
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.config.command import command_line
 from arrowquant_nb.core.gates import required_output_sqnr_db
@@ -21,7 +21,8 @@ from arrowquant_nb.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult
+    from arrowquant_nb.layer_reports import AttemptReport, LayerReport
+    from arrowquant_nb.results import QuantizationResult
 
 __all__ = [
     "WORST_HEADER", "by_quality", "card_html", "command", "figures", "gate_words", "measured_at", "settings",
@@ -138,7 +139,7 @@ def card_html(result: QuantizationResult) -> str:
         tables.headline_html([("", f'{more}aq.report(result, "report.html")')]),
         tables.headline_html([("Run again", repeat)]) if repeat else "",
         _folded("Settings", config._repr_html_()) if config is not None else "",
-        _folded("All figures and layers", tables.result_html(result)),
+        _folded("All figures and layers", result_tables.result_html(result)),
     ]
     return "".join(parts)
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from arrowquant_nb import tables
 from arrowquant_nb.errors import ConfigurationError, MetadataError, ModelNotFoundError
-from arrowquant_nb.results import LayerReport, QuantizationResult
+from arrowquant_nb.layer_reports import LayerReport
+from arrowquant_nb.results import QuantizationResult
 from arrowquant_nb.runs.recorded import read_result
 
 __all__ = ["NOTEBOOK_KEY", "SHOWS", "SORTS", "ComparedRun", "LayerChange", "RunComparison", "compare_runs", "read_run"]

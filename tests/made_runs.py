@@ -1,6 +1,7 @@
 """Results made by hand: a few layers whose figures are known, for what draws or compares runs."""
 
-from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult, Strategy
+from arrowquant_nb.layer_reports import AttemptReport, LayerReport
+from arrowquant_nb.results import QuantizationResult, Strategy
 
 
 def layer(name, sqnr_db, bits=4, nbytes=100, output="not_measured", action="quantized"):

@@ -1,7 +1,8 @@
 """Events of runs that were never made, of any size: what a dashboard is given, with figures that a test knows."""
 
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerStarted, RunFinished, RunStarted
-from arrowquant_nb.results import AttemptReport, LayerReport, PlanRow
+from arrowquant_nb.layer_reports import AttemptReport, LayerReport
+from arrowquant_nb.results import PlanRow
 
 ROLES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear")
 SHAPE = (64, 128)

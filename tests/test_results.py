@@ -22,7 +22,8 @@ from arrowquant_nb import (
     reproduce,
 )
 from arrowquant_nb.comparisons import TensorComparison
-from arrowquant_nb.results import AttemptReport, PlanRow, Strategy
+from arrowquant_nb.layer_reports import AttemptReport
+from arrowquant_nb.results import PlanRow, Strategy
 
 HOSTILE = [
     "<script>alert(1)</script>",

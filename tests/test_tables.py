@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from arrowquant_nb import LayerReport, tables
-from arrowquant_nb.results import AttemptReport
+from arrowquant_nb import LayerReport, layer_tables, tables
+from arrowquant_nb.layer_reports import AttemptReport
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_why_a_layer_is_as_it_is_begins_with_what_it_beats():
         "w", (1, 4), "float32", "quantized", "linear", "", "", 2, 2, n_weights=4, source_nbytes=16, nbytes=2,
         w_absmax=1.0, attempts=(attempt,),
     )  # fmt: skip
-    [row] = tables.layer_rows([report])
+    [row] = layer_tables.layer_rows([report])
     assert row[-1] == "Beats r2q by 10.00 dB; INT2 gives the layer's output 15.74 dB, at or above the 12 dB asked for."
-    [plain] = tables.layer_rows([replace(report, attempts=(replace(attempt, compared={}),))])
+    [plain] = layer_tables.layer_rows([replace(report, attempts=(replace(attempt, compared={}),))])
     assert plain[-1] == sentence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb.core.gates import NOT_MEASURED, required_cosine
 from arrowquant_nb.core.strategy import other_method_reason
-from arrowquant_nb.results import AttemptReport, InputReport, LayerReport
+from arrowquant_nb.layer_reports import AttemptReport, InputReport, LayerReport
 
 if TYPE_CHECKING:
     from arrowquant_nb.core.gates import Judgement, OutputFigures

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.events import Event
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.trials import LayerInputs
-    from arrowquant_nb.results import LayerReport
 
 
 class LayerTask:

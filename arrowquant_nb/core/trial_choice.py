@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.core.recipes import Recipe
     from arrowquant_nb.core.task import Control, LayerTask
+    from arrowquant_nb.layer_reports import InputReport
     from arrowquant_nb.quantizers.input_treatment import InputTreatment
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.trials import LayerInputs
-    from arrowquant_nb.results import InputReport
 
 
 class Choice:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from arrowquant_nb.layer_reports import InputReport
 from arrowquant_nb.quantizers.spatial_metadata import SpatialQuantMetadata
-from arrowquant_nb.results import InputReport
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.config.command import command_line
-from arrowquant_nb.tables import INPUT_HEADER, WIDTH_NAMES, decibels, input_rows, width_counts
+from arrowquant_nb.layer_tables import INPUT_HEADER, input_rows
+from arrowquant_nb.tables import WIDTH_NAMES, decibels, width_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
-    from arrowquant_nb.results import LayerReport
     from arrowquant_nb.runs.planning import Decisions
 
 _SOURCE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
-    from arrowquant_nb.results import LayerReport, Strategy
+    from arrowquant_nb.layer_reports import LayerReport
+    from arrowquant_nb.results import Strategy
     from arrowquant_nb.runs.calibrating import RunCalibration
     from arrowquant_nb.storage.policy import Assignment
 

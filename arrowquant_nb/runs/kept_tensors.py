@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
-from arrowquant_nb.results import LayerReport
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.parquet_v2 import Tile
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.results import LayerReport
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.runs.sink import ModelSink
 
 __all__ = ["LayerPass"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.results import LayerReport
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.samples import Sample
 
 GATE_TRAJECTORIES: Final = 8

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality
-    from arrowquant_nb.results import LayerReport, QuantizationResult
+    from arrowquant_nb.results import QuantizationResult
     from arrowquant_nb.runs.model_choice import ModelChoice, OpenedModel
 
 logger = logging.getLogger("arrowquant_nb")

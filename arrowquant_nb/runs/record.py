@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality
-    from arrowquant_nb.results import LayerReport
     from arrowquant_nb.runs.calibrating import CalibrationSource
     from arrowquant_nb.runs.locating import LocatedModel
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint

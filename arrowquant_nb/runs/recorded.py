@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.costs import LayerCosts
 from arrowquant_nb.errors import ArrowQuantError, MetadataError
+from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
-from arrowquant_nb.results import LayerReport, QuantizationResult, Strategy
+from arrowquant_nb.results import QuantizationResult, Strategy
 from arrowquant_nb.runs.record import STATS_NAME, assemble_result
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest

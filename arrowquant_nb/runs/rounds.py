@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality
-    from arrowquant_nb.results import LayerReport
     from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.runs.sink import ModelSink
     from arrowquant_nb.runs.widths import Widths

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
-    from arrowquant_nb.results import LayerReport, QuantizationResult
+    from arrowquant_nb.results import QuantizationResult
     from arrowquant_nb.runs.calibrating import RunCalibration
     from arrowquant_nb.runs.model_choice import OpenedModel
     from arrowquant_nb.runs.planning import Decisions

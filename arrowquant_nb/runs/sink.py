@@ -10,8 +10,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH, LEAST_SQUARES_METHODS
-from arrowquant_nb.results import LayerReport
 from arrowquant_nb.runs.folding import NOTHING_FOLDED, RunFolding
 from arrowquant_nb.runs.kept_tensors import (
     KEPT_TILE_NBYTES,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.core.task import LayerTask
-    from arrowquant_nb.results import LayerReport
+    from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.runs.preparation import PreparedModel
     from arrowquant_nb.storage.checkpoint_reader import Checkpoint
 

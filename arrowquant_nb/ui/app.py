@@ -5,8 +5,8 @@ Joins the parts; each part says what happened to it, and this is where that reac
 
 from __future__ import annotations
 
-import importlib
-from html import escape
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ipywidgets as widgets
@@ -18,18 +18,16 @@ from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
 from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
 from arrowquant_nb.ui.frame import Frame
-from arrowquant_nb.ui.live_figure import load_plotly
 from arrowquant_nb.ui.model_picker import ModelPicker
-from arrowquant_nb.ui.plan_change import change_words, setting_words
-from arrowquant_nb.ui.plan_view import NO_MODEL, plan_html
+from arrowquant_nb.ui.output_folder import unfinished_runs
+from arrowquant_nb.ui.plan_section import PlanSection, width_sizes
+from arrowquant_nb.ui.run_place import RunPlace, load_ahead
 from arrowquant_nb.ui.run_section import RunSection
-from arrowquant_nb.ui.run_words import megabytes
 from arrowquant_nb.ui.settings_bar import SettingsBar
+from arrowquant_nb.ui.spoken import error_html, said
 from arrowquant_nb.ui.worker import Worker
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from arrowquant_nb.results import Plan
     from arrowquant_nb.ui.run_view import RunView
 
@@ -37,8 +35,8 @@ __all__ = ["Studio"]
 
 _SUBTITLE: Final = "quantize a diffusion model"
 _LIMIT: Final = "target_model_size_mb"
-_AHEAD: Final = "arrowquant_nb.ui.run_view"
-"""Loaded beside the kernel after the first paint, with plotly: what a run needs."""
+LOOK_AGAIN_S: Final = 1.0
+"""While another run writes the output folder, it is looked at so often whether it still does."""
 
 
 class Studio:
@@ -50,35 +48,31 @@ class Studio:
 
     Attributes
     ----------
-    form, picker, target, settings : the parts of the form.
+    form, picker, plan_section, target, settings : the parts of the form.
     output, run : where the output goes, and the button.
-    plan : of the opened model under the form's settings; None while there is none.
-    run_view : the runs, None before the first.
+    runs : where a run, or an earlier one, is shown.
     """
 
     def __init__(self, model: str | Path | None = None, config: DiffusionQuantConfig | None = None) -> None:
         self._worker = Worker(self._tick)
-        self._frame = Frame("ArrowQuant", _SUBTITLE, self._dress)
+        self.runs = RunPlace(self._worker, self._run_changed, self._toggle_form)
+        self._frame = Frame("ArrowQuant", _SUBTITLE, self._dress, self.runs.renew)
         self.form = Form(config)
         modality = self.form.controls.get("modality")
         self.picker = ModelPicker(self.open, None if modality is None else modality.main)
         self.model = ""
-        self.plan: Plan | None = None
-        self.run_view: RunView | None = None
         self._plan_due = False
-        self._planned_with: DiffusionQuantConfig | None = None
-        self._change = ""
-        self._plan_box = widgets.HTML(layout={"flex": "1 1 300px", "min_width": "0"})
+        self._looked_s = 0.0
+        self.plan_section = PlanSection()
         self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
-        self.target = RunSection(self.start, self._check_output)
+        self.target = RunSection(self.start, self._check_output, self.take_up)
         self.output, self.run = self.target.output, self.target.run
         self.settings = SettingsBar(self._current, self.form.set_config, self._frame.bridge)
-        self._run_place = widgets.VBox([])
         self._form_place = self._assemble()
-        self._frame.content.children = (self._form_place, self._run_place)
+        self._frame.content.children = (self._form_place, self.runs.widget)
         self.form.on_change(self._changed)
         self.open(model if model is not None else samples.names()[0])
-        self._worker.start("ahead", _load_ahead, lambda _: None)
+        self._worker.start("ahead", load_ahead, lambda _: self.runs.prepare())
 
     def _assemble(self) -> widgets.VBox:
         reset = widgets.HBox([self.form.changes, self.form.reset])
@@ -87,11 +81,12 @@ class Studio:
             [self.form.basic, self.form.advanced, reset, self.forecast.widget],
             layout={"flex": "2 1 560px", "min_width": "0"},
         )
-        body = widgets.HBox([left, self._plan_box], layout={"flex_flow": "row wrap", "align_items": "flex-start"})
+        beside = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        body = widgets.HBox([left, self.plan_section.widget], layout=beside)
         setup = widgets.VBox([widgets.HTML("<h3>2 Settings</h3>"), body])
         setup.add_class("aq-section")
         go = self.target
-        run = widgets.VBox([widgets.HTML("<h3>3 Run</h3>"), go.row, go.words, self.settings.widget, go.status])
+        run = widgets.VBox([widgets.HTML("<h3>3 Run</h3>"), go.widget, self.settings.widget, go.status])
         run.add_class("aq-section")
         return widgets.VBox([self.picker.widget, setup, run])
 
@@ -110,7 +105,12 @@ class Studio:
     @property
     def running(self) -> bool:
         """Whether a run goes on."""
-        return self.run_view is not None and self.run_view.session.running
+        return self.runs.running
+
+    @property
+    def run_view(self) -> RunView | None:
+        """The app's own runs; None until there are some, or may be."""
+        return self.runs.view
 
     @property
     def result(self) -> Any:
@@ -120,17 +120,21 @@ class Studio:
     @property
     def selection(self) -> str:
         """Full name of the layer that is looked at, "" for none; may be set while a run is shown."""
-        return "" if self.run_view is None else self.run_view.dashboard.selection
+        return self.runs.selection
 
     @selection.setter
     def selection(self, name: str) -> None:
-        if self.run_view is not None:
-            self.run_view.dashboard.selection = name
+        self.runs.selection = name
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the opened model under the form's settings; None while there is none."""
+        return self.plan_section.plan
 
     def open(self, model: str | Path) -> None:
         """Open a model: a bundled sample at once, a path beside the kernel."""
         self.model = str(model)
-        self.plan = None
+        self.plan_section.forget()
         self.picker.show(self.model)
         if self.model.removeprefix("sample:") in samples.names():
             self._replan()
@@ -149,16 +153,26 @@ class Studio:
         self._check_output()
         if self.run.disabled or self.config is None:
             return
-        from arrowquant_nb.ui.run_view import RunView  # noqa: PLC0415 - loads plotly, after the first paint
-
-        if self.run_view is None:
-            self.run_view = RunView(self._worker, self._run_changed, self._toggle_form)
-            self._run_place.children = (self.run_view.widget,)
-            self._dress(self._frame.theme, self._width())
+        view = self.runs.show_run()
         self._form_place.layout.display = "none"
-        self.run_view.settings.description = "Show settings"
+        view.settings.description = "Show settings"
         self.target.status.value = ""
-        self.run_view.start(self.model, self.target.folder, self.config)
+        view.start(self.model, self.target.folder, self.config)
+
+    def take_up(self, folder: Path) -> None:
+        """Show an earlier run, still going on or not, and take its model, settings and folder into the form."""
+        if self.running:
+            return
+        try:
+            replay = self.runs.show_earlier(folder)
+            config, model = replay.config, replay.model
+        except ArrowQuantError as error:
+            self.target.status.value = error_html("This run cannot be taken up", str(error))
+            return
+        self.target.status.value = said("The earlier run is shown below; its settings are in the form.")
+        self.form.set_config(config)
+        self.target.choose(folder)
+        self.open(model or self.model)
 
     def drain(self) -> bool:
         """Do what is due; True while there is more to come. The notebook's loop calls it by itself."""
@@ -167,8 +181,7 @@ class Studio:
     def close(self, timeout_s: float | None = None) -> bool:
         """Stop whatever runs, resumably; with a timeout wait for it. Return whether no thread is left."""
         ended = self._worker.stop(timeout_s)
-        if self.run_view is not None:
-            self.run_view.dashboard.close_up.close()
+        self.runs.close()
         return ended
 
     def replaced(self) -> None:
@@ -210,47 +223,29 @@ class Studio:
         self._planned(plan, error, config)
 
     def _planned(self, plan: Plan | None, error: BaseException | None, config: DiffusionQuantConfig) -> None:
-        before, self.plan = self.plan, plan
-        old, self._planned_with = self._planned_with, config
+        self.plan_section.take(plan, config)
         if plan is None:
-            self._refused(error or ConfigurationError("the plan could not be made"))
+            self.picker.refused(error or ConfigurationError("the plan could not be made"), self.model)
         else:
             self.picker.opened(plan)
-            self._label_widths()
+            self.form.label_widths(width_sizes(self.model, config))
             self.target.suggest(plan)
-            if before is None or old is None:
-                self._change = ""
-            elif old != config:
-                self._change = change_words(setting_words(old, config), before, plan)
         self._show_plan()
         self._check_output()
 
-    def _refused(self, error: BaseException) -> None:
-        self.picker.refused(error, self.model)
-
-    def _label_widths(self) -> None:
-        """Predict the size at each width, for the words on the buttons; a width that is refused has none."""
-        sizes = {}
-        for bits in (2, 4, 8):
-            try:
-                config = self.form.config.replace(bit_width=bits) if self.form.config is not None else None
-                if config is not None:
-                    sizes[bits] = megabytes(ArrowQuantV2(config).plan(self.model).size_mb * 1e6)
-            except ArrowQuantError:
-                continue
-        self.form.label_widths(sizes)
-
     def _show_plan(self) -> None:
-        if self.plan is None:
-            self._plan_box.value = f"<div class='aq-plan'>{escape(NO_MODEL)}</div>"
-        else:
-            self._plan_box.value = plan_html(self.plan, self._change, "", self._frame.theme)
+        self.plan_section.show(self._frame.theme)
 
     # -- output and Run ----------------------------------------------------------------------------------------------
 
     def _check_output(self) -> None:
+        self._looked_s = time.monotonic()
         self.target.look(self.plan)
+        if not self.running:
+            self.target.list_unfinished(unfinished_runs(Path()))
         self._check_run()
+        if self.target.busy:
+            self._worker.pump()
 
     def _check_run(self) -> None:
         self.target.allow(self.plan, self.form.complaints, running=self.running)
@@ -280,14 +275,13 @@ class Studio:
     def _tick(self) -> bool:
         if self._plan_due:
             self._replan()
-        return self.run_view is not None and self.run_view.tick()
-
-    def _width(self) -> int:
-        return max(0, self._frame.bridge.width - 26)
+        waits = self.target.busy and not self.running
+        if waits and time.monotonic() - self._looked_s > LOOK_AGAIN_S:
+            self._check_output()
+        return self.runs.tick() or waits
 
     def _dress(self, theme: str, width: int) -> None:
-        if self.run_view is not None:
-            self.run_view.dashboard.dress(theme, width)
+        self.runs.dress(theme, width)
         self._show_plan()
 
     def __repr__(self) -> str:
@@ -295,9 +289,3 @@ class Studio:
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.widget._repr_mimebundle_(**options)
-
-
-def _load_ahead(_: object) -> None:
-    """Load what a run needs, plotly above all, beside the kernel."""
-    importlib.import_module(_AHEAD)
-    load_plotly()

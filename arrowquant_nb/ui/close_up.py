@@ -5,7 +5,7 @@ Knows no widgets: whoever asks is told when a view has come, or why none will.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CloseUp"]
 
-NO_RANGES = "No calibration: nothing measured over time."
+NO_RANGES: Final = (
+    "No calibration: nothing was measured over time.<br>Samples are run by themselves. For another model<br>"
+    "put a calibration file beside it (aq.calibrate)."
+)
+NOT_LOOKED: Final = "Click a layer to see its inputs over time."
 
 
 class CloseUp:

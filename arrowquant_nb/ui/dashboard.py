@@ -15,10 +15,10 @@ import ipywidgets as widgets
 
 from arrowquant_nb.tables import html_table
 from arrowquant_nb.ui.charts.block_map import BlockMap
-from arrowquant_nb.ui.close_up import NO_RANGES, CloseUp
+from arrowquant_nb.ui.close_up import NO_RANGES, NOT_LOOKED, CloseUp
 from arrowquant_nb.ui.figure_box import FigureBox
 from arrowquant_nb.ui.layer_card import LayerCard
-from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page, ordered, ranks
+from arrowquant_nb.ui.layer_list import ListView, list_page, ordered, page_rows, ranks
 from arrowquant_nb.ui.layer_name import list_name
 from arrowquant_nb.ui.list_controls import ListControls
 from arrowquant_nb.ui.live_figure import Scene
@@ -39,6 +39,10 @@ __all__ = ["Dashboard"]
 
 FIGURE_S: Final = 0.25
 """A redraw costs the browser about 0.1 s; four a second leave it time for clicks."""
+SETTLE_S: Final = 0.3
+"""So long after the last letter typed the list takes its new height, and "Open" takes its first row."""
+LATE_S: Final = 3.0
+"""Letters that come so long after "Open" were typed before it: a page holds them back while the kernel is busy."""
 SORT_S: Final = 1.0
 REST_AFTER_CLICK_S: Final = 5.0
 _LEGEND: Final = (
@@ -81,12 +85,14 @@ class Dashboard:
         self._chosen_by_user = False
         self._order: tuple[str, ...] = ()
         self._heard_s = self._painted_s = self._sorted_s = self._clicked_s = -math.inf
-        self._dirty = False
+        self._typed_s = self._opened_s = -math.inf
+        self._dirty = self._first_due = False
+        self._n_rows = 0
         self._trouble = ("", "")
         self.close_up = CloseUp(worker, open_viewer, self._viewed)
         self.line = StatusLine()
         self.legend = widgets.HTML(_LEGEND)
-        self.controls = ListControls(self._controls_changed, self._choose_first)
+        self.controls = ListControls(self._controls_changed, self._want_first)
         self.figure = FigureBox(self._clicked)
         self.table = widgets.HTML(layout={"display": "none"})
         self.table.add_class("aq-scroll")
@@ -116,11 +122,13 @@ class Dashboard:
             worst = self.state.worst()
             if worst is not None:
                 self._select(worst.name)
+        if self._first_due and now - self._typed_s >= SETTLE_S:
+            self._choose_first()
         begun = bool(self.state.order)
         self._reveal(begun)
         if self._dirty and begun and (now - self._painted_s >= FIGURE_S or self.state.status != RUNNING):
             self._paint(now)
-        return self._dirty and begun
+        return (self._dirty and begun) or self._first_due
 
     def announce(self, text: str, *, alert: bool = False) -> None:
         """Say something in the status line, until the run's state changes."""
@@ -140,12 +148,18 @@ class Dashboard:
             self._dirty = True
             self._worker.pump()
 
+    def renew(self) -> None:
+        """Draw a new figure: a page that was loaded anew may have missed changes of this one."""
+        self.figure.renew()
+        self._dirty = True
+        self._worker.pump()
+
     def restart(self) -> None:
         """Forget the run that was shown: another one begins."""
         self.state = RunState()
         self._selected, self._chosen_by_user = "", False
         self.close_up.forget()
-        self._order = ()
+        self._order, self._n_rows = (), 0
         self.line.restart()
         self._dirty = False
         self.figure.clear()
@@ -178,11 +192,18 @@ class Dashboard:
         if self._selected:
             self._select(self._selected)
 
+    def _want_first(self) -> None:
+        self._first_due = True
+        self._opened_s = self._clock()
+        self._worker.pump()
+
     def _choose_first(self) -> None:
         """Select the first layer that filter and search let through."""
+        self._first_due = False
         found = ordered(self.state, replace(self.view(), order=()))
         if found:
-            self._choose(found[0].name)
+            self._chosen_by_user = True
+            self._select(found[0].name)
 
     def _clicked(self, name: str) -> None:
         self._clicked_s = self._clock()
@@ -190,6 +211,7 @@ class Dashboard:
 
     def _choose(self, name: str) -> None:
         self._chosen_by_user = True
+        self._opened_s = -math.inf
         self._select(name)
 
     def _select(self, name: str) -> None:
@@ -209,6 +231,8 @@ class Dashboard:
     # -- painting ----------------------------------------------------------------------------------------------------
 
     def _controls_changed(self) -> None:
+        self._typed_s = self._clock()
+        self._first_due = self._first_due or self._typed_s - self._opened_s < LATE_S
         self._order = ()
         self._sorted_s = -math.inf
         self._dirty = True
@@ -228,9 +252,9 @@ class Dashboard:
             self._sorted_s = now
         elif now - self._sorted_s < SORT_S:
             self._dirty = True  # new rows stand at the end until the list may be sorted again
-        n_rows = max(1, min(PAGE_ROWS, len(self.state.quantized)))
         view = self.view()
-        self.controls.tell(list_page(self.state, view, n_rows), n_rows)
+        self._make_room(view, now)
+        self.controls.tell(list_page(self.state, view, self._n_rows), self._n_rows)
         as_table = self.controls.table.value
         self.table.layout.display = "" if as_table else "none"
         self.figure.widget.layout.display = "none" if as_table else ""
@@ -244,14 +268,23 @@ class Dashboard:
         self.folds.show(self.state)
         self._card()
 
+    def _make_room(self, view: ListView, now: float) -> None:
+        """Give the list the height that it needs, once the user has come to rest."""
+        wanted = page_rows(self.state, view)
+        if wanted != self._n_rows and self._n_rows and now - self._typed_s < SETTLE_S:
+            self._dirty = True
+        else:
+            self._n_rows = wanted
+
     def _scene(self, view: ListView) -> Scene:
         near = self.close_up
         shown = near.view if self._selected else None
-        words = NO_RANGES
+        calibrated = any(layer.worst_db is not None for layer in self.state.decided)
+        words = NOT_LOOKED if calibrated or not self.state.decided else NO_RANGES
         if near.ranges_of in self.state.layers:
             name = list_name(self.state.layers[near.ranges_of], 28)
-            words = f"inputs of {name}" if near.ranges is not None else "No calibration for this layer."
-        return Scene(self.state, view, self._places, shown, near.ranges, words)
+            words = f"inputs of {name}" if near.ranges is not None else NO_RANGES
+        return Scene(self.state, view, self._places, self._n_rows, shown, near.ranges, words)
 
     def _card(self) -> None:
         layer = self.state.layers.get(self._selected)

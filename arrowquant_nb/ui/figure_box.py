@@ -43,6 +43,7 @@ class FigureBox:
         self._on_click = on_click
         self._made_of: tuple[FigureShape, str] | None = None
         self._script: Any = None
+        self._retired: Any = None
         self._traces: list[dict[str, Any]] = []
 
     def draw(self, scene: Scene) -> None:
@@ -65,9 +66,12 @@ class FigureBox:
     def clear(self) -> None:
         """Take the figure away."""
         self.widget.children = ()
-        if self.figure is not None:
-            self.figure.close()
+        self._retire(self.figure)
         self.figure, self._made_of = None, None
+
+    def renew(self) -> None:
+        """Have the next scene drawn in a new figure: a page has missed changes of this one."""
+        self._made_of = None
 
     def _make(self, traces: list[dict[str, Any]], shape: FigureShape) -> None:
         old = self.figure
@@ -81,8 +85,13 @@ class FigureBox:
         with self.widget.hold_sync():
             self.widget.children = ()  # else traitlets compares the two figures, down to their data
             self.widget.children = (self.figure,)
-        if old is not None:
-            old.close()
+        self._retire(old)
+
+    def _retire(self, old: Any) -> None:
+        """Close the figure before the last one only: a page that is being loaded may have asked for the last one."""
+        if self._retired is not None:
+            self._retired.close()
+        self._retired = old
 
     def _clicked(self, trace: Any, points: Any, _: Any) -> None:
         """Find the layer of a click; every trace is told of every click, all but one with no points."""

@@ -13,8 +13,9 @@ from typing import Any, Final
 import plotly.graph_objects as go
 
 from arrowquant_nb import tables
+from arrowquant_nb.layer_reports import AttemptReport, LayerReport
 from arrowquant_nb.result_card import by_quality, gate_words, measured_at
-from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult
+from arrowquant_nb.results import QuantizationResult
 from arrowquant_nb.ui.style import FONT, GRID, INK, QUIET, WIDTHS, layout
 
 __all__ = ["LayerRow", "layer_quality_figure", "layer_quality_svg", "layer_rows", "short_name"]

@@ -12,9 +12,9 @@ from typing import Final
 
 from arrowquant_nb.ui.layer_name import brief_name
 from arrowquant_nb.ui.layer_state import LayerState, quality
-from arrowquant_nb.ui.run_state import RunState
+from arrowquant_nb.ui.run_state import RUNNING, RunState
 
-__all__ = ["PAGE_ROWS", "SHOWS", "SORTS", "ListPage", "ListView", "list_page", "ranks"]
+__all__ = ["PAGE_ROWS", "SHOWS", "SORTS", "ListPage", "ListView", "list_page", "page_rows", "ranks"]
 
 PAGE_ROWS: Final = 20
 
@@ -105,6 +105,20 @@ def list_page(state: RunState, view: ListView, n_rows: int = PAGE_ROWS) -> ListP
     if selected.report is None:
         return ListPage(tuple(rows), first, len(found))
     return ListPage((selected, *rows[: n_rows - 1]), first, len(found), ranks(state).get(selected.name, 0))
+
+
+def page_rows(state: RunState, view: ListView) -> int:
+    """Return for how many rows a list has room: no more than a filter or search lets through, once the run is over.
+
+    In mid-run layers come in, and the room for all of them is there from the start.
+    """
+    room = max(1, min(PAGE_ROWS, len(state.quantized)))
+    if state.status == RUNNING or (view.show == ListView.show and not view.find.strip()):
+        return room
+    found = [layer.name for layer in ordered(state, view)]
+    selected = state.layers.get(view.selected)
+    pinned = selected is not None and selected.report is not None and view.selected not in found
+    return max(1, min(room, len(found) + pinned))
 
 
 def ranks(state: RunState) -> dict[str, int]:

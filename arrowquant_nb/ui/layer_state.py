@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from arrowquant_nb.results import LayerReport, PlanRow
+    from arrowquant_nb.layer_reports import LayerReport
+    from arrowquant_nb.results import PlanRow
 
 __all__ = ["LayerState", "quality"]
 

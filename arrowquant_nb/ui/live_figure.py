@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.ui.charts.block_map import BlockMap, block_map_traces
-from arrowquant_nb.ui.charts.layer_panels import layer_panel_traces
+from arrowquant_nb.ui.charts.layer_panels import group_points, layer_panel_traces
 from arrowquant_nb.ui.charts.layout import SLIM, FigureShape, figure_layout
 from arrowquant_nb.ui.charts.size_plan import size_plan_traces
 from arrowquant_nb.ui.charts.time_ranges import time_ranges_traces
 from arrowquant_nb.ui.charts.worst_list import worst_list_traces
-from arrowquant_nb.ui.layer_list import PAGE_ROWS, ListView, list_page
+from arrowquant_nb.ui.layer_list import ListView, list_page
 from arrowquant_nb.ui.palette import palette
 from arrowquant_nb.ui.reference_points import reference_points
 from arrowquant_nb.ui.run_state import RunState
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.ui.palette import Palette
 
 __all__ = [
-    "Scene", "figure_script", "figure_traces", "live_widget", "load_plotly", "paint", "shape_of", "static_figure",
+    "Scene", "figure_script", "figure_traces", "live_widget", "load_plotly", "paint", "shape_of",
 ]  # fmt: skip
 
 
@@ -42,6 +42,8 @@ class Scene:
     state: RunState
     view: ListView
     places: BlockMap
+    n_rows: int
+    """For how many rows there is room, see `page_rows`."""
     layer: LayerView | None = None
     """The selected layer from near; None while there is none."""
     ranges: TimeRanges | None = None
@@ -58,10 +60,12 @@ class Scene:
 def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> FigureShape:
     """Return what decides the layout of a scene."""
     return FigureShape(
-        n_rows=max(1, min(PAGE_ROWS, len(scene.state.quantized))),
+        n_rows=scene.n_rows,
         map_rows=tuple(_short(role, 26 if width is None or width >= SLIM else 18) for role in scene.places.roles),
         n_blocks=len(scene.places.blocks),
         panels=scene.layer is not None,
+        timed=scene.ranges is not None,
+        grouped=scene.layer is not None and bool(group_points(scene.layer)),
         wide=wide,
         width=width,
     )
@@ -90,27 +94,18 @@ def figure_traces(scene: Scene, shape: FigureShape, colours: Palette) -> list[di
 
 def load_plotly() -> None:
     """Load and measure what the first figure needs, which takes seconds: for a thread, ahead of time."""
+    import plotly.graph_objects as go  # noqa: PLC0415 - see above
+
     from arrowquant_nb.ui.figure_widget import figure_code  # noqa: PLC0415 - loads plotly
 
-    scene = Scene(RunState(), ListView(), BlockMap(("block",), ("role",), {}))
+    scene = Scene(RunState(), ListView(), BlockMap(("block",), ("role",), {}), 1)
     shape = replace(shape_of(scene), panels=True)
     colours = palette("light")
-    _figure(figure_traces(scene, shape, colours), shape, colours)  # plotly loads its parts as they are used
+    # plotly loads its parts as they are used.
+    go.Figure(data=figure_traces(scene, shape, colours), layout=figure_layout(shape, colours))
     reference_points(1.0)
     figure_code()
     gc.collect()  # what was loaded makes a full collection due, which would hold up the loop in mid-run
-
-
-def static_figure(scene: Scene, colours: Palette, *, wide: bool = True) -> go.Figure:
-    """Return the same as a figure that does not change, for reports and pictures."""
-    shape = shape_of(scene, wide=wide)
-    return _figure(figure_traces(scene, shape, colours), shape, colours)
-
-
-def _figure(traces: list[dict[str, Any]], shape: FigureShape, colours: Palette) -> go.Figure:
-    import plotly.graph_objects as go  # noqa: PLC0415 - see above
-
-    return go.Figure(data=traces, layout=figure_layout(shape, colours))
 
 
 def figure_script() -> FigureScript:

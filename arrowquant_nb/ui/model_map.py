@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-from arrowquant_nb.results import LayerReport
+from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.tables import WIDTH_NAMES, decibels
 from arrowquant_nb.ui.layer_chart import short_name
 from arrowquant_nb.ui.style import FONT, INK

@@ -2,15 +2,22 @@
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from arrowquant_nb.errors import ArrowQuantError
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
 from arrowquant_nb.storage.output import EVENTS_NAME, LOCK_NAME, is_being_written
 
-__all__ = ["OutputFolder", "free_name"]
+__all__ = ["OutputFolder", "free_name", "unfinished_runs"]
+
+_BUSY: Final = (
+    "A run is writing this folder now: of another page or program, or of this page before it was loaded again. "
+    "Wait until it ends, or choose another name."
+)
+_MOST_LISTED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,10 @@ class OutputFolder:
     """Whether a run may begin, or go on, there."""
     resumable: bool = False
     """Whether layers of an unfinished run are there."""
+    busy: bool = False
+    """Whether a run is writing there now."""
+    logged: bool = False
+    """Whether a run has left its log there, to be shown again."""
 
     @classmethod
     def look(cls, path: str, model: str, layers: Iterable[str]) -> "OutputFolder":
@@ -43,36 +54,40 @@ class OutputFolder:
             names = {p.name for p in folder.iterdir()} - {LOCK_NAME} if folder.is_dir() else set()
             if not names:
                 return cls()
+            logged = EVENTS_NAME in names
             if is_being_written(folder):
-                return cls("Another run is writing this folder now. Choose another name.", usable=False)
-            return cls._occupied(folder, names, model, layers)
+                return cls(_BUSY, usable=False, busy=True, logged=logged)
+            return replace(cls._occupied(folder, names, model, layers), logged=logged)
         except (OSError, ValueError) as error:
             return cls(f"This folder cannot be looked at: {error}. Choose another name.", usable=False)
 
     @classmethod
     def _occupied(cls, folder: Path, names: set[str], model: str, layers: Iterable[str]) -> "OutputFolder":
         if MANIFEST_NAME in names:
-            try:
-                found = str(read_manifest(folder).model.get("name"))
-            except ArrowQuantError as error:
-                return cls(f"{error} Choose another name.", usable=False)
-            if found != model:
-                return cls(f"This folder holds a finished model of {found!r}. Choose another name.", usable=False)
-            return cls("A finished model of this source is here: a run redoes only layers whose settings changed.")
+            return cls._finished(folder, model)
         commits = {}
         with contextlib.suppress(ArrowQuantError):
             commits = read_commits(folder / JOURNAL_NAME)[0] if JOURNAL_NAME in names else {}
         if not commits:
-            # A run that was stopped before its first layer is in nobody's way.
-            stopped = JOURNAL_NAME in names and names <= {JOURNAL_NAME, EVENTS_NAME}
-            words = "" if stopped else "This folder is not empty and holds no run of ours. Choose another name."
-            return cls(words, usable=stopped)
+            if JOURNAL_NAME in names and names <= {JOURNAL_NAME, EVENTS_NAME}:
+                return cls("A run stopped here before its first layer. Run begins it again.")
+            return cls("This folder is not empty and holds no run of ours. Choose another name.", usable=False)
         wanted = set(layers)
         done = len(wanted & {name for commit in commits.values() for name in commit.tensors})
         if not done:
             return cls("This folder holds another run. Choose another name.", usable=False)
         return cls(f"{done} of {len(wanted)} layers are already here. Resume takes over those with the same settings.",
                    resumable=True)  # fmt: skip
+
+    @classmethod
+    def _finished(cls, folder: Path, model: str) -> "OutputFolder":
+        try:
+            found = str(read_manifest(folder).model.get("name"))
+        except ArrowQuantError as error:
+            return cls(f"{error} Choose another name.", usable=False)
+        if found != model:
+            return cls(f"This folder holds a finished model of {found!r}. Choose another name.", usable=False)
+        return cls("A finished model of this source is here: a run redoes only layers whose settings changed.")
 
 
 def free_name(path: str) -> str:
@@ -82,3 +97,14 @@ def free_name(path: str) -> str:
     while Path(f"{stem}-{number}").exists():
         number += 1
     return f"{stem}-{number}"
+
+
+def unfinished_runs(place: Path) -> list[Path]:
+    """Return the folders in a place that hold the log of a run and no finished model: the latest ones first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for folder in place.iterdir():
+            log = folder / EVENTS_NAME
+            if log.is_file() and not (folder / MANIFEST_NAME).exists():
+                found.append((log.stat().st_mtime_ns, folder))
+    return [folder for _, folder in sorted(found, reverse=True)][:_MOST_LISTED]

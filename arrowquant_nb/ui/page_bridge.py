@@ -1,9 +1,12 @@
-"""What the page tells the kernel: theme and width; what it is asked: to copy a text; and that the kernel is gone.
+"""What the page tells the kernel: theme, width, that it has been loaded; what it is asked: to copy a text.
+
+And it says when the kernel is gone.
 
 A few lines of script in an anywidget; they fetch nothing and store nothing. Where the page runs no scripts, the theme
 stays light, the width wide, and texts are copied by hand.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import anywidget
@@ -52,7 +55,7 @@ export default { render({ model, el }) {
     catch (error) { model.send({ copied: false }); }
   };
   model.on("msg:custom", copy);
-  setTimeout(tell, 0);
+  setTimeout(() => { tell(); model.send({ shown: true }); }, 0);
   return () => {
     if (kernel && kernel.statusChanged) kernel.statusChanged.disconnect(lost);
     themes.disconnect(); sizes.disconnect(); model.off("msg:custom", copy);
@@ -71,6 +74,10 @@ class PageBridge(anywidget.AnyWidget):
     def copy_text(self, text: str) -> None:
         """Ask the page to put a text on the clipboard; it answers with a message `{"copied": bool}`."""
         self.send({"copy": text})
+
+    def on_shown(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` whenever a page shows this element."""
+        self.on_msg(lambda _, content, __: callback() if "shown" in content else None)
 
     def on_copied(self, callback: Any) -> None:
         """Call `callback(bool)` with each answer."""

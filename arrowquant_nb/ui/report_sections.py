@@ -8,7 +8,8 @@ from html import escape
 from typing import Final
 
 from arrowquant_nb import result_card, tables
-from arrowquant_nb.results import LayerReport, QuantizationResult
+from arrowquant_nb.layer_reports import LayerReport
+from arrowquant_nb.results import QuantizationResult
 from arrowquant_nb.ui.figures import layer_quality
 from arrowquant_nb.ui.layer_chart import short_name
 from arrowquant_nb.ui.model_map import model_map_svg

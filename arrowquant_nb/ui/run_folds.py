@@ -41,6 +41,11 @@ class RunFolds:
         for place, title in enumerate(parts):
             self.widget.set_title(place, title)
 
+    def open_first(self) -> None:
+        """Open the part on top, unless another one is open."""
+        if self.widget.selected_index is None:
+            self.widget.selected_index = 0
+
     def show(self, state: RunState) -> None:
         """Write the log and the failed attempts of a run."""
         layers = [state.layers[name] for name in state.order]

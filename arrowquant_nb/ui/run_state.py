@@ -26,7 +26,8 @@ from arrowquant_nb.events import (
     RunFinished,
     RunStarted,
 )
-from arrowquant_nb.results import LayerReport, PlanRow
+from arrowquant_nb.layer_reports import LayerReport
+from arrowquant_nb.results import PlanRow
 from arrowquant_nb.ui.layer_state import LayerState, quality
 
 if TYPE_CHECKING:

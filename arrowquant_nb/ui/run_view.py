@@ -17,6 +17,8 @@ from arrowquant_nb.ui.run_session import RunSession
 from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
 from arrowquant_nb.ui.run_words import headline
 from arrowquant_nb.ui.samples_fold import SamplesFold
+from arrowquant_nb.ui.spoken import error_html
+from arrowquant_nb.ui.text_button import text_button
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.ui.worker import Worker
 
-__all__ = ["RunView", "error_html"]
+__all__ = ["RunView"]
 
 _SPELLED_OUT: Final = 5
 """More orders of layers than this fold away."""
@@ -52,13 +54,13 @@ class RunView:
             worker, self.session.open_viewer, self.change, {"Samples: original and quantized": self.samples.widget}
         )
         self.title = widgets.HTML(layout={"flex": "1 1 auto"})
-        self.cancel = _button("Cancel", "Stop after the piece that is worked on; what is done is kept", self._cancel)
-        self.settings = _button("Show settings", "Back to the form", on_settings)
-        self.resume = _button("Resume", "Go on where the run stopped", self._resume)
-        self.again = _button("Run again", "The same settings once more; unchanged layers are taken over", self._resume)
-        self.keep = _button("Keep it and resume", "Leave the layers that failed in float", self._keep)
-        self.save = _button("Save report", "One HTML file for a colleague", self._report)
-        self.other = _button("Compare with...", "This run beside another one", self.compare.toggle)
+        self.cancel = text_button("Cancel", "Stop after this piece; what is done is kept", self._cancel)
+        self.settings = text_button("Show settings", "Back to the form", on_settings)
+        self.resume = text_button("Resume", "Go on where the run stopped", self._resume)
+        self.again = text_button("Run again", "The same settings; unchanged layers are taken over", self._resume)
+        self.keep = text_button("Keep it and resume", "Leave the layers that failed in float", self._keep)
+        self.save = text_button("Save report", "One HTML file for a colleague", self._report)
+        self.other = text_button("Compare with...", "This run beside another one", self.compare.toggle)
         self.error = widgets.HTML()
         self.changed = widgets.HTML()
         head = widgets.HBox([self.title, self.cancel, self.settings])
@@ -115,7 +117,8 @@ class RunView:
         if session.result is not None and not session.error and session.state.status == FINISHED:
             result = session.result
             label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
-            self.samples.offer(session.model, session.output, label)
+            if self.samples.offer(session.model, session.output, label) and not session.overriding:
+                self.dashboard.folds.open_first()
             self.compare.offer(result, session.output)
         self._buttons()
         self._on_change()
@@ -126,6 +129,7 @@ class RunView:
         failed = bool(session.error) and not session.overriding
         self.cancel.disabled = not running or session.cancelling
         self.cancel.description = "Cancelling..." if session.cancelling else "Cancel"
+        self.cancel.layout.display = "" if running else "none"
         shown = {
             self.resume: not running and (status == CANCELLED or failed),
             self.keep: not running and failed and session.state.n_below_gate > 0,
@@ -194,16 +198,6 @@ class RunView:
         self._buttons()
 
 
-def error_html(what: str, message: str, traceback: str) -> str:
-    """Return an alert: the message's first line in view, the rest and the traceback folded."""
-    first, _, rest = message.partition("\n")
-    more = f"<details><summary>Show all of it</summary><pre class='aq-scroll'>{escape(rest)}</pre></details>"
-    last = f"<details><summary>Show traceback</summary><pre class='aq-scroll'>{escape(traceback)}</pre></details>"
-    return (
-        f"<div class='aq-error' role='alert'><b>{what}:</b> {escape(first)}{more if rest.strip() else ''}{last}</div>"
-    )
-
-
 def _orders(what: str, orders: Sequence[LayerOrder]) -> str:
     """Return orders of layers in one line; many of them folded."""
     if not orders:
@@ -212,9 +206,3 @@ def _orders(what: str, orders: Sequence[LayerOrder]) -> str:
     if len(orders) <= _SPELLED_OUT:
         return f"{head} {words}"
     return f"<details><summary>{head}</summary>{words}</details>"
-
-
-def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
-    button.on_click(lambda _: action())
-    return button

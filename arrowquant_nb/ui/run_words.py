@@ -89,7 +89,7 @@ def ending(state: RunState) -> str:
     if state.status == FINISHED:
         worst = state.worst()
         size = float(state.summary.get("model_size_mb", state.written_nbytes / 1e6))
-        sentence = f"Finished: {size:.2f} MB on disk"
+        sentence = f"Finished: {megabytes(state.written_nbytes)} of weights, {size:.2f} MB on disk with records"
         if worst is not None:
             sentence += f", median {decibels(state.median_db())}, worst {decibels(worst.sqnr_db)}"
         return f"{sentence}, {state.n_fell_back} of {n} fell back."

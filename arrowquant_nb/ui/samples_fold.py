@@ -36,15 +36,16 @@ class SamplesFold:
         row.add_class("aq-row")
         self.widget = widgets.VBox([row, self.view])
 
-    def offer(self, model: str, output: Path, label: str) -> None:
-        """Draw from what a run over `model` has left in `output`, where the package can run it."""
+    def offer(self, model: str, output: Path, label: str) -> bool:
+        """Draw from what a run over `model` has left in `output`, where the package can run it; return whether."""
         name = model.removeprefix(SAMPLE_PREFIX)
         if name not in samples.names():
             self.view.value = "This model cannot be run here: pictures are drawn of the bundled samples only."
-            return
+            return False
         self._model = (name, output, label)
         self.draw.disabled = False
         self._start()
+        return True
 
     def _start(self) -> None:
         if self._model is None or self._drawing:

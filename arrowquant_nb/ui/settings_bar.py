@@ -9,6 +9,7 @@ from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
 from arrowquant_nb.ui.page_bridge import PageBridge
 from arrowquant_nb.ui.snippets import papermill_command, python_code
+from arrowquant_nb.ui.text_button import text_button
 
 __all__ = ["SettingsBar"]
 
@@ -32,10 +33,10 @@ class SettingsBar:
         self._settings, self._on_load, self._bridge = settings, on_load, bridge
         self.file = widgets.Text("settings.yaml", description="Settings file", layout={"width": "290px"})
         self.file.style.description_width = "80px"
-        self.load = _button("Load YAML", "Read all settings from the file", self._load)
-        self.save = _button("Save YAML", "Write all settings to the file", self._save)
-        self.python = _button("Copy as Python", "The same run as a script", self._copy_python)
-        self.papermill = _button("Copy as papermill command", "The same run as a notebook job", self._copy_command)
+        self.load = text_button("Load YAML", "Read all settings from the file", self._load)
+        self.save = text_button("Save YAML", "Write all settings to the file", self._save)
+        self.python = text_button("Copy as Python", "The same run as a script", self._copy_python)
+        self.papermill = text_button("Copy as papermill command", "The same run as a notebook job", self._copy_command)
         self.words = widgets.HTML()
         self.code = widgets.Textarea(rows=5, layout={"width": "100%", "display": "none"})
         row = widgets.HBox([self.file, self.load, self.save, self.python, self.papermill, self.words])
@@ -93,9 +94,3 @@ class SettingsBar:
     def _copied(self, done: bool) -> None:
         if done:
             self._say("Copied.")
-
-
-def _button(text: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
-    button = widgets.Button(description=text, tooltip=tooltip, layout={"width": "auto"})
-    button.on_click(lambda _: action())
-    return button

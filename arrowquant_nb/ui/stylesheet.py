@@ -79,13 +79,12 @@ STYLE: Final = f"""<style>
 .aq .widget-box, .aq .widget-html, .aq .widget-html-content {{ min-width: 0; }}
 .aq button, .aq input, .aq select, .aq textarea {{ font-family: inherit; }}
 .aq .aq-across, .aq .aq-samples {{ overflow-x: auto; }}
+.aq .aq-samples svg text {{ fill: var(--aq-ink); }}
 .aq .aq-across svg, .aq .aq-samples svg {{ max-width: 100%; height: auto; }}
 .aq progress {{ max-width: 100%; width: 320px; height: 12px; accent-color: #0072B2; vertical-align: middle; }}
 .aq pre, .aq code {{ background: var(--aq-raised); color: var(--aq-ink); font-size: 12px; padding: 2px 4px; }}
 .aq .aq-card {{ border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; margin-top: 6px; }}
-.aq .aq-status {{ border-top: 1px solid var(--aq-line); padding-top: 6px; }}
 .aq .aq-scroll {{ max-height: 420px; overflow: auto; }}
-.aq .aq-pixels {{ image-rendering: pixelated; }}
 .aq u.aq-diff {{ text-decoration-color: #D55E00; text-decoration-thickness: 2px; }}
 .aq img {{ max-width: none; }}
 </style>"""

@@ -128,7 +128,7 @@ def ink(page):
 
 def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     url, served = server
-    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}?template=arrowquant")
+    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}")
     button(page, "Run").wait_for()
     shoot("voila-1-first-paint")
     assert button(page, "Run").is_enabled()
@@ -230,8 +230,8 @@ def test_a_page_that_is_loaded_again_in_mid_run_follows_the_run(page, server, st
     url, served = server
     address = f"{url}/lab/tree/{studio_notebook.relative_to(served)}"
     run_all_cells(page, f"{address}?reset")
-    set_number(page, "Calibration samples", "200")
-    wait_for_words(page, "(200 trajectories")
+    set_number(page, "Calibration samples", "120")
+    wait_for_words(page, "(120 trajectories")
     page.locator(".aq button.aq-run").click()
     wait_for_words(page, "Running: ")
     page.get_by_role("menuitem", name="File", exact=True).click()
@@ -245,6 +245,23 @@ def test_a_page_that_is_loaded_again_in_mid_run_follows_the_run(page, server, st
     wait_for_words(page, "Finished")
     page.wait_for_selector(DOTS, state="attached")
     assert_one_live_figure(page)
+
+
+def test_an_app_that_is_loaded_again_in_mid_run_finds_the_run(page, server, studio_notebook, shoot):
+    """Voila gives each page a kernel, and ends the one of the page that went: the run stops resumably."""
+    url, served = server
+    page.goto(f"{url}/voila/render/{studio_notebook.relative_to(served)}")
+    set_number(page, "Calibration samples", "200")
+    wait_for_words(page, "(200 trajectories")
+    page.locator(".aq button.aq-run").click()
+    wait_for_words(page, "% of calibration")
+    page.reload()
+    button(page, "Show it with its settings").click()
+    wait_for_words(page, "Cancelled before the first layer was done. Resume begins with it.")
+    shoot("voila-7-loaded-again")
+    assert after(page, "Calibration samples").input_value() == "200"
+    page.locator(".aq button.aq-run:enabled").click()
+    wait_for_words(page, "% of calibration")
 
 
 def test_a_thousand_layers_fit_the_page(page, server, tmp_path, shoot):

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from arrowquant_nb import samples
-from arrowquant_nb.cli.commands import _Commands, main
+from arrowquant_nb.cli.commands import main
+from arrowquant_nb.cli.group import Commands
 from arrowquant_nb.config import DiffusionQuantConfig, available_fields
 
 QUICK = ("--calibration-samples", 4)
@@ -314,7 +315,7 @@ def test_every_long_command_draws_a_bar_to_its_end_unless_quiet(command, model, 
 
 
 def test_an_interrupt_says_how_to_resume():
-    group = _Commands("arrowquant")
+    group = Commands("arrowquant")
 
     @group.command()
     def stop():
@@ -326,7 +327,7 @@ def test_an_interrupt_says_how_to_resume():
 
 
 def test_a_file_that_may_not_be_read_is_named():
-    group = _Commands("arrowquant")
+    group = Commands("arrowquant")
 
     @group.command()
     def read():
@@ -337,7 +338,7 @@ def test_a_file_that_may_not_be_read_is_named():
 
 
 def test_other_failures_are_not_hidden():
-    group = _Commands("arrowquant")
+    group = Commands("arrowquant")
 
     @group.command()
     def broken():

@@ -11,7 +11,7 @@ from arrowquant_nb import QuantizationError, quantize_tensor
 from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, TILE_WEIGHTS, batches, quantize_layers
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
-from arrowquant_nb.results import LayerReport
+from arrowquant_nb.layer_reports import LayerReport
 
 
 def task(index, rows, columns, bit_width=4, min_accuracy=0.5, **changes):

@@ -15,7 +15,7 @@ from arrowquant_nb import (
     open_checkpoint,
     open_quantized,
     quantize_tensor,
-    tables,
+    result_tables,
 )
 from tests.conftest import dit_tensors, write_checkpoint
 
@@ -81,7 +81,7 @@ def test_a_layer_that_policy_raises_uses_uls_and_says_why(models):
     assert {r.method for r in raised} == {"uls"}
     assert all(r.reason.endswith(ONLY_TWO_BITS.format(r.bit_width)) for r in raised)
     assert not any("r2q exists" in r.reason for r in rows if r not in raised)
-    shown = tables.plan_text(ArrowQuantV2(DiffusionQuantConfig(**R2Q)).plan(models.dit))
+    shown = result_tables.plan_text(ArrowQuantV2(DiffusionQuantConfig(**R2Q)).plan(models.dit))
     assert "INT2 r2q" in shown
     assert "INT8 uls" in shown
 

@@ -8,8 +8,8 @@ import pytest
 
 from arrowquant_nb import ArrowQuantV2, DiffusionQuantConfig
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError, ValidationError
+from arrowquant_nb.layer_tables import layer_rows
 from arrowquant_nb.runs.recorded import read_result
-from arrowquant_nb.tables import layer_rows
 
 SIZES = ("model_size_mb", "container_nbytes")
 """Measured when the folder is read: the run itself could not count the last line of its log."""

@@ -17,8 +17,8 @@ from arrowquant_nb import (
     open_checkpoint,
     open_quantized,
 )
+from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.quantizers.activation_ranges import StepRanges
-from arrowquant_nb.results import LayerReport
 from arrowquant_nb.runs.calibrating import CalibrationSource
 from arrowquant_nb.runs.locating import LocatedModel
 from arrowquant_nb.runs.planning import decide, make_tasks

@@ -11,7 +11,7 @@ from arrowquant_nb.ui.run_state import RunState
 
 def test_figures_that_follow_each_other_share_one_script():
     box = FigureBox(lambda _: None)
-    scene = Scene(RunState(), ListView(), BlockMap((), (), {}))
+    scene = Scene(RunState(), ListView(), BlockMap((), (), {}), 1)
     box.draw(scene)
     first = box.figure.get_state()
     box.theme = "dark"

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import pytest
 
 from arrowquant_nb.errors import ShapeMismatchError
-from arrowquant_nb.results import AttemptReport, LayerReport, QuantizationResult, Strategy
+from arrowquant_nb.layer_reports import AttemptReport, LayerReport
+from arrowquant_nb.results import QuantizationResult, Strategy
 from arrowquant_nb.ui.figures import layer_quality, sample_grid, sample_grid_figure, sample_grid_svg
 from arrowquant_nb.ui.layer_chart import layer_quality_figure, layer_quality_svg, layer_rows, short_name
 from arrowquant_nb.ui.progress import progress_markup

@@ -1,10 +1,12 @@
 """List, table and pages show the same layers in the same order."""
 
+from dataclasses import replace
+
 import pytest
 from made_up_run import attempt, decibels_of, layer_events, name_of, report, run_events, started
 
 from arrowquant_nb.events import LayerFinished
-from arrowquant_nb.ui.layer_list import SHOWS, SORTS, ListView, list_page, ordered, ranks
+from arrowquant_nb.ui.layer_list import SHOWS, SORTS, ListView, list_page, ordered, page_rows, ranks
 from arrowquant_nb.ui.run_state import RunState
 
 
@@ -66,6 +68,18 @@ def test_the_selected_layer_is_put_on_top_of_a_page_it_is_not_on(state):
     assert len(page.rows) == 20
     worst = min(range(45), key=decibels_of)
     assert list_page(state, ListView(selected=name_of(worst))).pinned == -1
+
+
+def test_a_search_leaves_room_for_what_it_finds_and_the_selected_layer_once_the_run_is_over(state):
+    assert page_rows(state, ListView()) == 20
+    found = ListView(find=name_of(9))
+    assert page_rows(state, found) == 1
+    assert page_rows(state, replace(found, selected=name_of(9))) == 1
+    assert page_rows(state, replace(found, selected=name_of(3))) == 2
+    assert page_rows(state, ListView(find="no such layer")) == 1
+    assert page_rows(state, ListView(show="INT4", find="blocks")) == 20
+    running = RunState.of(list(run_events(45))[:30])
+    assert page_rows(running, found) == 20
 
 
 def test_a_held_order_keeps_its_places_and_new_rows_come_last(state):

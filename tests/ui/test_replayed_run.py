@@ -112,6 +112,40 @@ def test_another_theme_or_width_is_another_figure_with_the_same_data(finished):
     drained(finished)
 
 
+def test_a_page_that_is_loaded_again_gets_a_new_figure_and_the_old_one_may_still_be_asked_for(finished):
+    board, bridge = finished.dashboard, finished._frame.bridge
+    made, before = board.figure.n_made, board.figure.figure
+    finished._frame._shown = False
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert board.figure.n_made == made, "the first page has missed nothing"
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert board.figure.n_made == made + 1
+    assert board.figure.widget.children == (board.figure.figure,)
+    assert before.comm is not None
+    bridge._handle_custom_msg({"shown": True}, [])
+    drained(finished)
+    assert before.comm is None
+
+
+def test_open_takes_the_first_row_of_what_was_typed_even_where_the_last_letters_come_late(finished):
+    board = finished.dashboard
+    names = [layer.name for layer in board.state.decided]
+    board.controls.find.value = "blocks.2"
+    board.controls.first.click()
+    drained(finished)
+    early = board.selection
+    late = next(name for name in names if "blocks.2" in name and name != early)
+    board.controls.find.value = late
+    drained(finished)
+    assert board.selection == late
+    board.selection = names[0]
+    board.controls.find.value = ""
+    drained(finished)
+    assert board.selection == names[0], "what was chosen since stays"
+
+
 def test_selecting_what_is_not_there_is_an_error(finished):
     with pytest.raises(KeyError, match="no layer"):
         finished.dashboard.selection = "nothing"
@@ -211,7 +245,9 @@ def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp
     assert run.dashboard.controls.place.value == "21-40 of 1001"
     run.dashboard.controls.find.value = "blocks.142.ff.net.2"
     drained(run)
-    assert list(by_name["layers"].customdata)[-1:] == [name_of(142 * 7 + 5)]
+    rows = next(trace for trace in run.dashboard.figure.figure.data if trace.name == "layers").customdata
+    assert list(rows) == [run.dashboard.selection, name_of(142 * 7 + 5)], "the selected one and the one that is found"
+    assert run.dashboard.figure.figure.layout.yaxis.range == (1.5, -1.6), "and no room for others"
     run.close()
 
 

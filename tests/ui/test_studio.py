@@ -2,17 +2,23 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import dit_tensors, tree, write_checkpoint
+from filelock import FileLock
 
 import arrowquant_nb as aq
 from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
+from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.events import LayerFinished
 from arrowquant_nb.ui import studio_cell
 from arrowquant_nb.ui.app import Studio
 from arrowquant_nb.ui.compare_panel import runs_beside
 from arrowquant_nb.ui.layer_order import LayerOrder
 
+MSE = DiffusionQuantConfig(method="mse", bit_width=8, num_threads=1)
 QUICK = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
 
 
@@ -79,21 +85,21 @@ def test_a_change_of_the_form_changes_the_plan_and_says_by_how_much(still):
     still.form.controls["bit_width"].value = 8
     drained(still)
     assert still.plan.size_mb > before
-    assert f"last change: Bits INT4 to INT8, +{still.plan.size_mb - before:.3f} MB" in still._plan_box.value
+    assert f"last change: Bits INT4 to INT8, +{still.plan.size_mb - before:.3f} MB" in still.plan_section.widget.value
     assert still.output.value.endswith("-int8"), "the suggested name follows"
 
 
 def test_the_plan_names_the_last_change_and_none_before_there_is_one(still):
-    assert "last change" not in still._plan_box.value
+    assert "last change" not in still.plan_section.widget.value
     still.form.controls["deployment_profile"].value = "edge"
     drained(still)
-    assert "last change: Local to Edge, -" in still._plan_box.value
+    assert "last change: Local to Edge, -" in still.plan_section.widget.value
     still.form.controls["min_accuracy"].main.value = "0.91"
     drained(still)
-    assert "last change: Quality floor 0.9 to 0.91, no change in size" in still._plan_box.value
+    assert "last change: Quality floor 0.9 to 0.91, no change in size" in still.plan_section.widget.value
     still.open(still.model)
     drained(still)
-    assert "last change" not in still._plan_box.value
+    assert "last change" not in still.plan_section.widget.value
 
 
 def test_a_refused_value_turns_run_off_and_names_the_field(still):
@@ -179,6 +185,67 @@ def test_copied_python_gives_an_equal_config_and_the_command_names_its_file(stil
     assert still.settings.code.value.startswith("arrowquant run ")
     assert f"-p config_yaml {tmp_path / 's.yaml'}" in still.settings.code.value
     assert DiffusionQuantConfig.from_yaml(tmp_path / "s.yaml") == still.config
+
+
+@pytest.fixture
+def cut_off(tmp_path, monkeypatch):
+    """A folder in the current one with a run of a model and settings that the app does not begin with; its model."""
+    monkeypatch.chdir(tmp_path)
+    model = write_checkpoint(tmp_path / "model", dit_tensors(n_blocks=12, width=128))
+    stop = threading.Event()
+    with pytest.raises(QuantizationError, match="cancelled"):
+        DiffusionOrchestrator(MSE).quantize_model(model, tmp_path / "mine", on_event=_stop_at_first(stop), stop=stop)
+    return "mine", str(model)
+
+
+def _stop_at_first(stop):
+    """Return what stops a run at its first quantized layer."""
+    return lambda event: stop.set() if isinstance(event, LayerFinished) and event.report["bit_width"] < 16 else None
+
+
+def test_a_run_that_was_cut_off_is_found_shown_and_gone_on_with(cut_off):
+    folder, model = cut_off
+    app = drained(Studio("digits-dit"))
+    label, button = app.target.earlier.children
+    assert (label.value, button.description) == ("Unfinished here:", folder)
+    button.click()
+    drained(app)
+    assert app.config == MSE
+    assert (app.model, app.output.value) == (model, folder)
+    assert app.runs.replay.dashboard.widget in app.runs.widget.children[0].children
+    kept = [layer.name for layer in app.runs.replay.state.decided]
+    assert len(kept) >= 1
+    assert f"{len(kept)} of" in app.target.words.value
+    assert (app.run.description, app.run.disabled) == ("Resume", False)
+    app.run.click()
+    drained(app)
+    assert app.runs.replay is None
+    assert all(app.run_view.session.state.layers[name].reused for name in kept)
+    assert app.result is not None
+    assert app.target.earlier.children == ()
+    app.close(30)
+
+
+def test_a_run_that_goes_on_elsewhere_is_waited_for(cut_off):
+    app = drained(Studio("digits-dit"))
+    with FileLock(f"{cut_off[0]}/.lock"):
+        app.target.earlier.children[1].click()
+        until(app, lambda: app.plan is not None and app.plan.model == "model")
+        assert "A run is writing this folder now" in app.target.words.value
+        assert app.run.disabled
+    until(app, lambda: not app.run.disabled)
+    assert app.run.description == "Resume"
+    app.close(30)
+
+
+def test_a_log_that_cannot_be_read_is_said(still, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "events.jsonl").write_text("no event\n")
+    still.take_up(Path("odd"))
+    assert "This run cannot be taken up" in still.target.status.value
+    assert "line 1" in still.target.status.value
+    assert still.runs.replay is None
 
 
 def test_outputs_that_cannot_be_used_turn_run_off_and_another_name_is_offered(still, models, tmp_path):

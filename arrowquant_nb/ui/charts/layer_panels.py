@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from arrowquant_nb.runs.layer_view import LayerView
+from arrowquant_nb.runs.layer_view import LayerView, TimeGroup
 from arrowquant_nb.ui.charts.layout import Axes, axes
 from arrowquant_nb.ui.palette import Palette
 
-__all__ = ["layer_panel_traces"]
+__all__ = ["group_points", "layer_panel_traces"]
 
 
 def layer_panel_traces(view: LayerView | None, worst_gate_db: float | None, colours: Palette) -> list[dict[str, Any]]:
@@ -82,13 +82,18 @@ def _scales(view: LayerView, colours: Palette) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def group_points(view: LayerView) -> list[TimeGroup]:
+    """Return the timestep groups whose output was measured."""
+    return [] if view.ranges is None else [g for g in view.ranges.groups if g.sqnr_db is not None]
+
+
 def _groups(view: LayerView, gate: float | None, colours: Palette) -> list[dict[str, Any]]:
-    groups = [] if view.ranges is None else [g for g in view.ranges.groups if g.sqnr_db is not None]
+    groups = group_points(view)
     x = list(range(1, len(groups) + 1))
     words = [f"timesteps {g.first_time} to {g.last_time}<br>{g.sqnr_db:.1f} dB" for g in groups]
     values = [round(float(g.sqnr_db or 0.0), 2) for g in groups]
     colour = [colours.failed if gate is not None and v < gate else colours.widths[view.bit_width] for v in values]
-    note = [] if groups else ["not measured:<br>no calibration"]
+    note = [] if groups else ["not measured: no calibration"]
     end = len(groups) + 0.5
     return [
         {

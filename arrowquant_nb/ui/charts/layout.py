@@ -64,6 +64,10 @@ class FigureShape:
     """Columns of the map."""
     panels: bool = False
     """Whether the panels of one layer are drawn."""
+    timed: bool = True
+    """Whether there are ranges over timesteps: without them words stand there, and no axes."""
+    grouped: bool = True
+    """Likewise, whether the output of the layer was measured per timestep group."""
     wide: bool = True
     """Whether there are two columns."""
     width: int | None = None
@@ -75,9 +79,29 @@ class FigureShape:
         return self.width is not None and self.width < SLIM
 
     @property
+    def beside(self) -> bool:
+        """Whether size and time stand beside the list: it is as tall as they are."""
+        return self.wide and self.n_rows >= LEAST_LIST
+
+    @property
+    def list_share(self) -> float:
+        """Part of the width that the list takes."""
+        return 0.66 if self.beside else 1.0
+
+    @property
     def name_share(self) -> float:
         """Part of the list's width that names take."""
-        return 0.30 if self.wide else 0.41 if self.slim else 0.30
+        return 0.41 if self.slim else 0.30 if self.beside or not self.wide else 0.2
+
+    @property
+    def names_end(self) -> float:
+        """Where names end, as a share of the width."""
+        return self.list_share * self.name_share
+
+    @property
+    def values_from(self) -> float:
+        """Where values begin, as a share of the width."""
+        return self.list_share - (0.26 if self.slim else 0.11 if self.wide else 0.18)
 
     @property
     def name_length(self) -> int:
@@ -89,13 +113,13 @@ class FigureShape:
     @property
     def mark_size(self) -> float:
         """Pixels of a mark on a cell of the map."""
-        width = (self.width or WIDE) * (1 - self.name_share * (0.66 if self.wide else 1.0))
+        width = (self.width or WIDE) * (1 - self.name_share * self.list_share)
         return min(7.0, max(2.0, round(width / max(1, self.n_blocks), 1)))
 
     @property
     def list_height(self) -> int:
         """Pixels of the worst list: its rows and one of reference marks on top."""
-        return ROW * (max(self.n_rows, LEAST_LIST if self.wide else 1) + 1)
+        return ROW * (self.n_rows + 1)
 
 
 class _Stack:
@@ -113,30 +137,7 @@ class _Stack:
 
 def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
     """Return the whole layout of a figure."""
-    stack = _Stack()
-    boxes: list[tuple[str, str, tuple[float, float], tuple[int, int]]] = []
-    right = 0.66 if shape.wide else 1.0
-    name_share = shape.name_share
-    top, bottom = stack.take(shape.list_height)
-    value_left = right - (0.11 if shape.wide else 0.26 if shape.slim else 0.18)
-    list_box = (top, bottom)
-    list_title = _SLIM_LIST_TITLE if shape.slim else _LIST_TITLE
-    boxes.append((Axes.LIST, list_title, (right * name_share, value_left), list_box))
-    if shape.wide:
-        middle = (top + bottom - FOOT - TITLE) // 2
-        side = (right + 0.055, 1.0)
-        boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
-        boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
-    else:
-        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.1, 1.0), stack.take(PANEL)))
-        boxes.append((Axes.TIME, _TIME_TITLE, (0.1, 1.0), stack.take(PANEL)))
-    if shape.map_rows:
-        box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
-        map_title = _SLIM_MAP_TITLE if shape.slim else _MAP_TITLE
-        boxes.append((Axes.MAP, map_title, (right * name_share, 1.0), box))
-    if shape.panels:
-        boxes += _panel_boxes(stack, shape)
-    height = stack.height
+    boxes, height = _boxes(shape)
     found: dict[str, Any] = {}
     notes = []
     for axis, title, across, (upper, lower) in boxes:
@@ -146,7 +147,8 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
         left = 0.0 if axis == Axes.LIST or shape.slim else across[0]
         notes.append(_title(title, left, 1 - (upper - 8) / height, colours))
     for axis, across in (
-        (Axes.NAMES, (0.0, right * name_share)), (Axes.VALUES, (value_left, right)), (Axes.BAND, (0.0, right)),
+        (Axes.NAMES, (0.0, shape.names_end)), (Axes.VALUES, (shape.values_from, shape.list_share)),
+        (Axes.BAND, (0.0, shape.list_share)),
     ):  # fmt: skip
         found[f"xaxis{axis}"] = {"domain": list(across), "anchor": f"y{Axes.ROWS}", "range": [0, 1]}
     _dress(found, shape, colours)
@@ -177,7 +179,38 @@ _MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
 _SLIM_MAP_TITLE: Final = "Where in the model, SQNR in dB"
 
 
-def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[tuple[str, str, tuple[float, float], tuple[int, int]]]:
+_Box = tuple[str, str, tuple[float, float], tuple[int, int]]
+"""Axis, title, left and right as shares of the width, top and bottom in pixels."""
+
+
+def _boxes(shape: FigureShape) -> tuple[list[_Box], int]:
+    """Return where the panels stand, and the height of all."""
+    stack = _Stack()
+    top, bottom = stack.take(shape.list_height)
+    title = _SLIM_LIST_TITLE if shape.slim else _LIST_TITLE
+    boxes: list[_Box] = [(Axes.LIST, title, (shape.names_end, shape.values_from), (top, bottom))]
+    if shape.beside:
+        middle = (top + bottom - FOOT - TITLE) // 2
+        side = (shape.list_share + 0.055, 1.0)
+        boxes.append((Axes.SIZE, _SIZE_TITLE, side, (top, middle)))
+        boxes.append((Axes.TIME, _TIME_TITLE, side, (middle + FOOT + TITLE, bottom)))
+    elif shape.wide:
+        box = stack.take(PANEL)
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.04, 0.47), box))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.555, 1.0), box))
+    else:
+        boxes.append((Axes.SIZE, _SIZE_TITLE, (0.1, 1.0), stack.take(PANEL)))
+        boxes.append((Axes.TIME, _TIME_TITLE, (0.1, 1.0), stack.take(PANEL)))
+    if shape.map_rows:
+        box = stack.take(MAP_ROW * len(shape.map_rows) + 6)
+        map_title = _SLIM_MAP_TITLE if shape.slim else _MAP_TITLE
+        boxes.append((Axes.MAP, map_title, (shape.names_end, 1.0), box))
+    if shape.panels:
+        boxes += _panel_boxes(stack, shape)
+    return boxes, stack.height
+
+
+def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[_Box]:
     titles = {
         Axes.WEIGHTS: "Weights before (grey), after",
         Axes.ERROR: "Error, mean |w - w'|",
@@ -211,14 +244,15 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
         axis["tickfont"] = {"color": colours.ink, "size": 11}
         if name.startswith("yaxis"):
             axis["nticks"] = 6
-    rows = {"range": [max(shape.n_rows, LEAST_LIST if shape.wide else 1) - 0.5, -1.6]}
+    rows = {"range": [shape.n_rows - 0.5, -1.6]}
     found[f"yaxis{Axes.ROWS}"] |= rows | {"visible": False}
     found[f"xaxis{Axes.LIST}"] |= {"nticks": 4 if shape.slim else 8, "tickangle": 0}
     for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
         found[f"xaxis{axis}"]["visible"] = False
     found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}
     found[f"xaxis{Axes.SIZE}"] |= {"rangemode": "tozero", "showgrid": False}
-    found[f"xaxis{Axes.TIME}"] |= {"showgrid": False}
+    found[f"xaxis{Axes.TIME}"] |= {"showgrid": False, "visible": shape.timed}
+    found[f"yaxis{Axes.TIME}"]["visible"] = shape.timed
     if shape.map_rows:
         found[f"yaxis{Axes.MAP}"] |= {
             "range": [len(shape.map_rows) - 0.5, -0.5], "tickmode": "array", "showgrid": False,
@@ -232,8 +266,8 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
         found[f"yaxis{Axes.ERROR}"] |= {"showgrid": False, "autorange": "reversed"}
         found[f"yaxis{Axes.SCALES}"] |= {"type": "log", "exponentformat": "power", "nticks": 5}
         found[f"xaxis{Axes.SCALES}"] |= {"showgrid": False, "nticks": 5}
-        found[f"yaxis{Axes.GROUPS}"] |= {"rangemode": "tozero"}
-        found[f"xaxis{Axes.GROUPS}"] |= {"showgrid": False, "nticks": 6}
+        found[f"yaxis{Axes.GROUPS}"] |= {"rangemode": "tozero", "visible": shape.grouped}
+        found[f"xaxis{Axes.GROUPS}"] |= {"showgrid": False, "nticks": 6, "visible": shape.grouped}
 
 
 def axes(number: str) -> dict[str, str]:
