@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +24,7 @@ from arrowquant_nb.errors import (
     ShapeMismatchError,
     ValidationError,
 )
+from arrowquant_nb.fsync import fsync_path
 from arrowquant_nb.time_reading import TimeReading
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
                     values = {k: pa.array([v], schema.field(k).type) for k, v in row.items()}
                     writer.write_batch(pa.RecordBatch.from_arrays(list(values.values()), schema=schema), 1)
         seal_footer(temporary)
-        _sync(temporary)
+        fsync_path(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         raise OutputError(
             f"cannot write the calibration {path} ({error.strerror or error}); free space or choose another folder"
@@ -283,11 +283,3 @@ def _place(
     block = np.frombuffer(row["data"], np.dtype(dtype).newbyteorder("<")).reshape(count, *shape[1:])
     array[start : start + count] = block
     filled[key] += count
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

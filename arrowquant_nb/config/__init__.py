@@ -4,6 +4,7 @@ settings.py  DiffusionQuantConfig
 fields.py    every field with title, unit, range and description
 profiles.py  edge, local, cloud, base_mode
 sources.py   YAML, environment, and the words for what is wrong with them
+complaints.py what is wrong with a value, where it stood, and what is allowed
 fitting_scales.py
              what a profile fills in for scales where its own format does not go with the rest
 """

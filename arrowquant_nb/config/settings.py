@@ -7,7 +7,6 @@ weights or kernels: whether a layer name matches anything is for the layer polic
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import PrivateAttr
 from pydantic import ValidationError as PydanticError
 
 from arrowquant_nb import tables
+from arrowquant_nb.config.complaints import complaints
 from arrowquant_nb.config.fields import ConfigFields, available_fields, field_facts
 from arrowquant_nb.config.fitting_scales import fitting_scales
 from arrowquant_nb.config.profiles import (
@@ -87,7 +87,7 @@ class DiffusionQuantConfig(ConfigFields):
         try:
             super().__init__(**filled)
         except PydanticError as error:
-            raise ConfigurationError("; ".join(_complaints(error, origin))) from None
+            raise ConfigurationError("; ".join(complaints(error, origin, _FACTS))) from None
         self._refuse_conflicts(origin)
         # Run records are passed on: they name the settings file, never the folder it lay in.
         self._sources = MappingProxyType({name: label.rpartition(os.sep)[2] for name, label in origin.items()})
@@ -284,23 +284,3 @@ def _spelled(value: object) -> str:
 
 def _words(value: object) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _complaints(error: PydanticError, origin: Mapping[str, str]) -> list[str]:
-    """Say for every refused value where it stood, what it was and what is allowed."""
-    said: dict[str, str] = {}
-    for detail in error.errors(include_url=False):
-        field = str(detail["loc"][0])
-        facts = _FACTS[field]
-        entry = ""
-        if facts["kind"] in ("words", "table"):
-            entry = "".join(f"[{shown(part)}]" for part in detail["loc"][1:] if part != "[key]")
-        reason = str(detail.get("ctx", {}).get("error", ""))
-        why = f" ({reason})" if reason.startswith("not a regular expression") else ""
-        hint = did_you_mean(detail["input"], re.findall(r"\w+", str(facts["range"]))) if facts["kind"] == "word" else ""
-        said.setdefault(
-            field,
-            f"{origin[field]}: {field}{entry} = {shown(detail['input'])} is refused{why}; "
-            f"it must be {facts['range']}.{hint}",
-        )
-    return list(said.values())

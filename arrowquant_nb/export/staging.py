@@ -10,7 +10,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from arrowquant_nb.errors import OutputError
-from arrowquant_nb.storage.durable import as_output_error, publish, sync_folder, temporary_path
+from arrowquant_nb.fsync import fsync_path
+from arrowquant_nb.storage.durable import as_output_error, publish, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
             if earlier.exists():
                 earlier.rename(output)
             raise
-        sync_folder(output.parent)
+        fsync_path(output.parent)
         shutil.rmtree(earlier, ignore_errors=True)
     except OSError as error:
         raise as_output_error(error, output) from error

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from arrowquant_nb.calibration.torch_capture import Runs
     from arrowquant_nb.calibration.torch_layers import TorchLayer
 
+    _Layers = dict[str, tuple[TorchLayer, ...]]
+
 TRAIN_TIMESTEPS: Final = 1000
 LOOPS: Final = 4
 """Trajectories of a sampling loop that the user gives, unless said otherwise."""
@@ -91,7 +93,10 @@ def calibrate(
     -------
     Calibration
         The statistics by weight name; `unobserved` names layers that the inputs never reached, and convolutions in
-        channel groups, whose inputs differ from group to group. A run quantizes those data-free and says so.
+        channel groups. A run quantizes those data-free and says so. Statistics are of a layer's columns, and of a
+        grouped convolution every group has columns of its own: Hessians, equalization, time tables and gates would all
+        need a set per group. Denoisers of diffusers have such convolutions only depthwise (Sana), with rows of 9
+        weights, which are kept: rows under 32 columns are not quantized.
 
     Raises
     ------
@@ -109,12 +114,7 @@ def calibrate(
         aq.calibrate(pipe, ["a red fox", "two cups of tea"], steps=20, output="fox.parquet")
     """
     path = _checked_output(output)
-    torch = torch_module()
-    module, pipeline = model, None
-    if torch_runs.is_pipeline(model):
-        pipeline, module = model, torch_runs.component_of(model, component)
-    elif not isinstance(model, torch.nn.Module):
-        raise ConfigurationError(f"{type(model).__name__} is neither a diffusers pipeline nor a torch module")
+    module, pipeline = _module_of(model, component)
     n_timesteps = n_timesteps or _train_timesteps(pipeline)
     mask = _mask_token(module, tokenizer, mask_token_id)
     time = CallTime(module.forward, type(module).__name__, n_timesteps, mask, time_range)
@@ -134,11 +134,9 @@ def calibrate(
         runs = torch_runs.pipeline_runs(pipeline, entries, steps, chosen, options or {})
     else:
         runs, chosen = _module_runs(module, torch_runs.listed(inputs), steps, time, mask, tokenizer, settings)
-    wanted = _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
-    grouped = tuple(name for name, same in wanted.items() if any(layer.groups > 1 for layer in same))
-    wanted = {name: same for name, same in wanted.items() if name not in grouped}
-    if not wanted:
-        raise ConfigurationError(f"calibration: {grouped[0]!r} is a convolution in groups, and nothing else is wanted")
+    wanted, grouped = _without_groups(
+        _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
+    )
     capture = TorchCapture(module, wanted, time, chosen, Scratch(int(memory_mb * 1e6)), share=share_inputs)
     captures, unobserved = capture.run(runs, progress)
     calibration = Calibration(
@@ -151,6 +149,24 @@ def calibrate(
     )
     write_calibration(path, calibration)
     return calibration
+
+
+def _module_of(model: Any, component: str | None) -> tuple[Any, Any]:
+    """Return the module that is observed and the pipeline it is of, None for a module by itself."""
+    if torch_runs.is_pipeline(model):
+        return torch_runs.component_of(model, component), model
+    if not isinstance(model, torch_module().nn.Module):
+        raise ConfigurationError(f"{type(model).__name__} is neither a diffusers pipeline nor a torch module")
+    return model, None
+
+
+def _without_groups(wanted: _Layers) -> tuple[_Layers, tuple[str, ...]]:
+    """Leave out convolutions in channel groups, whose inputs differ from group to group; return the rest, and them."""
+    grouped = tuple(name for name, same in wanted.items() if any(layer.groups > 1 for layer in same))
+    rest = {name: same for name, same in wanted.items() if name not in grouped}
+    if not rest:
+        raise ConfigurationError(f"calibration: {grouped[0]!r} is a convolution in groups, and nothing else is wanted")
+    return rest, grouped
 
 
 def _module_runs(
@@ -182,7 +198,7 @@ def _module_runs(
 
 def _wanted_layers(
     module: Any, config: DiffusionQuantConfig, layers: Collection[str] | None, *, is_text: bool
-) -> dict[str, tuple[TorchLayer, ...]]:
+) -> _Layers:
     """Return the layers that a run with `config` quantizes, or those named."""
     known = torch_layers(module)
     if layers is not None:

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from arrowquant_nb import _kernels
 from arrowquant_nb.errors import CheckpointError
-from arrowquant_nb.quantizers.rotation import rotate as rotate_rows
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
+from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from arrowquant_nb import _kernels
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
     Arrays = Mapping[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
 
-PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # of torch 2.7 and later
 
 
 def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -39,18 +39,31 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     """
     arrays = _arrays(layer, x)
     recorded = x.requires_grad and torch.is_grad_enabled()
-    matrix = None if recorded or not kernels_take(x) else layer.weight.matrix(arrays)
+    matrix = None if recorded else _matrix(layer, arrays, x)
     if matrix is None:
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
     bias = layer.bias
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
     x = _plain(x)
-    if layer.inputs.is_float and layer.form.is_plain:
-        y = _float_product(matrix, x, given)
+    # torch.compile cannot enter the lock of the cached property.
+    if layer.inputs.is_float and not isinstance(matrix, GraphMatrix) and layer.form.is_plain:
+        y = float_product(matrix, x, given)
     else:
         y = _dressed_product(layer, arrays, matrix, x, given)
     return _with_bias(layer, y) if trained else y
+
+
+def _matrix(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> _kernels.Matrix | GraphMatrix | None:
+    """Return the codes for the kernels, called now or as an operator of a graph; None where torch multiplies.
+
+    What is exported shall run without our operators.
+    """
+    if kernels_take(x):
+        return layer.weight.matrix(arrays)
+    compiled = torch.compiler.is_compiling() and not _is_exporting()
+    on_processor = x.device.type == "cpu" and arrays["packed"].device.type == "cpu"
+    return GraphMatrix.of(layer.form, arrays) if compiled and on_processor else None
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -59,13 +72,12 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float32 else x.float()
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    x = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    return x if x.is_contiguous() else x.contiguous()
-
-
 def _dressed_product(
-    layer: QuantizedLayer, arrays: Arrays, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer,
+    arrays: Arrays,
+    matrix: _kernels.Matrix | GraphMatrix,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Multiply with all that is around codes and inputs."""
     seed = layer.form.rotation_seed
@@ -73,10 +85,10 @@ def _dressed_product(
     means = _means(layer, arrays, x)
     if means is not None:
         x = x - means
-    x = x if seed is None else _rotated(x, seed)
-    y = _float_product(matrix, x, bias) if layer.inputs.is_float else _rounded_product(layer, matrix, x, bias)
+    x = x if seed is None else rotated(x, seed)
+    y = float_product(matrix, x, bias) if layer.inputs.is_float else _rounded_product(layer, matrix, x, bias)
     if means is not None:
-        y += _float_product(matrix, means if seed is None else _rotated(means, seed), None)
+        y = y + float_product(matrix, means if seed is None else rotated(means, seed), None)
     return y if branch is None else y + branch
 
 
@@ -145,60 +157,11 @@ def _means(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> torch.Tens
     return None if means is None or layer.inputs.is_float else input_means(layer.inputs, means, x, layer.name)
 
 
-def _rotated(x: torch.Tensor, seed: int) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1]).clone(memory_format=torch.contiguous_format)
-    if rows.numel():
-        rotate_rows(rows.numpy(), seed, torch.get_num_threads())
-    return rows.reshape(x.shape)
-
-
 def _rounded_product(
-    layer: QuantizedLayer, matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None
+    layer: QuantizedLayer, matrix: _kernels.Matrix | GraphMatrix, x: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Round inputs to codes and multiply as integers."""
-    inputs, columns = layer.inputs, x.shape[-1]
-    rows = _rows(x)
-    out = torch.empty(len(rows), matrix.stored.shape[0])
-    if out.numel():
-        grid = None
-        if inputs.table is not None:
-            per_token = (
-                g.broadcast_to((*x.shape[:-1], 1)).reshape(-1) for g in static_grids(inputs.table, x, layer.name)
-            )
-            scale, zero = (g.contiguous().numpy() for g in per_token)
-            grid = scale, zero
-        span = GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)
-        given = None if bias is None else bias.numpy()
-        threads = torch.get_num_threads()
-        _kernels.multiply_codes(rows.numpy(), matrix, given, out.numpy(), inputs.bit_width, span, grid, threads)
-    return out.reshape(*x.shape[:-1], out.shape[1])
-
-
-def _float_product(matrix: _kernels.Matrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
-    rows = _rows(x)
-    out = torch.empty(len(rows), matrix.stored.shape[0])
-    if not len(rows):
-        pass
-    elif _kernels.active_isa() not in {"numpy", "scalar"}:
-        given = None if bias is None else bias.numpy()
-        _kernels.multiply_floats(rows.numpy(), matrix, given, out.numpy(), torch.get_num_threads())
-    else:
-        _multiply_panels(matrix.stored, rows, out)
-        if bias is not None:
-            out += bias
-    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
-
-
-def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
-    n_outputs, n_columns = weight.shape
-    step = max(16, PANEL_WEIGHTS // n_columns)
-    panel = torch.empty(min(step, n_outputs), n_columns)
-    for start in range(0, n_outputs, step):
-        part = slice(start, min(start + step, n_outputs))
-        decoded = panel[: part.stop - start]
-        _kernels.dequantize_rows(
-            weight.packed[part], weight.scales[part], weight.zero_points[part], weight.grid, weight.bit_width,
-            weight.group_size, decoded.numpy(), "float32", torch.get_num_threads(),
-        )  # fmt: skip
-        out[:, part] = rows @ decoded.t()
+    """Round inputs to codes by the layer's rule and multiply as integers."""
+    inputs = layer.inputs
+    grids = None if inputs.table is None else static_grids(inputs.table, x, layer.name)
+    span = GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)
+    return code_product(matrix, x, bias, inputs.bit_width, span, grids)

@@ -6,7 +6,6 @@ A file is under its final name whole, or not at all. Knows nothing of models.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import uuid
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from arrowquant_nb.errors import OutputError
+from arrowquant_nb.fsync import fsync_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,25 +40,12 @@ def remove_stale(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def publish(temporary: Path, final: Path) -> None:
     """Fsync a finished temporary file and give it its final name durably."""
     try:
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_path(temporary)
         temporary.replace(final)
-        sync_folder(final.parent)
+        fsync_path(final.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise as_output_error(error, final) from error

@@ -18,13 +18,13 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from arrowquant_nb.errors import ArrowQuantError, OutputError
+from arrowquant_nb.fsync import fsync_path
 from arrowquant_nb.storage.data_file import DataFile
 from arrowquant_nb.storage.durable import (
     as_output_error,
     hash_file,
     is_temporary,
     remove_stale,
-    sync_folder,
     write_file,
 )
 from arrowquant_nb.storage.journal import JOURNAL_NAME, Commit, Journal, read_commits
@@ -233,7 +233,7 @@ class ModelFolder:
         path = self.folder / MANIFEST_NAME
         if path.exists():
             path.unlink()
-            sync_folder(self.folder)
+            fsync_path(self.folder)
 
     def write(self, name: str, content: bytes, listed: bool = True) -> dict[str, Any]:
         """Hand over a small file and return its manifest entry; unchanged content is left alone.

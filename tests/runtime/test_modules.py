@@ -201,6 +201,22 @@ def test_a_traced_layer_computes_what_it_is_given():
     torch.testing.assert_close(traced(other), layer(other), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("rule", ["float", "per_token"])
+def test_a_compiled_layer_is_one_graph_around_the_kernels(rule):
+    layer = QuantizedLinear.from_arrays(everything(), torch.ones(48), InputFormat(rule, 8))
+    x, called = torch.from_numpy(random(4, 96, seed=1)), []
+
+    def backend(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes if "arrowquant_nb" in str(node.target))
+        return graph.forward
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+    product = "float_product" if rule == "float" else "code_product"
+    assert [name.split(".")[1] for name in called] == ["rotated", product]
+
+
 def test_a_layer_notices_that_its_buffers_are_others():
     """What the kernels need is kept from call to call; nothing of it may outlive the buffers it was made of."""
     tensor, other = (quantize_array(random(40, 64, seed=seed), 4, 32, "rtn") for seed in (0, 1))
