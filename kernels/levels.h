@@ -15,7 +15,7 @@ INLINE void ISA(judge_levels)(const float *u, const float *v, int length, const 
     for (int k = 0; k < length; k++) {
         const vf w = ISA(v_load)(u + k * LANES);
         EACH_CANDIDATE {
-            vf e = ISA(v_abs)(ISA(v_abs)(w - trial[c].mu) - trial[c].a1) - trial[c].a2;
+            vf e = ISA(v_abs)(ISA(v_minus)(ISA(v_abs)(w - trial[c].mu), trial[c].a1)) - trial[c].a2;
             e *= e;
             sse[c] += v ? ISA(v_load)(v + k * LANES) * e : e;
         }
@@ -46,7 +46,6 @@ typedef struct { vf v1, v2, v12, u1, u2, u12; vi minus1, minus2, minus12; } ISA(
 
 /* x times -1 where the sign bit of `sign` is set. */
 INLINE vf ISA(v_flip)(vf x, vi sign) { return (vf)((vi)x ^ (sign & ~((vi){0} + 0x7FFFFFFF))); }
-INLINE vi ISA(v_sign_bit)(vi x) { return (x >> 31) & 1; }
 
 /* Assign every weight to its nearest level and fit the levels to their weights. Negated weights give negated sums, so the
  * fit of -w is that of w. */
@@ -65,13 +64,13 @@ INLINE void ISA(refit_levels)(const float *u, const float *v, int length, vf sha
                 s->v2 += ISA(v_flip)(weight, b2);
                 s->v12 += ISA(v_flip)(weight, b12);
             } else {
-                s->minus1 += ISA(v_sign_bit)(b1);
-                s->minus2 += ISA(v_sign_bit)(b2);
-                s->minus12 += ISA(v_sign_bit)(b12);
+                s->minus1 -= b1 >> 31;
+                s->minus2 -= b2 >> 31;
+                s->minus12 -= b12 >> 31;
             }
-            s->u1 += ISA(v_flip)(vw, b1);
-            s->u2 += ISA(v_flip)(vw, b2);
-            s->u12 += ISA(v_flip)(vw, b12);
+            s->u1 = ISA(v_plus)(ISA(v_flip)(vw, b1), s->u1);
+            s->u2 = ISA(v_plus)(ISA(v_flip)(vw, b2), s->u2);
+            s->u12 = ISA(v_plus)(ISA(v_flip)(vw, b12), s->u12);
         }
     }
     const vf zero = (vf){0}, ridge = ISA(v_splat)(LEVELS_RIDGE), quarter = share * ISA(v_splat)(0.25f);

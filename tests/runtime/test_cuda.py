@@ -7,6 +7,7 @@ import pytest
 from runtime.conftest import torch_model
 from runtime.test_modules import GRIDS, everything, random
 
+from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeGroupParams
 
@@ -106,3 +107,39 @@ def test_gradients_of_inputs_pass_through_there():
     layer(x).square().sum().backward()
     weight = layer.dequantize()
     torch.testing.assert_close(x.grad, 2 * (x.detach() @ weight.t()) @ weight, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("activation_bit_width", [None, 8])
+def test_a_pipeline_is_calibrated_quantized_saved_and_loaded_there(tmp_path, activation_bit_width):
+    diffusers = pytest.importorskip("diffusers")
+    from arrowquant_nb.diffusers import PixelDiTPipeline, quantize_pipeline
+
+    pipeline = PixelDiTPipeline.from_sample("digits-dit").to("cuda")
+    classes = {"class_labels": [3, 5]}
+
+    def draw(of):
+        of.set_progress_bar_config(disable=True)
+        return of(**classes, num_inference_steps=4, generator=torch.Generator().manual_seed(3)).images
+
+    before = draw(pipeline)
+    config = DiffusionQuantConfig(bit_width=8, activation_bit_width=activation_bit_width)
+    report = quantize_pipeline(pipeline, config, [classes] * 4, 4, output=tmp_path / "master")
+    assert {t.device.type for t in pipeline.transformer.state_dict().values()} == {"cuda"}
+    assert report.sample_psnr_db > 30
+    after = draw(pipeline)
+    assert 0 < np.abs(after - before).max() < 0.3
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved").to("cuda")
+    np.testing.assert_allclose(draw(again), after, atol=1e-5)
+    np.testing.assert_allclose(draw(again.to("cpu")), after, atol=1e-3 if activation_bit_width is None else 0.05)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch says of its own compiling
+@pytest.mark.parametrize("grid", GRIDS[3:7], ids=str)
+def test_compiling_there_changes_rounding_at_most(grid):
+    bits, group, method, scale_format = grid
+    tensor = quantize_array(random(64, 256), bits, group, method, scale_format=scale_format)
+    layer = QuantizedLinear.from_arrays(tensor, torch.ones(64)).cuda()
+    x = torch.from_numpy(random(3, 256, seed=1)).cuda()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer)(x), layer(x), rtol=1e-4, atol=1e-4)
