@@ -129,7 +129,7 @@ def main() -> None:
         json.dump(result, sys.stdout, indent=2)
         print()
         return
-    print(f"{_cpu()}, {options.threads} threads; torch {torch.__version__}; products on {_kernels.product_isas()[-1]}")
+    print(f"{_cpu()}, {options.threads} threads; torch {torch.__version__}; products on {_kernels.active_isa()}")
     for n, row in result.items():
         print(f"\n{n} tokens x {options.size} x {options.size}")
         print(f"{'case':28} {'best ms':>9} {'x torch':>8} {'median':>8} {'cpu':>8} {'error':>9}")
