@@ -239,4 +239,5 @@ def multiply_codes(
 
 
 def _product_threads(n_threads: int, x: NDArray[Any], out: NDArray[Any]) -> int:
-    return min(resolve_threads(n_threads), max(1, int(x.size) * int(out.shape[1]) // WEIGHTS_PER_THREAD))
+    """Return as many threads as are asked for (1 or more) and worth waking; see `resolve_threads` for forks."""
+    return 1 if _in_forked_child else min(n_threads, max(1, x.size * out.shape[1] // WEIGHTS_PER_THREAD))

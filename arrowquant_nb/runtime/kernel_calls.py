@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderLayer
 
-__all__ = ["GraphMatrix", "code_product", "float_product", "rotated"]
+__all__ = ["GraphMatrix", "code_product", "float_product", "float_rows", "rotated"]
 
+HAS_KERNELS = _kernels.active_isa() not in {"numpy", "scalar"}
 PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
 _MATRIX = "Tensor packed, Tensor scales, Tensor zero_points, str grid, int bit_width, int group_size"
 
@@ -57,7 +58,7 @@ def float_product(matrix: _kernels.Matrix | GraphMatrix, x: torch.Tensor, bias: 
     if isinstance(matrix, GraphMatrix):
         out: torch.Tensor = _float_operator(rows, *matrix, bias)
     else:
-        out = _multiply_floats(matrix, rows, bias)
+        out = float_rows(matrix, rows, bias)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
@@ -101,12 +102,15 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
-def _multiply_floats(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by kernels; without any for this machine, decode some rows at a time for torch to multiply with."""
+def float_rows(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return `float_product` of contiguous rows (tokens, columns), called now.
+
+    Without kernels for this machine some rows of W at a time are decoded for torch to multiply with.
+    """
     out = torch.empty(len(rows), matrix.stored.shape[0])
     if not len(rows):
         pass
-    elif _kernels.active_isa() not in {"numpy", "scalar"}:
+    elif HAS_KERNELS:
         given = None if bias is None else bias.numpy()
         _kernels.multiply_floats(rows.numpy(), matrix, given, out.numpy(), torch.get_num_threads())
     else:
@@ -150,7 +154,7 @@ def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: tor
 
 def _floats_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:
     *matrix, bias = given
-    return _multiply_floats(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias)
+    return float_rows(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias)
 
 
 def _codes_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:

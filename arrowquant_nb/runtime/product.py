@@ -15,7 +15,7 @@ from torch.nn import functional
 from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
-from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, rotated
+from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, float_rows, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
 
@@ -37,12 +37,16 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
 
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
+    bias = layer.bias
+    if layer.inputs.is_float and (bias is None or not bias.requires_grad):
+        kept = layer.weight.matrix_at_once(x)
+        if kept is not None:
+            return float_rows(kept, x, bias if bias is None else _plain(bias))
     arrays = _arrays(layer, x)
     recorded = x.requires_grad and torch.is_grad_enabled()
     matrix = None if recorded else _matrix(layer, arrays, x)
     if matrix is None:
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
-    bias = layer.bias
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
     x = _plain(x)

@@ -87,6 +87,7 @@ class StoredWeight(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.form = form
+        self._is_plain = form.is_plain
         self._ready: _Ready | None = None
         self.dtype = dtype or torch.get_default_dtype()
         for part, (shape, kind) in form.parts().items():
@@ -166,6 +167,26 @@ class StoredWeight(torch.nn.Module):
         if not self._is_hooked:  # what was brought for one call must not stay
             self._ready = _Ready(parts, tuple(part.data_ptr() for part in parts), matrix)
         return matrix
+
+    def matrix_at_once(self, x: torch.Tensor) -> _kernels.Matrix | None:
+        """Return the kept matrix if x (tokens, columns) can be multiplied with it, both as they are; else None.
+
+        One look in place of `brought`, `kernels_take` and `matrix`: of a product of one token they take a quarter.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or self._ready is None
+            or not self._is_plain
+            or not (x.is_cpu and type(x) is torch.Tensor and x.dtype is torch.float32)
+            or not (x.ndim == 2 and x.is_contiguous())
+            or x.requires_grad
+            or self._is_hooked
+        ):
+            return None
+        buffers = self._buffers
+        kept = self._ready.is_of((buffers["packed"], buffers["scales"], buffers["zero_points"]))
+        return self._ready.matrix if kept else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the buffers of this very object."""
