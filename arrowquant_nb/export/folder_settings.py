@@ -98,7 +98,7 @@ class FolderLayer:
         """Sizes of codes and scales."""
         return Layout.of_shape(self.shape, self.bit_width, self.group_size, self.grid)
 
-    @cached_property
+    @property
     def is_plain(self) -> bool:
         """Whether the codes are the whole weight: not rotated, not equalized, no branch."""
         return self.rotation_seed is None and self.equalization is None and not self.low_rank

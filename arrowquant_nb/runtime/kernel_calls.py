@@ -25,7 +25,7 @@ _MATRIX = "Tensor packed, Tensor scales, Tensor zero_points, str grid, int bit_w
 
 
 class GraphMatrix(NamedTuple):
-    """A stored matrix as an operator of a graph is given it, where a call is given `_kernels.Matrix`."""
+    """A stored matrix as an operator of a graph is given it; a call is given the `_kernels.Matrix` made of it."""
 
     packed: torch.Tensor
     scales: torch.Tensor

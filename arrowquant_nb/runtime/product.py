@@ -49,12 +49,7 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
         return _with_bias(layer, _multiply_by_torch(layer, arrays, x))
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
-    x = _plain(x)
-    # torch.compile cannot enter the lock of the cached property.
-    if layer.inputs.is_float and not isinstance(matrix, GraphMatrix) and layer.form.is_plain:
-        y = float_product(matrix, x, given)
-    else:
-        y = _dressed_product(layer, arrays, matrix, x, given)
+    y = _dressed_product(layer, arrays, matrix, _plain(x), given)
     return _with_bias(layer, y) if trained else y
 
 

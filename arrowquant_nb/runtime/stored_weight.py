@@ -17,6 +17,7 @@ from arrowquant_nb import _kernels
 from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.export.folder_settings import FolderLayer
 from arrowquant_nb.runtime.decoding import decode, unrotate
+from arrowquant_nb.runtime.kernel_calls import GraphMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,10 +161,7 @@ class StoredWeight(torch.nn.Module):
             return self._ready.matrix
         if not kernels_take(*arrays.values()):
             return None
-        form, (packed, scales, zero_points) = self.form, (part.numpy() for part in parts)
-        sizes = (form.layout.rows, form.layout.columns)
-        stored = _kernels.StoredMatrix(packed, scales, zero_points, form.grid, form.bit_width, form.group_size, sizes)
-        matrix = _kernels.Matrix.of(stored)
+        matrix = GraphMatrix.of(self.form, arrays).made(self.form.layout.columns)
         if not self._is_hooked:  # what was brought for one call must not stay
             self._ready = _Ready(parts, tuple(part.data_ptr() for part in parts), matrix)
         return matrix
