@@ -179,9 +179,6 @@ static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scr
     }
 }
 
-/* x rounded half to even, as an integer that fits. */
-INLINE vf ISA(v_rint)(vf x) { return (x + ISA(v_splat)(MAGIC)) - ISA(v_splat)(MAGIC); }
-
 /* Scale and zero point of one span of a token; not a number where an input is none. */
 INLINE void ISA(span_grid)(const float *x, int64_t n, int bits, float *scale, float *zero) {
     vf low = (vf){0}, high = (vf){0}, bad = (vf){0};
@@ -232,7 +229,7 @@ INLINE int32_t ISA(encode_segment)(const float *x, int64_t n, float *step, float
         odd |= v != v;
         v = v / s;
         v = v_max(v_min(v, ISA(v_splat)(512.0f)), ISA(v_splat)(-512.0f)); /* beyond every code, and small enough to round */
-        v = v_min(v_max(ISA(v_rint)(v) + z, bottom), top);
+        v = v_min(v_max(ISA(v_nearest)(v) + z, bottom), top);
         const vi code = (vi)(v + ISA(v_splat)(MAGIC)) - (MAGIC_BITS + 128);
         uint8_t bytes[LANES];
         ISA(v_to_bytes)(code & 255, bytes);

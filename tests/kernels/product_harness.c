@@ -6,20 +6,9 @@
 #include <stdlib.h>
 
 #include "product.h"
+#include "harness.h"
 
 typedef struct { int bits, group_size, grid, wide; } form; /* grid: 0 zero point, 1 minimum, 2 levels, 3 k */
-
-static uint64_t state = 1;
-static uint32_t next_random(void) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33);
-}
-
-static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n) {
-    const uint8_t *bytes = data;
-    for (size_t i = 0; i < n; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
-    return hash;
-}
 
 static uint8_t *random_bytes(int64_t n) {
     uint8_t *to = malloc((size_t)n);
