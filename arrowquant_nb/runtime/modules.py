@@ -100,6 +100,7 @@ class _QuantizedConvolution(QuantizedLayer):
             raise ShapeMismatchError(
                 f"{self.name}: inputs of shape {tuple(x.shape)} do not have {self.in_channels} channels"
             )
+        self.check_floats(x)
         padded = self._padded(x if batched else x[None])
         y = self._convolved(padded) if self.inputs.is_float else self._multiplied(padded)
         y = y.to(x.dtype)

@@ -103,8 +103,11 @@ def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
     ------
     CheckpointError
         It has no values: torch would go on with whatever lies in memory.
+    ConfigurationError
+        Inputs are no floats.
 
     """
+    layer.check_floats(x)
     arrays: Arrays = layer.weight.brought()
     if arrays["packed"].is_meta and not x.is_meta:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.runtime.input_format import InputFormat
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
 
@@ -111,6 +111,18 @@ class QuantizedLayer(torch.nn.Module):
     @abstractmethod
     def float_form(self) -> tuple[type[torch.nn.Module], dict[str, Any]]:
         """Return the class of torch that this layer stands for, and the arguments that build one like it."""
+
+    def check_floats(self, x: torch.Tensor) -> None:
+        """Refuse inputs of another kind, whose outputs would be cut to integers, or to their real parts.
+
+        Raises
+        ------
+        ConfigurationError
+            Inputs that are no real floats.
+
+        """
+        if not x.is_floating_point():
+            raise ConfigurationError(f"{self.name}: inputs of dtype {x.dtype}; give floats, such as x.float()")
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight, a new tensor; see `StoredWeight.dequantize`."""

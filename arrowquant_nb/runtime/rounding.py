@@ -1,6 +1,8 @@
 """Inputs on the grids that their layer declares, in torch operations: values come back float.
 
-The same grids as `arrowquant_nb.quantizers.activation_grid`; the integer kernels multiply by their codes.
+The same grids as `arrowquant_nb.quantizers.activation_grid`; the integer kernels multiply by their codes. A gradient
+passes through rounding as if it were not there, and not through what a stored grid cuts off: the slope of a step is
+zero, which would leave the layers before without any.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def round_inputs(inputs: InputFormat, x: torch.Tensor, name: str) -> torch.Tenso
     n = 2**inputs.bit_width - 1
     if inputs.table is not None:
         scale, zero = (grid.to(x.device, x.dtype) for grid in static_grids(inputs.table, x, name))
-        return torch.clamp(torch.round(x / scale), -zero, n - zero) * scale
+        rounded = torch.clamp(torch.round(x / scale), -zero, n - zero) * scale
+        inside = torch.clamp(x, -zero * scale, (n - zero) * scale) if _is_recorded(x) else x
+        return _with_gradient_of(inside, rounded)
     if inputs.rule == "per_token" or x.shape[-1] <= GROUP_SIZE:
         return _round_rows(x, n)
     n_whole = x.shape[-1] // GROUP_SIZE * GROUP_SIZE
@@ -43,7 +47,16 @@ def _round_rows(x: torch.Tensor, n: int) -> torch.Tensor:
     low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     scale = ((high - low) / n).clamp(min=float(LEAST_SCALE))
     zero = torch.clamp(torch.round(-low / scale), 0, n)
-    return torch.clamp(torch.round(x / scale), min=-zero, max=n - zero) * scale
+    return _with_gradient_of(x, torch.clamp(torch.round(x / scale), min=-zero, max=n - zero) * scale)
+
+
+def _with_gradient_of(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    """Return `rounded`, to the bit, whose gradient is that of x."""
+    return rounded.detach() + (x - x.detach()) if _is_recorded(x) else rounded
+
+
+def _is_recorded(x: torch.Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:

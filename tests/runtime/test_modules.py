@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from arrowquant_nb.errors import CheckpointError, ShapeMismatchError
+from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.tensor import QuantizedTensor
 from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeGroupParams
@@ -114,11 +114,49 @@ def test_the_gradient_of_the_inputs_passes_through():
     torch.testing.assert_close(x.grad, 2 * (x.detach() @ weight.t()) @ weight, rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("rule", ["per_token", "per_group"])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_the_gradient_passes_through_rounding_as_if_there_were_none(kind, rule):
+    if kind == "linear":
+        layer, x = QuantizedLinear.from_arrays(everything(), None, InputFormat(rule, 8)), random(4, 96, seed=1)
+    else:
+        layer = QuantizedConv1d.from_arrays(quantize_array(random(48, 32, 3), 4), None, InputFormat(rule, 8))
+        x = random(2, 32, 9, seed=1)
+    given = torch.from_numpy(x).requires_grad_()
+    y = layer(given)
+    y.sum().backward()
+    torch.testing.assert_close(y.detach(), layer(torch.from_numpy(x)), rtol=0, atol=0.02)
+    wanted = torch.from_numpy(x).requires_grad_()
+    layer.inputs = InputFormat()
+    layer(wanted).sum().backward()
+    torch.testing.assert_close(given.grad, wanted.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_stored_grid_cuts_off_has_no_gradient():
+    tensor = quantize_array(np.eye(32, dtype=np.float32), 8, 32)
+    table = LayerTimeTable.of_groups("q.weight", (TimeGroupParams((0, 1000), 0.125, 0, 96),))  # 0 to 31.875
+    layer = QuantizedLinear.from_arrays(tensor, None, InputFormat("static", 8, table))
+    x = torch.tensor([[-1.0, 0.0, 0.3, 31.0, 32.0, *[1.0] * 27]], requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad[0, :5], torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0]), rtol=0, atol=1e-3)
+
+
 def test_a_bias_can_be_trained():
     layer = QuantizedLinear.from_arrays(everything(), torch.ones(48))
     layer.bias.requires_grad_()
     layer(torch.from_numpy(random(5, 96))).sum().backward()
     assert torch.equal(layer.bias.grad, torch.full((48,), 5.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_inputs_that_are_no_floats_are_refused(dtype):
+    for inputs in (InputFormat(), InputFormat("per_token", 8)):
+        linear = QuantizedLinear.from_arrays(everything(), None, inputs, name="to_q")
+        convolution = QuantizedConv1d.from_arrays(quantize_array(random(48, 32, 3), 4), None, inputs, name="to_q")
+        for layer, x in ((linear, torch.ones(2, 96)), (convolution, torch.ones(2, 32, 9))):
+            layer(x)
+            with pytest.raises(ConfigurationError, match=r"to_q: inputs of dtype torch\..*x\.float\(\)"):
+                layer(x.to(dtype))
 
 
 def test_no_inputs_give_no_outputs():
