@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arrowquant_nb.config import DiffusionQuantConfig, Modality
+from arrowquant_nb.config import DiffusionQuantConfig, Modality, given_or_default
 from arrowquant_nb.core import gates
 from arrowquant_nb.core import orchestrator as core_orchestrator
 from arrowquant_nb.core.task import LayerTask
@@ -44,12 +44,7 @@ class DiffusionOrchestrator:
     """
 
     def __init__(self, config: DiffusionQuantConfig | None = None) -> None:
-        self.config = DiffusionQuantConfig() if config is None else config
-        if not isinstance(self.config, DiffusionQuantConfig):
-            raise ConfigurationError(
-                f"config must be a DiffusionQuantConfig, not {type(config).__name__}: "
-                "make one with DiffusionQuantConfig.from_profile('edge') or DiffusionQuantConfig(bit_width=2)"
-            )
+        self.config = given_or_default(config)
 
     def detect_modality(self, model_path: str | Path, **options: Any) -> tuple[Modality, str]:
         """Return the modality of a model and the reason, from the config or the model's files; never a silent guess.

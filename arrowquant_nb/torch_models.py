@@ -47,7 +47,8 @@ def load_quantized(
     inputs
         How the replaced layers round their inputs: None = as the folder was made, "float" = not at all, "per_token",
         "per_group" (per token and group of 64 channels), or "static" (grids per group of timesteps, from the folder).
-        Layers that see only the timestep and the class stay float.
+        Layers that see only the timestep and the class stay float, and where the folder rounds some inputs, those
+        that it leaves float (layers under 16,384 weights).
     verify
         "lazy" checks every file's hash, "off" none.
     n_timesteps
@@ -69,6 +70,8 @@ def load_quantized(
         No folder, a damaged one, or one of a newer version; inputs "static" without tables.
     CheckpointError
         A kept value that overflows the dtype of the model.
+    ConfigurationError
+        Something else than a torch module, or one whose layers are quantized already.
 
     Examples
     --------

@@ -523,9 +523,34 @@ def test_a_timestep_that_no_grid_was_found_for_names_the_layer_and_the_fix(tmp_p
     output_of(free, call(399))
 
 
+def test_a_model_that_is_quantized_already_is_told_so(folders, tmp_path):
+    master, exported = folders.of("DiT")[1:]
+    model, call = tiny_torch.seeded("DiT")
+    quantize_pipeline(model, RTN)
+    for again in (
+        lambda: quantize_pipeline(model, RTN),
+        lambda: aq.calibrate(model, [call(5)] * 4, output=tmp_path / "c.parquet"),
+        lambda: aq.load_quantized(model, master),
+    ):
+        with pytest.raises(ConfigurationError, match=r"(is quantized|holds quantized layers) already.*dequantize"):
+            again()
+    for no_module in (tiny_torch.dit_pipeline(), type(model), "digits-dit"):
+        with pytest.raises(ConfigurationError, match=r"into a torch module, not into a (DiTPipeline|type|str)"):
+            aq.load_quantized(no_module, master)
+    with pytest.raises(ModelNotFoundError, match=r"no manifest\.json.*from_pretrained.*output=FOLDER"):
+        aq.load_quantized(tiny_torch.seeded("DiT")[0], exported)
+
+
+def test_inputs_may_be_an_iterator(tmp_path):
+    pipeline = quiet(tiny_torch.dit_pipeline())
+    assert quantize_pipeline(pipeline, RTN, (label for label in (1, 2)), steps=2).n_compared == 2
+
+
 def test_refusals_of_the_pipeline_functions():
     with pytest.raises(ConfigurationError, match="is no pipeline and no model of diffusers or transformers"):
         quantize_pipeline(torch.nn.Linear(2, 2))
+    with pytest.raises(ConfigurationError, match="config must be a DiffusionQuantConfig, not dict"):
+        quantize_pipeline(tiny_torch.seeded("DiT")[0], {"bit_width": 4})
     with pytest.raises(ModelNotFoundError, match="no bundled transformer 'docs-mlm'"):
         PixelDiTPipeline.from_sample("docs-mlm")
     pipeline = quiet(PixelDiTPipeline.from_sample("digits-dit"))

@@ -125,6 +125,7 @@ class CallTime:
         if value is None:
             raise MetadataError(f"calibration: {self._class_name} was called without its {self.parameter!r}; give it")
         raw, _ = times_of(value)
+        self._refuse_no_samples(raw)
         if self.time_range is None:
             self.time_range = (0.0, noisy_end(self._class_name, value, self.n_timesteps))
         low, high = self.time_range
@@ -136,10 +137,15 @@ class CallTime:
             )
         return self.at(np.clip(unit, 0, 1))
 
+    def _refuse_no_samples(self, values: NDArray[Any]) -> None:
+        if not values.size:
+            raise MetadataError(f"calibration: {self._class_name} was called with a batch of no samples; leave it out")
+
     def _masked(self, ids: Any) -> NDArray[np.int64]:
         if ids is None:
             raise MetadataError(f"calibration: {self._class_name} was called without {IDS!r}; give it token ids")
         tokens = np.atleast_2d(np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids))
+        self._refuse_no_samples(tokens)
         return self.at((tokens == self._mask_token_id).mean(1))
 
 

@@ -98,6 +98,13 @@ def torch_layers(model: Any) -> dict[str, tuple[TorchLayer, ...]]:
     return {name: tuple(layers) for name, layers in found.items()}
 
 
+def holds_codes(model: Any) -> bool:
+    """Tell whether layers of a model are quantized: where their weights stood, modules stand."""
+    nn = torch_module().nn
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+    return any(isinstance(m, kinds) and isinstance(m.weight, nn.Module) for m in model.modules())
+
+
 def checkpoint_tensors(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield the parameters and stored buffers of a model by checkpoint name, shared ones once."""
     seen: set[int] = set()

@@ -5,10 +5,12 @@ fields.py    every field with title, unit, range and description
 profiles.py  edge, local, cloud, base_mode
 sources.py   YAML, environment, and the words for what is wrong with them
 complaints.py what is wrong with a value, where it stood, and what is allowed
+given.py     what a caller gives, or the default
 fitting_scales.py
              what a profile fills in for scales where its own format does not go with the rest
 """
 
+from arrowquant_nb.config.given import given_or_default
 from arrowquant_nb.config.profiles import DeploymentProfile, Modality, QuantMethod, Rotation, ScaleFormat
 from arrowquant_nb.config.settings import DiffusionQuantConfig, available_fields, field_facts
 
@@ -21,4 +23,5 @@ __all__ = [
     "ScaleFormat",
     "available_fields",
     "field_facts",
+    "given_or_default",
 ]

@@ -18,17 +18,19 @@ import torch
 from arrowquant_nb.calibration.torch_capture import few_threads
 from arrowquant_nb.calibration.torch_layers import torch_layers
 from arrowquant_nb.calibration.torch_runs import component_of, is_pipeline, listed, pipeline_call
-from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.config import given_or_default
 from arrowquant_nb.diffusers.saving import let_save
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.runs.model_calibration import calibrate
 from arrowquant_nb.runtime.loading import load_into
+from arrowquant_nb.runtime.module_tree import quantized_layers
 from arrowquant_nb.storage.quantized import open_privately
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.results import QuantizationResult
 
 __all__ = ["PipelineQuantization", "quantize_pipeline"]
@@ -111,15 +113,21 @@ def quantize_pipeline(
         report = quantize_pipeline(pipe, DiffusionQuantConfig(bit_width=4), ["a red fox", "two cups of tea"], steps=20)
         pipe.save_pretrained("pipe-int4")
     """
-    config = config or DiffusionQuantConfig()
+    config = given_or_default(config)
     whole = is_pipeline(pipeline)
     model = component_of(pipeline, component) if whole else pipeline
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
         raise ConfigurationError(f"{type(model).__name__} is no pipeline and no model of diffusers or transformers")
+    coded = next(iter(quantized_layers(model)), None)
+    if coded is not None:
+        raise ConfigurationError(
+            f"{type(model).__name__} is quantized already ({coded}): load the float model, or call its dequantize()"
+        )
     name = next(k for k, m in pipeline.components.items() if m is model) if whole else ""
     widest = max((layer.columns for same in torch_layers(model).values() for layer in same), default=0)
     drawn = None
     if whole and inputs is not None and not callable(inputs):
+        inputs = listed(inputs)  # an iterator serves once, and they are drawn, calibrated on and drawn again
         with few_threads(widest):
             drawn = _drawn(pipeline, inputs, steps, options)
     with tempfile.TemporaryDirectory(prefix="arrowquant-") as scratch:

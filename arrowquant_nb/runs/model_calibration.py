@@ -16,11 +16,12 @@ from arrowquant_nb.calibration.statistics import Calibration, CalibrationSetting
 from arrowquant_nb.calibration.torch_capture import TorchCapture
 from arrowquant_nb.calibration.torch_layers import (
     checkpoint_tensors,
+    holds_codes,
     torch_layers,
     torch_model_hash,
     torch_module,
 )
-from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.config import given_or_default
 from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.storage.policy import assign_bit_widths
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.calibration.torch_capture import Runs
     from arrowquant_nb.calibration.torch_layers import TorchLayer
+    from arrowquant_nb.config import DiffusionQuantConfig
 
     _Layers = dict[str, tuple[TorchLayer, ...]]
 
@@ -115,13 +117,14 @@ def calibrate(
     """
     path = _checked_output(output)
     module, pipeline = _module_of(model, component)
-    n_timesteps = n_timesteps or _train_timesteps(pipeline)
+    config = given_or_default(config)
+    n_timesteps = _train_timesteps(pipeline) if n_timesteps is None else n_timesteps
     mask = _mask_token(module, tokenizer, mask_token_id)
     time = CallTime(module.forward, type(module).__name__, n_timesteps, mask, time_range)
 
     def settings(n_default: int) -> CalibrationSettings:
         return CalibrationSettings(
-            n_samples=n_samples or n_default, seed=seed, rows_per_step=rows_per_step,
+            n_samples=n_default if n_samples is None else n_samples, seed=seed, rows_per_step=rows_per_step,
             held_out_rows_per_step=rows_per_step, batch_samples=16, n_timesteps=n_timesteps, n_steps=steps,
         )  # fmt: skip
 
@@ -134,10 +137,8 @@ def calibrate(
         runs = torch_runs.pipeline_runs(pipeline, entries, steps, chosen, options or {})
     else:
         runs, chosen = _module_runs(module, torch_runs.listed(inputs), steps, time, mask, tokenizer, settings)
-    wanted, grouped = _without_groups(
-        _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
-    )
-    capture = TorchCapture(module, wanted, time, chosen, Scratch(int(memory_mb * 1e6)), share=share_inputs)
+    wanted, grouped = _without_groups(_wanted_layers(module, config, layers, is_text=time.parameter is None))
+    capture = TorchCapture(module, wanted, time, chosen, _scratch(memory_mb), share=share_inputs)
     captures, unobserved = capture.run(runs, progress)
     calibration = Calibration(
         captures,
@@ -201,7 +202,12 @@ def _wanted_layers(
 ) -> _Layers:
     """Return the layers that a run with `config` quantizes, or those named."""
     known = torch_layers(module)
+    if holds_codes(module):
+        raise ConfigurationError(
+            f"calibration: {type(module).__name__} is quantized already: load the float model, or call its dequantize()"
+        )
     if layers is not None:
+        layers = (layers,) if isinstance(layers, str) else layers
         unknown = sorted(set(layers) - set(known))
         if unknown or not layers:
             raise ConfigurationError(
@@ -221,6 +227,12 @@ def _wanted_layers(
             "whose layer_bit_widths quantize some"
         )
     return chosen
+
+
+def _scratch(memory_mb: float) -> Scratch:
+    if not memory_mb >= 0:
+        raise ConfigurationError(f"calibration: memory_mb is {memory_mb}; it must not be negative")
+    return Scratch(None if memory_mb == float("inf") else int(memory_mb * 1e6))
 
 
 def _train_timesteps(pipeline: Any) -> int:

@@ -19,6 +19,7 @@ import torch
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError, ValidationError
 from arrowquant_nb.runtime.embedding import QuantizedEmbedding
 from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
+from arrowquant_nb.runtime.module_tree import quantized_layers
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
@@ -61,6 +62,7 @@ def load_into(
 
     `folder` is privately mapped; its arrays are shared where torch can take them so.
     """
+    _check_model(model)
     _check_names(model, folder)
     rules = _InputRules(folder, inputs, folder.rounded_inputs)
     slots = _Slots(model)
@@ -94,6 +96,21 @@ def follow_tables(
         reading = replace(reading, mask_token_id=mask_token_id)
     if reading.mask_token_id is not None or time_argument(model.forward) is not None:
         follow_reading(model, reading, N_TIMESTEPS if tables is None else tables.n_timesteps)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model of float layers."""
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigurationError(
+            f"a quantized folder is loaded into a torch module, not into a {type(model).__name__}: build the model "
+            "from the folder's config.json; of a pipeline give the model, such as pipeline.transformer"
+        )
+    coded = next(iter(quantized_layers(model)), None)
+    if coded is not None:
+        raise ConfigurationError(
+            f"{type(model).__name__} holds quantized layers already, such as {coded!r}: build it anew from its config, "
+            "or give its float layers back with dequantize()"
+        )
 
 
 def _check_names(model: Any, folder: QuantizedModel) -> None:

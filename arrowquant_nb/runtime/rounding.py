@@ -56,7 +56,7 @@ def _with_gradient_of(x: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
 
 
 def _is_recorded(x: torch.Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled()
+    return bool(x.requires_grad and torch.is_grad_enabled())
 
 
 def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:

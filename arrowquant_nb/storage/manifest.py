@@ -71,11 +71,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        hint = (
-            "its run has not finished: run the same command again to resume"
-            if (folder / "journal.jsonl").exists()
-            else "not a model folder of arrowquant_nb"
-        )
+        hint = "not a model folder of arrowquant_nb"
+        if (folder / "journal.jsonl").exists():
+            hint = "its run has not finished: run the same command again to resume"
+        elif any((folder / name).exists() for name in ("model_index.json", "config.json")):
+            hint += (
+                ", but one that from_pretrained loads; of what quantize_pipeline quantizes it keeps the model folder "
+                "with output=FOLDER"
+            )
         raise ModelNotFoundError(f"{folder} has no {MANIFEST_NAME} ({hint})")
     if path.stat().st_size > MANIFEST_LIMIT_NBYTES:
         raise ValidationError(f"{path} is larger than {MANIFEST_LIMIT_NBYTES >> 20} MiB")

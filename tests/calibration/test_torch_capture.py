@@ -264,6 +264,13 @@ def test_scratch_hands_out_zeros_on_disk_and_says_when_there_is_no_room():
         scratch.zeros((1 << 44,), np.float64)
 
 
+def test_one_layer_may_be_named_alone_and_memory_may_be_without_limit(tmp_path):
+    model, call = tiny_torch.seeded("DiT")
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    found = aq.calibrate(model, calls_of(call), 3, output=tmp_path / "c.parquet", layers=name, memory_mb=float("inf"))
+    assert list(found) == [name]
+
+
 def test_the_model_is_left_as_it_was_also_after_an_error(tmp_path):
     model, call = tiny_torch.seeded("DiT")
     model.train()
@@ -330,6 +337,12 @@ def test_refusals_name_what_to_change(tmp_path):
         "no layer of DiTTransformer2DModel would be quantized": {
             "inputs": calls_of(call), "config": DiffusionQuantConfig(layer_bit_widths={"*": 16}),
         },
+        "config must be a DiffusionQuantConfig, not dict": {"inputs": calls_of(call), "config": {"bit_width": 4}},
+        "'nowhere.weight' names no layer": {"inputs": calls_of(call), "layers": "nowhere.weight"},
+        "memory_mb is nan": {"inputs": calls_of(call), "memory_mb": float("nan")},
+        "memory_mb is -1": {"inputs": calls_of(call), "memory_mb": -1},
+        "n_samples is 0": {"inputs": calls_of(call), "n_samples": 0},
+        "n_timesteps is 0": {"inputs": calls_of(call), "n_timesteps": 0},
     }.items():  # fmt: skip
         with pytest.raises(ConfigurationError, match=match):
             aq.calibrate(model, **{"output": out, **arguments})
@@ -343,6 +356,7 @@ def test_refusals_name_what_to_change(tmp_path):
         "was never called": lambda _: None,
         "do not visit the same timesteps": lambda number: model(**call(number)),
         "its input holds NaN": [{**call(1), "hidden_states": torch.full((2, 4, 4, 4), torch.nan)}] * 2,
+        "was called with a batch of no samples": [{**call(1), "timestep": torch.zeros(0)}] * 2,
     }.items():
         with pytest.raises(MetadataError, match=match):
             aq.calibrate(model, inputs, output=out)
