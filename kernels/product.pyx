@@ -227,7 +227,7 @@ cdef int _describe(input_codes *inputs, const dequantize_job *weight, int bits, 
     """Note how inputs become codes: every parameter is the same within a segment."""
     cdef int64_t a = weight.group_size, b = 0 if span >= weight.columns else span
     if bits not in (4, 8):
-        raise ValueError(f"codes of inputs have 4 or 8 bits, not {bits}")
+        raise ValueError(f"codes of inputs cannot have {bits} bits: 4 or 8")
     if span < 16 or b % 16:
         raise ValueError(f"a span of {span} columns is not a multiple of 16")
     while b:
