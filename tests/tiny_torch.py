@@ -16,7 +16,10 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
@@ -104,6 +107,42 @@ def flux(**options):
         "pooled_projections": _randn(N, model.config.pooled_projection_dim),
         "timestep": torch.full((N,), t / 1000), "guidance": torch.full((N,), 3.5),
         "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3),
+    }  # fmt: skip
+
+
+def flux2():
+    model = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=4,
+        joint_attention_dim=64, timestep_guidance_channels=32, axes_dims_rope=(8, 8, 8, 8),
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 16, 16), "encoder_hidden_states": _randn(N, 5, 64),
+        "timestep": torch.full((N,), t / 1000), "guidance": torch.full((N,), 3.5),
+        "img_ids": torch.zeros(16, 4), "txt_ids": torch.zeros(5, 4),
+    }  # fmt: skip
+
+
+def hunyuan_video(**options):
+    model = HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=64, pooled_projection_dim=32, rope_axes_dim=(8, 12, 12), **options,
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 4, 2, 8, 8), "encoder_hidden_states": _randn(N, 5, 64),
+        "encoder_attention_mask": torch.ones(N, 5, dtype=torch.bool), "pooled_projections": _randn(N, 32),
+        "timestep": torch.full((N,), t), "guidance": torch.full((N,), 3500.0),
+    }  # fmt: skip
+
+
+def ltx():
+    model = LTXVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, cross_attention_dim=128,
+        num_layers=1, caption_channels=64,
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 16, 4), "encoder_hidden_states": _randn(N, 5, 64),
+        "timestep": torch.full((N,), t), "encoder_attention_mask": torch.ones(N, 5, dtype=torch.bool),
+        "num_frames": 1, "height": 4, "width": 4,
     }  # fmt: skip
 
 
@@ -212,6 +251,49 @@ def bert():
         return {"input_ids": torch.where(masked, MASK, ids)}
 
     return model, call
+
+
+class LLaDABlock(torch.nn.Module):
+    """Llama's block under the names of LLaDA's published tensors, its attention over all tokens, without positions."""
+
+    def __init__(self, width, heads, hidden):
+        super().__init__()
+        self.heads = heads
+        self.attn_norm, self.ff_norm = torch.nn.RMSNorm(width), torch.nn.RMSNorm(width)
+        sizes = {
+            "q_proj": (width, width), "k_proj": (width, width), "v_proj": (width, width), "attn_out": (width, width),
+            "ff_proj": (width, hidden), "up_proj": (width, hidden), "ff_out": (hidden, width),
+        }  # fmt: skip
+        for name, (inputs, outputs) in sizes.items():
+            setattr(self, name, torch.nn.Linear(inputs, outputs, bias=False))
+
+    def forward(self, x):
+        normed = self.attn_norm(x)
+        split = (layer(normed).unflatten(2, (self.heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        attended = torch.nn.functional.scaled_dot_product_attention(*(part.transpose(1, 2) for part in split))
+        x = x + self.attn_out(attended.transpose(1, 2).flatten(2))
+        normed = self.ff_norm(x)
+        return x + self.ff_out(torch.nn.functional.silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+
+class LLaDA(torch.nn.Module):
+    """Blocks of LLaDA (Nie et al. 2025) between its embedding and its last layer."""
+
+    def __init__(self, vocabulary=50, width=32, heads=4, hidden=48, n_blocks=2):
+        super().__init__()
+        parts = {
+            "wte": torch.nn.Embedding(vocabulary, width),
+            "blocks": torch.nn.ModuleList([LLaDABlock(width, heads, hidden) for _ in range(n_blocks)]),
+            "ln_f": torch.nn.RMSNorm(width), "ff_out": torch.nn.Linear(width, vocabulary, bias=False),
+        }  # fmt: skip
+        self.model = torch.nn.ModuleDict({"transformer": torch.nn.ModuleDict(parts)})
+
+    def forward(self, tokens):
+        parts = self.model["transformer"]
+        x = parts["wte"](tokens)
+        for block in parts["blocks"]:
+            x = block(x)
+        return parts["ff_out"](parts["ln_f"](x))
 
 
 MASK = 4

@@ -189,10 +189,10 @@ def _shared_scales(consumers: Sequence[str], scales: Scales) -> NDArray[np.float
 def _divisions(source: Source, module: str, shapes: Shapes, scales: NDArray[np.float32]) -> dict[str, Division]:
     """Return how the tensors of a source change, so that what it makes comes divided by `scales`."""
     weight, bias = f"{module}.weight", f"{module}.bias"
-    rows = source.parts * len(scales)
-    outputs = [shapes[name][0] for name in (weight, bias) if name in shapes]
-    if any(n != rows for n in outputs):
-        raise ShapeMismatchError(f"{module}: {outputs[0]} outputs; folding {len(scales)} scales into it needs {rows}")
-    of_weight, of_bias = source.divisions(scales)
+    outputs = shapes[weight][0]
+    if not source.fits(len(scales), outputs) or shapes.get(bias, (outputs,))[0] != outputs:
+        found = ", ".join(f"{name} of shape {shapes[name]}" for name in (weight, bias) if name in shapes)
+        raise ShapeMismatchError(f"{module}: {len(scales)} equalization scales cannot be folded into {found}")
+    of_weight, of_bias = source.divisions(scales, outputs)
     needs_bias = bias in shapes or isinstance(source, Modulation)
     return {weight: of_weight, **({bias: of_bias} if needs_bias else {})}

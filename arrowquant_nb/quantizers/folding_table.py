@@ -2,15 +2,16 @@
 
 What is not listed is left to be stored, and so is what cannot be folded exactly: what stands behind a GELU or a SiLU
 (unless it is the other factor of a gate), behind a norm that feeds the residual too (BERT), behind a modulation that
-all blocks share (PixArt, Sana, Wan), values that several heads share (Qwen2, Stable Audio's cross-attention), and
-what is joined with such a thing (the last layer of FLUX's single blocks).
+all blocks share (PixArt, Sana, Wan, LTX, FLUX.2), behind one without a bias (FLUX.2's last layer), values that several
+heads share (Qwen2, Stable Audio's cross-attention), and what is joined with such a thing (the last layer of FLUX's
+single blocks).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from arrowquant_nb.quantizers.input_sources import Modulation, Place, Proportional
+from arrowquant_nb.quantizers.input_sources import Modulation, ParallelBranches, Place, Proportional
 
 __all__ = ["ARCHITECTURES"]
 
@@ -35,6 +36,7 @@ _SELF: Final = ("{}.attn1.to_q", "{}.attn1.to_k", "{}.attn1.to_v")
 # Attention mixes tokens, not channels: what leaves it is proportional to the values.
 _SELF_OUT: Final = _after("{}.attn1.to_v", "{}.attn1.to_out.0")
 _CROSS_OUT: Final = _after("{}.attn2.to_v", "{}.attn2.to_out.0")
+_ATTENTIONS_OUT: Final = (r"transformer_blocks\.\d+", (_SELF_OUT, _CROSS_OUT))
 # `hidden * act(gate)`, both halves of one layer's outputs.
 _GATED: Final = _after("{}.ff.net.0.proj", "{}.ff.net.2", part=0, parts=2)
 
@@ -47,6 +49,29 @@ _JOINT_OUT: Final = Place(_JOINT_VALUES, (("{}.attn.to_out.0",), (_ADDED_OUT,)))
 _SECOND: Final = "{}.attn2.to_q"
 # AdaLayerNormContinuous before the last layer: scale first.
 _LAST: Final = (r"", (_modulated("norm_out.linear", 1, 0, 2, "proj_out"),))
+# FLUX and HunyuanVideo.
+_TWO_STREAM_BLOCKS: Final = (
+    r"transformer_blocks\.\d+",
+    (
+        _modulated("{}.norm1.linear", 0, 1, 6, *_JOINT),
+        _modulated("{}.norm1_context.linear", 0, 1, 6, *_ADDED),
+        _JOINT_OUT,
+        _modulated("{}.norm1.linear", 3, 4, 6, "{}.ff.net.0.proj"),
+        _modulated("{}.norm1_context.linear", 3, 4, 6, "{}.ff_context.net.0.proj"),
+    ),
+)
+_SINGLE_BLOCKS: Final = (
+    r"single_transformer_blocks\.\d+", (_modulated("{}.norm.linear", 0, 1, 3, *_JOINT, "{}.proj_mlp"),)
+)  # fmt: skip
+# HunyuanVideo's blocks over the text alone.
+_REFINER_BLOCKS: Final = (
+    r"context_embedder\.token_refiner\.refiner_blocks\.\d+",
+    (
+        _after("{}.norm1", *_JOINT),
+        _after("{}.attn.to_v", "{}.attn.to_out.0"),
+        _after("{}.norm2", "{}.ff.net.0.proj"),
+    ),
+)
 
 # Transformer2DModel in a U-Net: BasicTransformerBlock with affine norms, behind a GroupNorm and `proj_in`.
 _UNET: Final = r"(?:\w+_blocks\.\d+|mid_block)\.attentions\.\d+"
@@ -56,7 +81,7 @@ _AFFINE: Final = (_after("{}.norm1", *_SELF), _SELF_OUT, _CROSS_OUT, _after("{}.
 _CROSS: Final = _after("{}.norm2", "{}.attn2.to_q")
 
 # Class -> (pattern of a block's prefix, places in it). Sources: the forward passes of diffusers 0.42, of transformers'
-# BertForMaskedLM, and of Dream, which computes what Qwen2 does.
+# BertForMaskedLM, of Dream, which computes what Qwen2 does, and of LLaDA 8B, where every head has values of its own.
 ARCHITECTURES: Final[dict[str, Blocks]] = {
     "DiTTransformer2DModel": (  # BasicTransformerBlock with ada_norm_zero
         (
@@ -69,7 +94,8 @@ ARCHITECTURES: Final[dict[str, Blocks]] = {
         ),
         (r"", (_modulated("proj_out_1", 0, 1, 2, "proj_out_2"),)),
     ),
-    "PixArtTransformer2DModel": ((r"transformer_blocks\.\d+", (_SELF_OUT, _CROSS_OUT)),),
+    "PixArtTransformer2DModel": (_ATTENTIONS_OUT,),
+    "LTXVideoTransformer3DModel": (_ATTENTIONS_OUT,),
     "SanaTransformer2DModel": (
         (
             r"transformer_blocks\.\d+",
@@ -107,19 +133,21 @@ ARCHITECTURES: Final[dict[str, Blocks]] = {
             ),
         ),
     ),
-    "FluxTransformer2DModel": (
+    "FluxTransformer2DModel": (_TWO_STREAM_BLOCKS, _SINGLE_BLOCKS, _LAST),
+    "HunyuanVideoTransformer3DModel": (_TWO_STREAM_BLOCKS, _SINGLE_BLOCKS, _REFINER_BLOCKS, _LAST),
+    "Flux2Transformer2DModel": (
         (
             r"transformer_blocks\.\d+",
             (
-                _modulated("{}.norm1.linear", 0, 1, 6, *_JOINT),
-                _modulated("{}.norm1_context.linear", 0, 1, 6, *_ADDED),
                 _JOINT_OUT,
-                _modulated("{}.norm1.linear", 3, 4, 6, "{}.ff.net.0.proj"),
-                _modulated("{}.norm1_context.linear", 3, 4, 6, "{}.ff_context.net.0.proj"),
+                _after("{}.ff.linear_in", "{}.ff.linear_out", part=1, parts=2),
+                _after("{}.ff_context.linear_in", "{}.ff_context.linear_out", part=1, parts=2),
             ),
         ),
-        (r"single_transformer_blocks\.\d+", (_modulated("{}.norm.linear", 0, 1, 3, *_JOINT, "{}.proj_mlp"),)),
-        _LAST,
+        (
+            r"single_transformer_blocks\.\d+",
+            (Place((ParallelBranches("{}.attn.to_qkv_mlp_proj"),), (("{}.attn.to_out",),)),),
+        ),
     ),
     "ChromaTransformer2DModel": ((r"transformer_blocks\.\d+", (_JOINT_OUT,)),),
     "QwenImageTransformer2DModel": (
@@ -166,6 +194,17 @@ ARCHITECTURES: Final[dict[str, Blocks]] = {
                 _after("{}.input_layernorm", "{}.self_attn.q_proj", "{}.self_attn.k_proj", "{}.self_attn.v_proj"),
                 _after("{}.post_attention_layernorm", "{}.mlp.gate_proj", "{}.mlp.up_proj"),
                 _after("{}.mlp.up_proj", "{}.mlp.down_proj"),
+            ),
+        ),
+    ),
+    "LLaDAModelLM": (
+        (
+            r"model\.transformer\.blocks\.\d+",
+            (
+                _after("{}.attn_norm", "{}.q_proj", "{}.k_proj", "{}.v_proj"),
+                _after("{}.v_proj", "{}.attn_out"),
+                _after("{}.ff_norm", "{}.ff_proj", "{}.up_proj"),
+                _after("{}.up_proj", "{}.ff_out"),
             ),
         ),
     ),

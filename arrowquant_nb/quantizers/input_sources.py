@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Division = tuple[NDArray[np.float32], NDArray[np.float32] | None]
     """Divisor of every output, and what is added to it first."""
 
-__all__ = ["Modulation", "Place", "Proportional", "Source"]
+__all__ = ["Modulation", "ParallelBranches", "Place", "Proportional", "Source"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,13 @@ class Proportional:
     """Which of the equal `parts` of its outputs: of a gated layer the half that is not gated."""
     parts: int = 1
 
-    def divisions(self, scales: NDArray[np.float32]) -> tuple[Division, Division]:
+    def fits(self, inputs: int, outputs: int) -> bool:
+        """Tell whether a module of so many outputs can make so many inputs."""
+        return outputs == self.parts * inputs
+
+    def divisions(self, scales: NDArray[np.float32], outputs: int) -> tuple[Division, Division]:
         """Return how its weight and its bias change."""
-        divisors = np.ones(self.parts * len(scales), np.float32)
+        divisors = np.ones(outputs, np.float32)
         divisors[_part(self.part, scales)] = scales
         return (divisors, None), (divisors, None)
 
@@ -48,16 +52,47 @@ class Modulation:
     """Likewise the scale."""
     parts: int
 
-    def divisions(self, scales: NDArray[np.float32]) -> tuple[Division, Division]:
+    def fits(self, inputs: int, outputs: int) -> bool:
+        """Tell whether a module of so many outputs can make so many inputs."""
+        return outputs == self.parts * inputs
+
+    def divisions(self, scales: NDArray[np.float32], outputs: int) -> tuple[Division, Division]:
         """Return how its weight and its bias change: 1 + scale must come out as (1 + scale) / s."""
-        divisors, offset = np.ones(self.parts * len(scales), np.float32), np.zeros(self.parts * len(scales), np.float32)
+        divisors, offset = np.ones(outputs, np.float32), np.zeros(outputs, np.float32)
         divisors[_part(self.shift, scales)] = scales
         divisors[_part(self.scale, scales)] = scales
         offset[_part(self.scale, scales)] = 1 - scales
         return (divisors, None), (divisors, offset)
 
 
-Source = Proportional | Modulation
+@dataclass(frozen=True)
+class ParallelBranches:
+    """The input is what leaves an attention, joined with `act(gate) * hidden`; one layer makes all that both read.
+
+    Its outputs are query, key and value, as wide as the attention each, then gate and hidden.
+    """
+
+    module: str
+    """Its name; `{}` stands for the block's prefix."""
+
+    def fits(self, inputs: int, outputs: int) -> bool:
+        """Tell whether a module of so many outputs can make so many inputs."""
+        return 0 < self._width(inputs, outputs) < inputs
+
+    def divisions(self, scales: NDArray[np.float32], outputs: int) -> tuple[Division, Division]:
+        """Return how its weight and its bias change: values and hidden come out divided."""
+        width = self._width(len(scales), outputs)
+        divisors = np.ones(outputs, np.float32)
+        divisors[2 * width : 3 * width] = scales[:width]
+        divisors[width - len(scales) :] = scales[width:]
+        return (divisors, None), (divisors, None)
+
+    def _width(self, inputs: int, outputs: int) -> int:
+        """Return the attention's: 3 width + 2 hidden outputs make width + hidden inputs."""
+        return outputs - 2 * inputs
+
+
+Source = Proportional | Modulation | ParallelBranches
 
 
 def _part(number: int, scales: NDArray[np.float32]) -> slice:

@@ -18,6 +18,7 @@ from arrowquant_nb.runtime.input_format import GROUP_SIZE
 from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, float_rows, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
+from arrowquant_nb.runtime.tracing import is_exporting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, torch.Tensor]
 
 __all__ = ["multiply", "multiply_groups"]
-
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # of torch 2.7 and later
 
 
 def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
@@ -60,7 +59,7 @@ def _matrix(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> _kernels.
     """
     if kernels_take(x):
         return layer.weight.matrix(arrays)
-    compiled = torch.compiler.is_compiling() and not _is_exporting()
+    compiled = torch.compiler.is_compiling() and not is_exporting()
     on_processor = x.device.type == "cpu" and arrays["packed"].device.type == "cpu"
     return GraphMatrix.of(layer.form, arrays) if compiled and on_processor else None
 

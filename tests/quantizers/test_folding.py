@@ -124,6 +124,15 @@ def test_a_producer_of_another_width_is_refused_by_name(model, scales):
         fold_equalization(weights, {"proj_out_2.weight": scales["proj_out_2.weight"]}, DIT)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (8, 24), (8, 7)])
+def test_parallel_branches_of_impossible_widths_are_refused_by_name(inputs, outputs):
+    """Attention and gated branch are both there: 3 width + 2 hidden outputs make width + hidden inputs."""
+    block = "single_transformer_blocks.0.attn"
+    weights = {f"{block}.to_qkv_mlp_proj.weight": np.ones((outputs, 4)), f"{block}.to_out.weight": np.ones((4, inputs))}
+    with pytest.raises(ShapeMismatchError, match="to_qkv_mlp_proj"):
+        fold_equalization(weights, {f"{block}.to_out.weight": np.ones(inputs, np.float32)}, "Flux2Transformer2DModel")
+
+
 def check_torch_model(model, architecture, run, foldable, but=()):
     """Fold random scales into a torch model, every layer given some, and compare its outputs in float64."""
     import torch
@@ -132,7 +141,7 @@ def check_torch_model(model, architecture, run, foldable, but=()):
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     weights = {name: value.numpy().astype(np.float32) for name, value in model.state_dict().items()}
-    layers = [n for n, w in weights.items() if n.endswith(".weight") and w.ndim > 1 and "embed" not in n]
+    layers = [n for n, w in weights.items() if n.endswith(".weight") and w.ndim > 1]
     groups = [place.consumers for place in foldable_places(weights, architecture)]
     assert all(foldable_places(weights, "SomethingNew") == [] for _ in groups)
     grouped = {name for group in groups for name in group}
@@ -169,6 +178,22 @@ def test_bert_folds_its_values_and_nothing_else():
 
 
 @pytest.mark.torch
+def test_llada_folds_all_of_its_blocks_and_not_the_last_layer():
+    """Its class is code from the hub, which is not run here: `tiny_torch.LLaDA` computes what its blocks do."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    import tiny_torch
+
+    torch.manual_seed(0)
+    tokens = torch.arange(24).reshape(2, 12)
+    check_torch_model(
+        tiny_torch.LLaDA(), "LLaDAModelLM", lambda m: m(tokens),
+        ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"),
+        but=["model.transformer.ff_out.weight"],
+    )  # fmt: skip
+
+
+@pytest.mark.torch
 def test_dream_folds_its_norms_and_the_gated_branch():
     """Dream computes what Qwen2 computes, with the same names; its values are shared by several heads."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
@@ -190,6 +215,7 @@ JOINT = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_out.0",
     "attn.to_add_out", "ff.net.0.proj", "ff_context.net.0.proj", "proj_out",
 )  # fmt: skip
+HUNYUAN = (*JOINT, "proj_mlp")
 UNET = (*SELF, "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in")
 CROSS = ("attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 # Builder of the model, its options, the layers that are folded by how their names end.
@@ -207,6 +233,10 @@ FOLDABLE = [
     ("sd3", {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}, (*JOINT, "attn2.to_q", "attn2.to_k", "attn2.to_v",
                                                                        "attn2.to_out.0")),
     ("flux", {}, (*JOINT, "proj_mlp")),
+    ("hunyuan_video", {}, HUNYUAN),
+    ("hunyuan_video", {"image_condition_type": "token_replace"}, HUNYUAN),
+    ("flux2", {}, ("attn.to_out.0", "attn.to_add_out", "ff.linear_out", "ff_context.linear_out", "attn.to_out")),
+    ("ltx", {}, ("attn1.to_out.0", "attn2.to_out.0")),
     ("chroma", {}, ("attn.to_out.0", "attn.to_add_out")),
     ("qwen_image", {}, (*JOINT, "img_mlp.net.0.proj", "txt_mlp.net.0.proj")),
     ("sana", {}, ("attn1.to_out.0", "attn2.to_out.0", "ff.conv_point")),
