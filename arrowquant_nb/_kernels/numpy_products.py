@@ -1,7 +1,8 @@
 """Products with stored weights in NumPy: what the compiled kernels compute, for builds without them and to test them.
 
 Products of codes equal the compiled ones byte for byte: the integer sums are exact (also as float32, where they stay
-below 2**24), and what follows is float32 in the same order. Products of floats agree to rounding.
+below 2**24), and what follows is float32 in the same order. Products of floats agree to rounding. What does not fit is
+refused with ValueError like there.
 """
 
 from typing import NamedTuple
@@ -29,6 +30,8 @@ def multiply_floats(
     x: Floats, weight: StoredMatrix, bias: Floats | None, out: Floats, n_threads: int, isa: str
 ) -> None:
     """Fill `out` (tokens, rows) with x (tokens, columns) times the weight, transposed, plus the bias."""
+    _check_matrix(weight)
+    _check_product(x, weight, bias, out)
     values = np.empty(weight.shape, np.float32)
     numpy_rows.dequantize_rows(*weight[:6], values, "float32", n_threads, isa)
     np.matmul(x, values.T, out=out)
@@ -41,6 +44,9 @@ def multiply_codes(
     zero: Floats | None,
 ) -> None:  # fmt: skip
     """Do the same with x rounded to codes of `bits`: on the range of each token and `span` columns, or as given."""
+    _check_matrix(weight)
+    _check_product(x, weight, bias, out)
+    _check_rounding(x, bits, span, scale, zero)
     with np.errstate(invalid="ignore", over="ignore"):  # what is no number spoils its token
         _multiply_codes(x, weight, bias, out, bits, span, scale, zero)
 
@@ -67,6 +73,50 @@ def _multiply_codes(
             out += (sums * plane.scales[:, group]) * a[:, None]
             total = (q.sum(1) + offset * np.float32(q.shape[1])) * a
             out += plane.minima[:, group] * total[:, None]
+
+
+def _check_matrix(weight: StoredMatrix) -> None:
+    """Refuse buffers that do not have the shapes of `StoredMatrix`."""
+    rows, columns = weight.shape
+    bits, size, grid = weight.bit_width, weight.group_size, weight.grid
+    if rows < 1 or columns < 1 or bits not in (2, 4, 8) or size not in range(16, 257, 16):
+        raise ValueError(f"sizes out of range: {rows} x {columns}, {bits} bits, group_size {size}")
+    if (grid == "levels" and bits != 2) or (
+        grid == "k" and (bits not in k_format.INTEGER_BITS or k_format.BLOCK % size)
+    ):
+        raise ValueError(f"no grid {grid} with {bits} bits, group_size {size}")
+    n_groups = -(-columns // size)
+    groups = scales = (rows, n_groups)
+    if grid == "k":
+        narrow, wide = (k_format.row_nbytes(columns, bits, size, wide) for wide in (False, True))
+        groups = scales = (rows, wide if weight.scales.shape == (rows, wide) else narrow)
+    zeros = (rows, -(-n_groups * bits // 8)) if grid == "zero_point" else groups
+    expected = (
+        ("packed", weight.packed, (rows, -(-columns * bits // 8))),
+        ("scales", weight.scales, (*scales, 2) if grid == "levels" else scales),
+        ("zero_points", weight.zero_points, zeros),
+    )
+    for name, array, shape in expected:
+        if array.shape != shape or not array.flags.c_contiguous:
+            raise ValueError(f"{name}: expected a contiguous buffer of shape {shape}, got {array.shape}")
+
+
+def _check_product(x: Floats, weight: StoredMatrix, bias: Floats | None, out: Floats) -> None:
+    tokens, columns = x.shape
+    if tokens < 1 or (out.shape[1], columns) != weight.shape or (bias is not None and bias.shape != out.shape[1:]):
+        raise ValueError(f"{tokens} x {columns} inputs do not go with {weight.shape[0]} x {weight.shape[1]} weights")
+    if len(out) != tokens:
+        raise ValueError(f"{len(out)} rows of outputs for {tokens} of inputs")
+
+
+def _check_rounding(x: Floats, bits: int, span: int, scale: Floats | None, zero: Floats | None) -> None:
+    if bits not in (4, 8) or span < 16:
+        raise ValueError(f"inputs of {bits} bits, {span} columns together, cannot be")
+    if span < x.shape[1] and span % 16:
+        raise ValueError(f"a span of {span} columns is not a multiple of 16")
+    given = [part for part in (scale, zero) if part is not None]
+    if len(given) == 1 or any(part.shape != x.shape[:1] for part in given):
+        raise ValueError("scale and zero must be given together, one per token")
 
 
 def _planes(weight: StoredMatrix) -> list[_Plane]:

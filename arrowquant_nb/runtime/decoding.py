@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from arrowquant_nb._kernels import k_format
 from arrowquant_nb.quantizers.rotation import block_length, signs
+from arrowquant_nb.runtime.tracing import constant_in_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,17 +72,17 @@ def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, seed: int) -> torch.Tensor:
     """Return x R for x (..., columns), see `arrowquant_nb.quantizers.rotation`."""
-    return _hadamard(x * _factors(x, seed))
+    return _hadamard(x * _factors(seed, int(x.shape[-1]), x.device, x.dtype))  # a tensor while torch traces
 
 
 def unrotate(x: torch.Tensor, seed: int) -> torch.Tensor:
     """Return x R^T."""
-    return _hadamard(x) * _factors(x, seed)
+    return _hadamard(x) * _factors(seed, int(x.shape[-1]), x.device, x.dtype)
 
 
-def _factors(x: torch.Tensor, seed: int) -> torch.Tensor:
-    columns = int(x.shape[-1])  # a tensor while torch traces
-    return torch.from_numpy(signs(seed, columns) / np.sqrt(block_length(columns))).to(x.device, x.dtype)
+@constant_in_graphs
+def _factors(seed: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(signs(seed, columns) / np.sqrt(block_length(columns))).to(device, dtype)
 
 
 def _hadamard(x: torch.Tensor) -> torch.Tensor:

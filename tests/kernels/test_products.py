@@ -132,28 +132,55 @@ def test_a_token_of_zeros_gives_the_bias():
             assert np.array_equal(codes(x, form, bias, isa, span=64), np.tile(bias, (2, 1)))
 
 
-@pytest.mark.skipif(_kernels.compiled_product is None, reason="the NumPy path checks nothing: its callers do")
-def test_buffers_that_do_not_fit_are_refused():
+both_paths = pytest.mark.parametrize("isa", dict.fromkeys((_kernels.product_isas()[0], _kernels.product_isas()[-1])))
+
+
+@both_paths
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda good: {"packed": good.packed[:-1]},
+        lambda good: {"packed": np.repeat(good.packed, 2, axis=1)[:, ::2]},
+        lambda good: {"scales": good.scales[:, :-1].copy()},
+        lambda good: {"zero_points": good.zero_points[:, :-1].copy()},
+        lambda good: {"shape": (40, 128)},
+        lambda good: {"shape": (0, 256)},
+        lambda good: {"bit_width": 3},
+        lambda good: {"group_size": 24},
+        lambda good: {"grid": "k"},
+        lambda good: {"grid": "levels"},
+    ],
+)
+def test_matrices_whose_buffers_do_not_fit_are_refused(isa, wrong):
     form, _ = stored(40, 256, GRIDS[4])
-    good, x = form.stored, random(3, 256)
-    for wrong in (
-        good._replace(packed=good.packed[:-1]),
-        good._replace(scales=good.scales[:, :-1].copy()),
-        good._replace(shape=(40, 128)),
-        good._replace(bit_width=3),
-        good._replace(group_size=24),
-        good._replace(grid="k"),
-        good._replace(grid="levels"),
-    ):
-        with pytest.raises(ValueError, match=r"."):
-            Matrix.of(wrong)
+    stored_matrix = form.stored._replace(**wrong(form.stored))
+    with pytest.raises(ValueError, match=r"."):
+        floats(random(3, 256), Matrix(stored_matrix, None) if isa == "numpy" else Matrix.of(stored_matrix), None, isa)
+
+
+@both_paths
+def test_inputs_and_outputs_that_do_not_fit_are_refused(isa):
+    form, _ = stored(40, 256, GRIDS[4])
+    x = random(3, 256)
     with pytest.raises(ValueError, match="256"):
-        floats(random(3, 240), form, None, None)
+        floats(random(3, 240), form, None, isa)
     with pytest.raises(ValueError, match="go with"):
-        floats(x, form, random(39), None)
+        floats(x, form, random(39), isa)
+    with pytest.raises(ValueError, match="go with"):
+        codes(x[:0], form, None, isa)
+    with pytest.raises(ValueError, match="2 rows of outputs"):
+        _kernels.multiply_floats(x, form, None, np.empty((2, 40), np.float32), 1, isa)
+    with pytest.raises(ValueError, match="7 bits"):
+        codes(x, form, None, isa, bits=7)
     with pytest.raises(ValueError, match="multiple of 16"):
-        codes(x, form, None, None, span=40)
-    with pytest.raises(ValueError, match="one per token"):
-        codes(x, form, None, None, grid=(np.ones(2, np.float32), np.ones(2, np.float32)))
+        codes(x, form, None, isa, span=40)
+    for n in (2, 4):
+        with pytest.raises(ValueError, match="one per token"):
+            codes(x, form, None, isa, grid=(np.ones(n, np.float32), np.ones(n, np.float32)))
+
+
+@pytest.mark.skipif(_kernels.compiled_product is None, reason="needs the compiled products")
+def test_an_unknown_instruction_set_is_refused():
+    form, _ = stored(40, 256, GRIDS[4])
     with pytest.raises(ValueError, match="instruction set"):
-        floats(x, form, None, "sse9")
+        floats(random(3, 256), form, None, "sse9")

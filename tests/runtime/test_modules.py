@@ -255,6 +255,33 @@ def test_a_compiled_layer_is_one_graph_around_the_kernels(rule):
     assert [name.split(".")[1] for name in called] == ["rotated", product]
 
 
+def rotated_convolution():
+    """A convolution whose weight is decoded for every call, and rotated back."""
+    tensor = quantize_tensor(random(24, 288), 4, 32, rotation="hadamard", seed=5)
+    tensor = QuantizedTensor(**{**vars(tensor), "shape": (24, 32, 3, 3)})
+    return QuantizedConv2d.from_arrays(tensor, torch.ones(24), padding=1), torch.from_numpy(random(1, 32, 5, 5))
+
+
+def test_a_weight_that_is_decoded_and_rotated_back_is_one_graph_too():
+    layer, x = rotated_convolution()
+    assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+    linear = QuantizedLinear.from_arrays(everything())
+    x = torch.from_numpy(random(4, 96, seed=1)).requires_grad_()
+    y = torch.compile(linear, backend="eager", fullgraph=True)(x)
+    assert torch.equal(y, linear(x))
+    assert y.requires_grad
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_layer_needs_none_of_our_operators(strict):
+    convolution, images = rotated_convolution()
+    linear, rows = QuantizedLinear.from_arrays(everything(), torch.ones(48)), torch.from_numpy(random(4, 96, seed=1))
+    for layer, x in ((convolution, images), (linear, rows)):
+        exported = torch.export.export(layer, (x,), strict=strict)
+        assert not [node for node in exported.graph.nodes if "arrowquant_nb" in str(node.target)]
+        torch.testing.assert_close(exported.module()(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
 def test_a_layer_notices_that_its_buffers_are_others():
     """What the kernels need is kept from call to call; nothing of it may outlive the buffers it was made of."""
     tensor, other = (quantize_array(random(40, 64, seed=seed), 4, 32, "rtn") for seed in (0, 1))
