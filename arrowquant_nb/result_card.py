@@ -56,10 +56,10 @@ def figures(result: QuantizationResult) -> list[tuple[str, str]]:
     fell_back = sum(r.fell_back for r in done)
     return [
         (
-            "Size",
+            "Stored size",
             (
-                f"{result.payload_nbytes / 1e6:.3f} MB (was {result.source_size_mb:.3f}, "
-                f"{result.compression_ratio:.2f}x smaller)"
+                f"{result.payload_nbytes / 1e6:.3f} MB of tensors (were {result.source_size_mb:.3f}, "
+                f"{result.compression_ratio:.2f}x smaller); {result.model_size_mb:.3f} MB on disk"
             ),
         ),
         ("Bits per weight", f"{result.bits_per_weight:.2f}"),

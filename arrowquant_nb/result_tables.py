@@ -55,10 +55,10 @@ def _plan_headline(plan: Plan) -> list[tuple[str, str]]:
         *_inputs_line(plan.strategy),
         ("tensors", width_counts(plan.rows)),
         (
-            "size",
+            "planned size",
             (
-                f"{plan.source_size_mb:.3f} MB -> {plan.size_mb:.3f} MB planned "
-                f"({plan.bits_per_weight:.2f} bits per weight, all tensors, scales counted)"
+                f"{plan.source_size_mb:.3f} MB -> {plan.size_mb:.3f} MB of tensors, before any fallback "
+                f"({plan.bits_per_weight:.2f} bits per weight, all tensors, scales counted); nothing is written yet"
             ),
         ),
     ]
@@ -110,10 +110,11 @@ def result_headline(result: QuantizationResult) -> list[tuple[str, str]]:
         *_inputs_line(result.strategy),
         ("tensors", width_counts(result.layers)),
         (
-            "size",
+            "stored size",
             (
-                f"{result.source_size_mb:.3f} MB -> {result.model_size_mb:.3f} MB on disk, of which "
-                f"{result.container_nbytes / 1000:.1f} kB container and text ({overhead:.1%} of the payload)"
+                f"{result.source_size_mb:.3f} MB -> {result.payload_nbytes / 1e6:.3f} MB of tensors, as written; "
+                f"{result.model_size_mb:.3f} MB on disk with {result.container_nbytes / 1000:.1f} kB container and "
+                f"text ({overhead:.1%} of the tensors)"
             ),
         ),
         (

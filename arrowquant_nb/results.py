@@ -93,7 +93,7 @@ class Plan(JsonForm):
         return 8 * sum(r.nbytes for r in self.rows) / n if n else 0.0
 
     def __repr__(self) -> str:
-        return f"Plan({self.model!r}, {self.modality}, {tables.width_counts(self.rows)}, {self.size_mb:.3f} MB)"
+        return f"Plan({self.model!r}, {self.modality}, {tables.width_counts(self.rows)}, {self.size_mb:.3f} MB planned)"
 
     def __str__(self) -> str:
         return result_tables.plan_text(self)
@@ -183,7 +183,8 @@ class QuantizationResult(JsonForm):
     def __repr__(self) -> str:
         return (
             f"QuantizationResult({self.quantized_path!r}, {tables.width_counts(self.layers)}, "
-            f"{self.model_size_mb:.3f} MB, cosine {self.cosine_similarity:.6f})"
+            f"{self.payload_nbytes / MEGABYTE:.3f} MB of tensors, {self.model_size_mb:.3f} MB on disk, "
+            f"cosine {self.cosine_similarity:.6f})"
         )
 
     def __str__(self) -> str:

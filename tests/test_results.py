@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -269,6 +270,17 @@ def test_a_failed_validation_and_reproduction_say_so():
         for word in ("DIFFERENT  b", "MISSING    c", "EXTRA      d", "NOT reproduced", "numpy was 1")
     )
     assert ReproductionReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_what_is_planned_and_what_is_stored_are_told_apart_by_the_same_figure(models, tmp_path):
+    planned = ArrowQuantV2().plan(models.dit)
+    stored = ArrowQuantV2().quantize_diffusion_model(models.dit, tmp_path / "model")
+    assert f"planned size  {planned.source_size_mb:.3f} MB -> {planned.size_mb:.3f} MB of tensors" in str(planned)
+    tensors = f"{stored.payload_nbytes / 1e6:.3f} MB of tensors"
+    assert re.search(rf"stored size +{stored.source_size_mb:.3f} MB -> {tensors}, as written", str(stored))
+    assert f"{tensors} (were" in stored._repr_html_()
+    assert repr(planned).endswith(f"{planned.size_mb:.3f} MB planned)")
+    assert f"{tensors}, {stored.model_size_mb:.3f} MB on disk" in repr(stored)
 
 
 def test_a_plan_adds_up(plan):

@@ -65,6 +65,7 @@ class Studio:
         self._looked_s = 0.0
         self.plan_section = PlanSection()
         self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
+        self.form.put_beside(_LIMIT, self.forecast.slider, self.forecast.hint, self.forecast.lift)
         self.target = RunSection(self.start, self._check_output, self.take_up)
         self.output, self.run = self.target.output, self.target.run
         self.settings = SettingsBar(self._current, self.form.set_config, self._frame.bridge)
@@ -136,6 +137,7 @@ class Studio:
         self.model = str(model)
         self.plan_section.forget()
         self.picker.show(self.model)
+        self._follow()
         if self.model.removeprefix("sample:") in samples.names():
             self._replan()
             return
@@ -201,10 +203,13 @@ class Studio:
         if control is not None and control.value != limit:
             control.value = limit
 
-    def _changed(self) -> None:
-        self._plan_due = True
+    def _follow(self) -> None:
         config = self.form.config
         self.forecast.follow(None if config is None else config.target_model_size_mb)
+
+    def _changed(self) -> None:
+        self._plan_due = True
+        self._follow()
         self._check_run()
         self._worker.pump()
 

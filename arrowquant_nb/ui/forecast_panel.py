@@ -7,12 +7,13 @@ seconds.
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ipywidgets as widgets
 
 from arrowquant_nb.api import ArrowQuantV2
 from arrowquant_nb.errors import ArrowQuantError
+from arrowquant_nb.ui.text_button import text_button
 
 if TYPE_CHECKING:
     import threading
@@ -25,15 +26,22 @@ if TYPE_CHECKING:
 
 __all__ = ["ForecastPanel", "allocation_words", "forecast_words"]
 
+_HINT: Final = "<span class='aq-quiet'>slides after Forecast quality</span>"
+
 
 class ForecastPanel:
-    """A button, a slider and their words.
+    """A button, a slider for the size limit, and their words.
 
     Parameters
     ----------
     worker : measures.
     subject : returns the model and the settings, None while they are refused.
     on_limit : called with the size limit in MB that was chosen, None for no limit.
+
+    Attributes
+    ----------
+    slider, hint, lift : what belongs beside the limit's own field; to be placed there.
+    widget : the button and the words.
     """
 
     def __init__(
@@ -45,20 +53,23 @@ class ForecastPanel:
         self._worker, self._subject, self._on_limit = worker, subject, on_limit
         self._budget: SizeBudget | None = None
         self._measured: tuple[str, str] | None = None
+        self._limit: float | None = None
+        self._without_limit = ""
         self._quiet = False
         self.button = widgets.Button(
             description="Forecast quality", tooltip="Quantize a sample of every layer; takes seconds",
             layout={"width": "auto"},
         )  # fmt: skip
         self.button.on_click(lambda _: self.measure())
-        self.limited = widgets.Checkbox(description="Size limit (MB)", indent=False, layout={"width": "auto"})
         self.slider = widgets.FloatSlider(
-            min=0.0, max=1.0, step=0.001, readout_format=".3f", disabled=True, readout=False, layout={"width": "280px"}
+            min=0.0, max=1.0, step=0.001, disabled=True, readout=False, layout={"width": "190px"}
         )
+        self.slider.tooltip = "Size limit in MB; bits and group size of each layer follow at once"
+        self.hint = widgets.HTML(_HINT)
+        self.lift = text_button("No limit", "Take the size limit away", lambda: on_limit(None), shown=False)
         self.words = widgets.HTML()
-        self.limited.observe(lambda _: self._switched(), names="value")
         self.slider.observe(lambda _: self._solved(), names="value")
-        row = widgets.HBox([self.button, self.limited, self.slider])
+        row = widgets.HBox([self.button])
         row.add_class("aq-row")
         self.widget = widgets.VBox([row, self.words])
 
@@ -88,24 +99,34 @@ class ForecastPanel:
             self._budget, forecast = outcome.result
             self._measured = key
             self._offer(self._budget.smallest_mb, self._budget.largest_mb, forecast.size_mb.value)
-            self.words.value = f"<b>Forecast</b> {escape(forecast_words(forecast))}"
-            if self.limited.value:
-                self._solved()
+            self._without_limit = f"<b>Forecast</b> {escape(forecast_words(forecast))}"
+            self._place(self._limit)
 
         self._worker.start("forecast", work, done)
 
     def follow(self, limit: float | None) -> None:
-        """Show the limit that the settings hold, and drop a forecast that was made for others."""
+        """Follow the limit that the settings hold, and drop a forecast that was made for others."""
         model, config = self._subject()
-        self._quiet = True
-        self.limited.value = limit is not None
-        if limit is not None and self._budget is not None:
-            self.slider.value = min(max(limit, self.slider.min), self.slider.max)
-        self._quiet = False
-        if self._measured is not None and config is not None and self._measured != (model, _key(config)):
+        before, self._limit = self._limit, limit
+        self.lift.layout.display = "none" if limit is None else ""
+        if config is None:
+            return
+        if self._measured is not None and self._measured != (model, _key(config)):
             self._measured, self._budget = None, None
-            self.slider.disabled = True
-            self.words.value = "<span class='aq-quiet'>The settings have changed since the forecast.</span>"
+            self.slider.disabled, self.hint.value = True, _HINT
+            self.words.value = "<span class='aq-quiet'>The forecast was of another model or other settings.</span>"
+        elif self._budget is not None and limit != before:
+            self._place(limit)
+
+    def _place(self, limit: float | None) -> None:
+        """Move the slider to a limit that was typed, or lifted, and say what follows from it."""
+        if limit is None:
+            self.words.value = self._without_limit
+            return
+        self._quiet = True
+        self.slider.value = min(max(limit, self.slider.min), self.slider.max)
+        self._quiet = False
+        self._say(limit)
 
     def _offer(self, smallest: float, largest: float, now: float) -> None:
         self._quiet = True
@@ -115,32 +136,30 @@ class ForecastPanel:
         _, config = self._subject()
         limit = None if config is None else config.target_model_size_mb
         self.slider.value = min(max(now if limit is None else limit, smallest), self.slider.max)
-        self.slider.disabled, self.slider.readout = False, True
+        self.slider.disabled = False
+        self.hint.value = f"<span class='aq-quiet'>{smallest:.2f} to {self.slider.max:.2f} MB</span>"
         self._quiet = False
 
-    def _switched(self) -> None:
-        if self._quiet:
-            return
-        if not self.limited.value:
-            self._on_limit(None)
-        elif self._budget is None:
-            self.measure()
-        else:
-            self._solved()
-
     def _solved(self) -> None:
-        """Choose the layers' widths anew for the slider's size."""
+        """Choose the layers' widths anew for the slider's size, and take that as the limit."""
         if self._quiet or self._budget is None:
             return
         limit = float(f"{max(self.slider.value, self._budget.smallest_mb):.6f}")
+        found = self._say(max(limit, self._budget.smallest_mb))
+        if found is not None:
+            self._on_limit(max(limit, found.size_mb))
+
+    def _say(self, limit: float) -> SizeAllocation | None:
+        """Solve for a limit and say what it would choose; None where nothing fits it."""
+        if self._budget is None:
+            return None
         try:
-            found = self._budget.solve(max(limit, self._budget.smallest_mb))
+            found = self._budget.solve(limit)
         except ArrowQuantError as error:
             self._refuse(error)
-            return
+            return None
         self.words.value = f"<b>Forecast</b> {escape(allocation_words(found))}"
-        if self.limited.value:
-            self._on_limit(max(limit, found.size_mb))
+        return found
 
     def _refuse(self, error: BaseException | None) -> None:
         self.words.value = f"<span class='aq-error' role='alert'>{escape(str(error))}</span>"

@@ -49,6 +49,7 @@ class Form:
         self.controls: dict[str, FieldControl] = {n: control_for(n, self._facts[n]) for n in available_fields()}
         self._messages = {name: widgets.HTML() for name in self.controls}
         self._marks = {name: widgets.HTML() for name in self.controls}
+        self._rows: dict[str, widgets.HBox] = {}
         self._callbacks: list[Callable[[], None]] = []
         self._quiet = False
         self.config: DiffusionQuantConfig | None = None
@@ -79,6 +80,11 @@ class Form:
         """Call `callback()` after every change, valid or not."""
         self._callbacks.append(callback)
 
+    def put_beside(self, name: str, *parts: widgets.Widget) -> None:
+        """Put more widgets into a field's row, behind its control."""
+        row = self._rows[name]
+        row.children = (*row.children[:2], *parts, *row.children[2:])
+
     def label_widths(self, sizes: Mapping[int, str]) -> None:
         """Write a predicted size on each width's button."""
         chooser = self.controls["bit_width"].main
@@ -96,7 +102,7 @@ class Form:
 
     # -- building ----------------------------------------------------------------------------------------------------
 
-    def _row(self, name: str) -> widgets.Widget:
+    def _row(self, name: str) -> widgets.HBox:
         facts = self._facts[name]
         unit = str(facts["unit"]).partition(" (")[0]
         title = str(facts["title"])
@@ -106,6 +112,7 @@ class Form:
         self._messages[name].add_class("aq-message")
         row = widgets.HBox([caption, self.controls[name].widget, self._marks[name], self._messages[name]])
         row.add_class("aq-row")
+        self._rows[name] = row
         return row
 
     def _folded(self, names: set[str]) -> widgets.Accordion:

@@ -27,7 +27,7 @@ function kernelOf(model) {
   return manager && manager.kernel;
 }
 const GONE = "The kernel has ended or was restarted, so this app no longer answers. Every layer that was finished is " +
-  "kept: run this cell again (reload the page of an app) and press Resume.";
+  "kept: run this cell again (reload the page of an app), and what was cut off is found under Output.";
 export default { render({ model, el }) {
   const lost = (_, status) => {
     if (!["dead", "restarting", "autorestarting", "terminating"].includes(status) || el.firstChild) return;

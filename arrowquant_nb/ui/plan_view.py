@@ -41,7 +41,7 @@ def plan_html(plan: Plan, change: str, forecast: str, theme: str) -> str:
     bits = 8 * sum(row.nbytes for row in quantized) / weights if weights else 0.0
     smaller = f"{source / max(stored, 1):.2f}x smaller"
     lines = [
-        f"<span class='big'>{megabytes(source)} &rarr; {megabytes(stored)}</span> &nbsp; {smaller}",
+        f"<span class='big'>{megabytes(source)} &rarr; {megabytes(stored)}</span> &nbsp; planned, {smaller}",
         f"{bits:.2f} bits per weight in the quantized layers, scales counted; {plan.bits_per_weight:.2f} over all",
         _bar(widths, theme),
         escape(", ".join(counts)) + policy,

@@ -15,6 +15,7 @@ from arrowquant_nb.storage.output import RUN_NAME
 from arrowquant_nb.ui.dashboard import Dashboard
 from arrowquant_nb.ui.replay import EventLog
 from arrowquant_nb.ui.run_state import RUNNING, RunState
+from arrowquant_nb.ui.run_words import stopped
 from arrowquant_nb.ui.worker import Worker
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class RunReplay:
     def _tick(self) -> bool:
         events = self._log.new_events()
         if events:
-            self._heard_s = self._clock()
+            self._heard_s, self.stopped = self._clock(), False
             for event in events:
                 self.state = self.state.apply(event)
             self.dashboard.show(self.state)
@@ -97,10 +98,7 @@ class RunReplay:
             self.stopped = not self._log.running()
         more = self.dashboard.tick()
         if self.stopped:
-            done, n = len(self.state.decided), len(self.state.quantized)
-            self.dashboard.announce(
-                f"The run stopped here at {done} of {n} layers. Run it again to resume: what is done is kept."
-            )
+            self.dashboard.announce(stopped(self.state))
         return more or (self.state.status == RUNNING and not self.stopped)
 
     def _open_viewer(self) -> LayerViewer:

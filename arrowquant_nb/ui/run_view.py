@@ -15,7 +15,7 @@ from arrowquant_nb.ui.layer_order import LayerOrder, ordered_words, orders_of
 from arrowquant_nb.ui.report import report
 from arrowquant_nb.ui.run_session import RunSession
 from arrowquant_nb.ui.run_state import CANCELLED, FINISHED, RunState
-from arrowquant_nb.ui.run_words import headline
+from arrowquant_nb.ui.run_words import going_on, headline, megabytes
 from arrowquant_nb.ui.samples_fold import SamplesFold
 from arrowquant_nb.ui.spoken import error_html
 from arrowquant_nb.ui.text_button import text_button
@@ -56,9 +56,9 @@ class RunView:
         self.title = widgets.HTML(layout={"flex": "1 1 auto"})
         self.cancel = text_button("Cancel", "Stop after this piece; what is done is kept", self._cancel)
         self.settings = text_button("Show settings", "Back to the form", on_settings)
-        self.resume = text_button("Resume", "Go on where the run stopped", self._resume)
+        self.resume = text_button(going_on(RunState()), "Go on where the run stopped", self._resume)
         self.again = text_button("Run again", "The same settings; unchanged layers are taken over", self._resume)
-        self.keep = text_button("Keep it and resume", "Leave the layers that failed in float", self._keep)
+        self.keep = text_button("Keep in float and go on", "The layers that failed; others are taken over", self._keep)
         self.save = text_button("Save report", "One HTML file for a colleague", self._report)
         self.other = text_button("Compare with...", "This run beside another one", self.compare.toggle)
         self.error = widgets.HTML()
@@ -116,7 +116,7 @@ class RunView:
             self.dashboard.read_again()
         if session.result is not None and not session.error and session.state.status == FINISHED:
             result = session.result
-            label = f"INT{result.bit_width}, {result.model_size_mb:.2f} MB"
+            label = f"INT{result.bit_width}, {megabytes(result.payload_nbytes)}"
             if self.samples.offer(session.model, session.output, label) and not session.overriding:
                 self.dashboard.folds.open_first()
             self.compare.offer(result, session.output)
@@ -130,6 +130,7 @@ class RunView:
         self.cancel.disabled = not running or session.cancelling
         self.cancel.description = "Cancelling..." if session.cancelling else "Cancel"
         self.cancel.layout.display = "" if running else "none"
+        self.resume.description = going_on(session.state)
         shown = {
             self.resume: not running and (status == CANCELLED or failed),
             self.keep: not running and failed and session.state.n_below_gate > 0,

@@ -9,12 +9,25 @@ from arrowquant_nb.ui.layer_state import LayerState
 from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, RunState
 
 __all__ = [
-    "ATTEMPT_HEADER", "TABLE_HEADER", "attempt_rows", "decibels", "ending", "facts", "headline",
-    "layer_cells", "layer_headline", "megabytes", "progress", "waiting",
+    "ATTEMPT_HEADER",
+    "TABLE_HEADER",
+    "attempt_rows",
+    "decibels",
+    "ending",
+    "facts",
+    "going_on",
+    "headline",
+    "layer_cells",
+    "layer_headline",
+    "megabytes",
+    "progress",
+    "stopped",
+    "waiting",
 ]  # fmt: skip
 
 # After so long without a word of a layer, the reader is told that it is still at it.
 PATIENCE_S: Final = 3.0
+_GO_ON: Final = "Resume"
 
 
 def decibels(value: float | None) -> str:
@@ -89,27 +102,41 @@ def ending(state: RunState) -> str:
     if state.status == FINISHED:
         worst = state.worst()
         size = float(state.summary.get("model_size_mb", state.written_nbytes / 1e6))
-        sentence = f"Finished: {megabytes(state.written_nbytes)} of weights, {size:.2f} MB on disk with records"
+        sentence = f"Finished: {megabytes(state.written_nbytes)} of tensors stored, {size:.2f} MB on disk with records"
         if worst is not None:
             sentence += f", median {decibels(state.median_db())}, worst {decibels(worst.sqnr_db)}"
         return f"{sentence}, {state.n_fell_back} of {n} fell back."
     if state.status == CANCELLED:
         if not done:
-            return "Cancelled before the first layer was done. Resume begins with it."
-        return f"Cancelled after {done} of {n} layers. They are kept: Resume goes on from there."
+            return f"Cancelled before the first layer was done. {going_on(state)} begins it again."
+        return f"Cancelled after {done} of {n} layers. They are kept: {going_on(state)} goes on from there."
     if state.status == FAILED:
         first = state.message.partition("\n")[0].removeprefix("QuantizationError: ").rstrip(":. ")
         return f"Failed: {first}. {done - state.n_below_gate} of {n} layers are kept. {_advice(state)}"
     return ""
 
 
+def going_on(state: RunState) -> str:
+    """Return the word on the button that takes a run up again: "Run" while there is no layer to go on from."""
+    return _GO_ON if len(state.decided) > state.n_below_gate else "Run"
+
+
+def stopped(state: RunState) -> str:
+    """Say that a run ended in mid-run without a word, and what to do next."""
+    n, done = len(state.quantized), len(state.decided)
+    if not done:
+        return "The run stopped here before its first layer was done. Run it again: it begins anew."
+    return f"The run stopped here at {done} of {n} layers. Run it again to resume: what is done is kept."
+
+
 def _advice(state: RunState) -> str:
     """Return one next step after a failure."""
     below = [layer for layer in state.decided if layer.report is not None and not layer.report.passed]
     if not below:
-        return "Resume goes on from there."
+        word = going_on(state)
+        return f"{word} {'goes on from there' if word == _GO_ON else 'begins it again'}."
     others = f" and {len(below) - 1} more" if len(below) > 1 else ""
-    return f"Keep {list_name(below[0])}{others} in float, or lower min_accuracy, and resume."
+    return f"Keep {list_name(below[0])}{others} in float, or lower min_accuracy, and run it again."
 
 
 def layer_headline(layer: LayerState, rank: int, n: int) -> str:

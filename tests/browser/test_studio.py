@@ -257,7 +257,7 @@ def test_an_app_that_is_loaded_again_in_mid_run_finds_the_run(page, server, stud
     wait_for_words(page, "% of calibration")
     page.reload()
     button(page, "Show it with its settings").click()
-    wait_for_words(page, "Cancelled before the first layer was done. Resume begins with it.")
+    wait_for_words(page, "Cancelled before the first layer was done. Run begins it again.")
     shoot("voila-7-loaded-again")
     assert after(page, "Calibration samples").input_value() == "200"
     page.locator(".aq button.aq-run:enabled").click()

@@ -10,6 +10,7 @@ from made_up_run import name_of, run_events
 
 import arrowquant_nb as aq
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError
+from arrowquant_nb.events import RunCancelled
 from arrowquant_nb.ui.replayed_run import ReplayedRun
 
 
@@ -175,6 +176,21 @@ def test_a_run_that_was_cut_off_says_where(tmp_path):
     drained(run)
     assert run.stopped
     assert "stopped here at 2 of 6 layers" in run.dashboard.line.status.value
+    run.close()
+
+
+def test_before_the_first_layer_there_is_nothing_to_resume(tmp_path):
+    now = [0.0]
+    write(tmp_path / "events.jsonl", run_events(6)[:2])
+    run = ReplayedRun(tmp_path, clock=lambda: now[0])
+    now[0] = 3.0
+    drained(run)
+    said = run.dashboard.line.status.value
+    assert "stopped here before its first layer was done" in said
+    assert "resume" not in said.lower()
+    write(tmp_path / "events.jsonl", [RunCancelled(n_committed=0)], "a")
+    run.drain()
+    assert "Cancelled before the first layer was done. Run begins it again." in run.dashboard.line.status.value
     run.close()
 
 

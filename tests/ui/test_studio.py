@@ -377,7 +377,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     drained(app)
     assert not app.running
     assert "Cancelled " in words_of(app)
-    assert "Resume" in words_of(app)
+    assert f"{app.run_view.resume.description} " in words_of(app), "the button is called what the words say"
+    assert app.run_view.resume.description == app.run.description
     assert app.run_view.session.error == ""
     assert app.run_view.resume.layout.display == ""
     app.run_view.resume.click()
@@ -500,23 +501,44 @@ def test_the_forecast_is_called_one_and_the_slider_solves_at_once(still):
     drained(still)
     assert "<b>Forecast</b>" in still.forecast.words.value
     assert not still.forecast.slider.disabled
+    assert "MB" in still.forecast.hint.value
     budget = still.forecast._budget
     assert still.forecast.slider.min == pytest.approx(budget.smallest_mb)
     still.forecast.slider.value = still.forecast.slider.min
     assert f"at {budget.solve(budget.smallest_mb).size_mb:.3f} MB" in still.forecast.words.value
     still.form.controls["group_size"].value = 128
-    assert "have changed since the forecast" in still.forecast.words.value
+    assert "was of another model or other settings" in still.forecast.words.value
     assert still.forecast.slider.disabled
 
 
-def test_a_size_limit_enters_the_settings_the_plan_and_leaves_them_again(still):
-    still.forecast.limited.value = True
+def test_a_forecast_of_another_model_is_dropped(still, models):
+    still.forecast.measure()
     drained(still)
+    still.open(models.dit)
+    drained(still)
+    assert still.forecast.slider.disabled
+    assert "<b>Forecast</b>" not in still.forecast.words.value
+
+
+def test_the_slider_and_the_field_are_one_size_limit(still):
+    row = still.form._rows["target_model_size_mb"]
+    assert {still.forecast.slider, still.forecast.hint, still.forecast.lift} < set(row.children)
+    still.forecast.measure()
+    drained(still)
+    without = still.forecast.words.value
+    assert still.forecast.lift.layout.display == "none"
     limit = 0.9 * still.plan.size_mb
     still.forecast.slider.value = limit
     drained(still)
     assert still.config.target_model_size_mb == pytest.approx(limit, abs=still.forecast.slider.step)
     assert still.plan.size_mb <= still.config.target_model_size_mb
-    still.forecast.limited.value = False
+    typed = round(0.95 * still.plan.size_mb, 4)
+    still.form.controls["target_model_size_mb"].main.value = str(typed)
+    drained(still)
+    assert still.forecast.slider.value == pytest.approx(typed)
+    assert f"at {still.forecast._budget.solve(typed).size_mb:.3f} MB" in still.forecast.words.value
+    still.forecast.lift.click()
     drained(still)
     assert still.config.target_model_size_mb is None
+    assert still.forecast.words.value == without
+    assert still.forecast.lift.layout.display == "none"
