@@ -5,7 +5,7 @@ threads. The arithmetic lives in product_floats.h and product_codes.h.
 """
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -27,6 +27,7 @@ cdef extern from "product.h" nogil:
         float *out
         float *ordered
         int64_t tokens
+        int n_threads
     ctypedef struct input_codes:
         const float *x
         const float *scale
@@ -54,9 +55,14 @@ cdef extern from "product.h" nogil:
     void run_code_panel(const product_set *isa, const code_product *job, int64_t panel, uint8_t *scratch)
     void run_encode_inputs(const product_set *isa, const input_codes *inputs, int64_t group, uint8_t *scratch)
 
+cdef extern from "bfloat16.h" nogil:
+    void from_bfloat16(const uint16_t *of, float *to, int64_t n)
+    void to_bfloat16(const float *of, uint16_t *to, int64_t n)
+
 cdef enum:
     ORDERED_NBYTES = 1 << 22  # every panel reads them all: they must stay in the third-level cache
     LEAST_TOKENS = 128  # so that decoding costs little beside multiplying; fewer are laid out by one thread
+    TERMS_PER_THREAD = 1 << 16  # multiplications; for fewer, waking a thread costs more than it saves
 
 cdef product_set _sets[5]
 cdef int _n_sets = product_sets(_sets)
@@ -65,6 +71,15 @@ cdef int _n_sets = product_sets(_sets)
 def supported_isas():
     """Return the names of the instruction sets this machine runs, fastest last."""
     return tuple(_sets[i].name.decode() for i in range(_n_sets))
+
+
+cdef bint _is_forked_child = False
+
+
+def run_alone():
+    """Run on one thread from now on: those of OpenMP do not survive a fork, and a second pool would hang."""
+    global _is_forked_child
+    _is_forked_child = True
 
 
 cdef dict _numbers = {isa: i for i, isa in enumerate(supported_isas())}
@@ -133,22 +148,54 @@ cdef int _check(int64_t tokens, int64_t rows, dequantize_job *weight, const floa
 def multiply_floats(
     const float[:, ::1] x, Matrix weight not None, const float[::1] bias, float[:, ::1] out, int n_threads, str isa,
 ):
-    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None.
-
-    Inputs are laid out anew for the product, some tokens at a time: at most ORDERED_NBYTES of them.
-    """
-    cdef float_product job
+    """Fill `out` (tokens, rows) with x (tokens, columns) times the stored weight, transposed, plus `bias` or None."""
     cdef const product_set *chosen = &_sets[_find(isa)]
-    cdef int64_t tokens = x.shape[0], at_once, start, ordered_size, scratch_nbytes
+    _check(x.shape[0], out.shape[1], &weight.job, bias, x.shape[1])
+    if out.shape[0] != x.shape[0] or n_threads < 1:
+        raise ValueError(f"{out.shape[0]} rows of outputs for {x.shape[0]} of inputs, {n_threads} threads")
+    _floats(chosen, &weight.job, &x[0, 0], NULL if bias is None else &bias[0], &out[0, 0], x.shape[0], n_threads)
+
+
+def multiply_codes(
+    const float[:, ::1] x, Matrix weight not None, const float[::1] bias, float[:, ::1] out, int bits, int64_t span,
+    const float[::1] scale, const float[::1] zero, int n_threads, str isa,
+):
+    """Do as `multiply_floats` with x rounded to codes of `bits`.
+
+    The grid is that of the range of each token and `span` columns, or given: `scale` and `zero` per token.
+    """
+    cdef input_codes inputs
+    cdef const product_set *chosen = &_sets[_find(isa)]
+    _check(x.shape[0], out.shape[1], &weight.job, bias, x.shape[1])
+    if out.shape[0] != x.shape[0] or n_threads < 1:
+        raise ValueError(f"{out.shape[0]} rows of outputs for {x.shape[0]} of inputs, {n_threads} threads")
+    if (scale is None) != (zero is None) or (scale is not None and (len(scale) != len(x) or len(zero) != len(x))):
+        raise ValueError("scale and zero must be given together, one per token")
+    inputs.scale = inputs.zero = NULL
+    if scale is not None:
+        inputs.scale, inputs.zero = &scale[0], &zero[0]
+    inputs.x, inputs.tokens = &x[0, 0], x.shape[0]
+    _describe(&inputs, &weight.job, bits, span)
+    _codes(chosen, &weight.job, &inputs, NULL if bias is None else &bias[0], &out[0, 0], n_threads)
+
+
+cdef int _worth_waking(int n_threads, const dequantize_job *weight, int64_t tokens) noexcept:
+    if _is_forked_child:
+        return 1
+    return min(n_threads, max(1, tokens * weight.rows * weight.columns // TERMS_PER_THREAD))
+
+
+cdef int _floats(
+    const product_set *chosen, const dequantize_job *weight, const float *x, const float *bias, float *out,
+    int64_t tokens, int n_threads,
+) except -1:
+    """Lay inputs out anew for the product, some tokens at a time: at most ORDERED_NBYTES of them."""
+    cdef float_product job
+    cdef int64_t at_once, start, ordered_size, scratch_nbytes
     cdef uint8_t *scratch
-    job.weight = weight.job
-    _check(tokens, out.shape[1], &job.weight, bias, x.shape[1])
-    if out.shape[0] != tokens or n_threads < 1:
-        raise ValueError(f"{out.shape[0]} rows of outputs for {tokens} of inputs, {n_threads} threads")
-    job.bias = NULL
-    if bias is not None:
-        job.bias = &bias[0]
-    at_once = max(LEAST_TOKENS, ORDERED_NBYTES // (4 * job.weight.columns))
+    job.weight, job.bias = weight[0], bias
+    n_threads = job.n_threads = _worth_waking(n_threads, weight, tokens)
+    at_once = max(LEAST_TOKENS, ORDERED_NBYTES // (4 * weight.columns))
     at_once = tokens if tokens <= at_once else (tokens + (tokens - 1) // at_once) // ((tokens - 1) // at_once + 1)
     job.tokens = at_once
     ordered_size = chosen.ordered_size(&job)
@@ -158,9 +205,11 @@ def multiply_floats(
         raise MemoryError
     job.ordered = <float *>((<size_t>scratch + 63) // 64 * 64)
     for start in range(0, tokens, at_once):
-        job.x, job.out, job.tokens = &x[start, 0], &out[start, 0], min(at_once, tokens - start)
+        job.x, job.out = x + start * weight.columns, out + start * weight.rows
+        job.tokens = min(at_once, tokens - start)
         _run_floats(chosen, &job, <uint8_t *>(job.ordered + ordered_size), scratch_nbytes, n_threads)
     free(scratch)
+    return 0
 
 
 cdef int _run_floats(
@@ -174,46 +223,32 @@ cdef int _run_floats(
     return 0
 
 
-def multiply_codes(
-    const float[:, ::1] x, Matrix weight not None, const float[::1] bias, float[:, ::1] out, int bits, int64_t span,
-    const float[::1] scale, const float[::1] zero, int n_threads, str isa,
-):
-    """Do as `multiply_floats` with x rounded to codes of `bits`.
-
-    The grid is that of the range of each token and `span` columns, or given: `scale` and `zero` per token.
-    """
-    cdef code_product job
-    cdef input_codes inputs
-    cdef const product_set *chosen = &_sets[_find(isa)]
-    cdef int64_t n_panels, n_slots, nbytes, a, b
-    cdef uint8_t *scratch
-    cdef uint8_t *of_threads
-    job.weight = weight.job
-    _check(x.shape[0], out.shape[1], &job.weight, bias, x.shape[1])
-    if out.shape[0] != x.shape[0] or n_threads < 1 or bits not in (4, 8) or span < 16:
-        raise ValueError(f"{bits} bits, {span} columns, {n_threads} threads, or {out.shape[0]} outputs cannot be")
-    if (scale is None) != (zero is None) or (scale is not None and (len(scale) != len(x) or len(zero) != len(x))):
-        raise ValueError("scale and zero must be given together, one per token")
-    # Every parameter is the same within a segment.
-    a, b = job.weight.group_size, 0 if span >= x.shape[1] else span
+cdef int _describe(input_codes *inputs, const dequantize_job *weight, int bits, int64_t span) except -1:
+    """Note how inputs become codes: every parameter is the same within a segment."""
+    cdef int64_t a = weight.group_size, b = 0 if span >= weight.columns else span
+    if bits not in (4, 8):
+        raise ValueError(f"codes of inputs cannot have {bits} bits: 4 or 8")
+    if span < 16 or b % 16:
+        raise ValueError(f"a span of {span} columns is not a multiple of 16")
     while b:
         a, b = b, a % b
-    inputs.segment, inputs.span = a, min(span, x.shape[1])
-    if span < x.shape[1] and span % 16:
-        raise ValueError(f"a span of {span} columns is not a multiple of 16")
-    inputs.bits, inputs.weight_bits = bits, job.weight.bits
-    inputs.tokens, inputs.columns = x.shape[0], x.shape[1]
+    inputs.segment, inputs.span = a, min(span, weight.columns)
+    inputs.bits, inputs.weight_bits = bits, weight.bits
+    inputs.columns = weight.columns
     inputs.n_segments = (inputs.columns + inputs.segment - 1) // inputs.segment
     inputs.words = inputs.n_segments * inputs.segment // 4
-    inputs.x = &x[0, 0]
-    inputs.scale = inputs.zero = NULL
-    if scale is not None:
-        inputs.scale, inputs.zero = &scale[0], &zero[0]
-    job.inputs, job.out = &inputs, &out[0, 0]
-    job.bias = NULL
-    if bias is not None:
-        job.bias = &bias[0]
-    n_slots = (inputs.tokens + SLOTS - 1) // SLOTS
+    return 0
+
+
+cdef int _codes(
+    const product_set *chosen, const dequantize_job *weight, input_codes *inputs, const float *bias, float *out,
+    int n_threads,
+) except -1:
+    cdef code_product job
+    cdef int64_t n_slots = (inputs.tokens + SLOTS - 1) // SLOTS, nbytes
+    cdef uint8_t *scratch
+    n_threads = _worth_waking(n_threads, weight, inputs.tokens)
+    job.weight, job.inputs, job.bias, job.out = weight[0], inputs, bias, out
     nbytes = max(chosen.code_scratch(&job), inputs.words * 4)
     scratch = <uint8_t *>malloc(n_slots * SLOTS * 4 * (inputs.words + 3 * inputs.n_segments) + n_threads * nbytes)
     if scratch == NULL:
@@ -222,19 +257,20 @@ def multiply_codes(
     inputs.scales = <float *>(inputs.codes + n_slots * SLOTS * inputs.words)
     inputs.sums = inputs.scales + n_slots * SLOTS * inputs.n_segments
     inputs.offsets = <int32_t *>(inputs.sums + n_slots * SLOTS * inputs.n_segments)
-    n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
-    of_threads = <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments)
-    _run_codes(chosen, &job, n_slots, n_panels, of_threads, nbytes, n_threads)
+    _run_codes(chosen, &job, n_slots, <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments), nbytes, n_threads)
     free(scratch)
+    return 0
 
 
 cdef int _run_codes(
-    const product_set *chosen, code_product *job, int64_t n_slots, int64_t n_panels, uint8_t *scratch, int64_t nbytes,
-    int n_threads,
+    const product_set *chosen, code_product *job, int64_t n_slots, uint8_t *scratch, int64_t nbytes, int n_threads,
 ) except -1:
-    cdef int64_t i
+    cdef int64_t i, n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
     for i in prange(n_slots, nogil=True, schedule="static", num_threads=n_threads if n_slots > 1 else 1):
         run_encode_inputs(chosen, job.inputs, i, scratch + threadid() * nbytes)
     for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
         run_code_panel(chosen, job, i, scratch + threadid() * nbytes)
     return 0
+
+
+include "ready_product.pxi"

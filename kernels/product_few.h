@@ -158,9 +158,25 @@ static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, in
 #undef BITS
 }
 
-/* FEW_ROWS rows from `first` on with n tokens: their sums, row after row. */
-INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, const int n, const int bits, const int levels,
-                          const float *grids, vf y[FEW_ROWS][4]) {
+/* Rows that the thread at `first` will probably take next; the last ones where there are no more. */
+INLINE int64_t ISA(few_next)(const float_product *job, int64_t first) {
+    const int64_t within = first + FEW_ROWS, last = job->weight.rows - FEW_ROWS;
+    const int64_t next = within % PANEL_ROWS ? within : within + (job->n_threads - 1) * PANEL_ROWS;
+    return next <= last ? next : last > 0 ? last : 0;
+}
+
+/* Ask for scales and minima of FEW_ROWS rows: nothing else tells the processor that they will be read. */
+INLINE void ISA(few_ask)(const dequantize_job *w, int64_t first) {
+    const int64_t floats = w->n_groups * (w->wide ? 4 : 2);
+    const int64_t scales = w->k_bits ? w->k_stride : floats * (1 + w->levels);
+    const int64_t zeros = w->k_bits ? w->k_stride : w->minimum ? floats : w->zeros_stride;
+    for (int64_t i = 0; i < FEW_ROWS * scales; i += 64) __builtin_prefetch(w->scales + first * scales + i);
+    for (int64_t i = 0; i < FEW_ROWS * zeros; i += 64) __builtin_prefetch(w->zeros + first * zeros + i);
+}
+
+/* FEW_ROWS rows from `first` on with n tokens: their sums, row after row. Asks for the codes of those from `next` on. */
+INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, int64_t next, const int n, const int bits,
+                          const int levels, const float *grids, vf y[FEW_ROWS][4]) {
     const int64_t stride = w->packed_stride, n_groups = l->n_groups;
     const int m = LANES < 16 ? (n == 1 ? 2 : FEW_ROWS / n) : n == 4 ? 2 : FEW_ROWS; /* rows whose sums fit the registers */
     /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
@@ -174,7 +190,7 @@ INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int
         const uint8_t *from = w->packed + first * stride + STEP_BYTES * step;
         int64_t between = stride;
         if (step < whole)
-            for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + (FEW_ROWS + r) * stride);
+            for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + (next - first + r) * stride);
         else {
             memset(copy, 0, sizeof copy);
             for (int r = 0; r < FEW_ROWS; r++) {
@@ -205,11 +221,13 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
     for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += FEW_ROWS) {
         vf y[FEW_ROWS][4], all[4 * FEW_ROWS];
         float folded[4 * FEW_ROWS];
+        const int64_t next = ISA(few_next)(job, first);
         for (int i = 0; i < 4 * FEW_ROWS; i++) y[i / 4][i % 4] = (vf){0};
+        ISA(few_ask)(w, next);
         ISA(few_grids)(w, first, l.n_groups, scratch);
-        ISA(few_rows)(w, &l, first, n, bits, levels, scratch, y);
+        ISA(few_rows)(w, &l, first, next, n, bits, levels, scratch, y);
         for (int i = 0; i < 4 * FEW_ROWS; i++) all[i] = y[i / 4][i % 4];
-        for (vf *next = all; next < all + 4 * FEW_ROWS; next += LANES) ISA(v_store)(folded + (next - all), FOLD_TREE(next, ADD));
+        for (vf *four = all; four < all + 4 * FEW_ROWS; four += LANES) ISA(v_store)(folded + (four - all), FOLD_TREE(four, ADD));
         for (int64_t row = first; row < first + FEW_ROWS && row < w->rows; row++)
             for (int64_t t = 0; t < job->tokens; t++)
                 job->out[t * w->rows + row] = folded[(row - first) * 4 + t] + (job->bias ? job->bias[row] : 0.0f);

@@ -19,6 +19,7 @@ typedef struct {
     float *out;            /* OUT tokens x rows */
     float *ordered;        /* OUT the inputs as the product reads them */
     int64_t tokens;
+    int n_threads;         /* IN each takes about as many panels further on when it is done with one */
 } float_product;
 
 /* Codes of a token are signed bytes, four to a word, in the order in which stored weights unpack (see product_codes.h);

@@ -41,8 +41,10 @@ __all__ = [
     "dequantize_rows",
     "multiply_codes",
     "multiply_floats",
+    "multiply_ready",
     "product_isas",
     "quantize_rows",
+    "ready_product",
     "resolve_threads",
     "rotate_rows",
 ]
@@ -60,6 +62,8 @@ def _after_fork() -> None:
     """OpenMP's threads do not survive a fork and a second pool would hang: the child runs on its one thread."""
     global _in_forked_child  # noqa: PLW0603
     _in_forked_child = True
+    if compiled_product is not None:
+        compiled_product.run_alone()
 
 
 if hasattr(os, "register_at_fork"):
@@ -194,11 +198,10 @@ def multiply_floats(
     Sums are float32 in an order of their own per instruction set, whatever the number of threads.
     """
     isa = isa or _ACTIVE_PRODUCT
-    threads = _product_threads(n_threads, x, out)
     if isa == "numpy":
-        numpy_products.multiply_floats(x, weight.stored, bias, out, threads, isa)
+        numpy_products.multiply_floats(x, weight.stored, bias, out, n_threads, isa)
     else:
-        compiled_product.multiply_floats(x, weight.compiled, bias, out, threads, isa)
+        compiled_product.multiply_floats(x, weight.compiled, bias, out, n_threads, isa)
 
 
 def multiply_codes(
@@ -231,13 +234,28 @@ def multiply_codes(
     """
     isa = isa or _ACTIVE_PRODUCT
     scale, zero = (None, None) if grid is None else grid
-    threads = _product_threads(n_threads, x, out)
     if isa == "numpy":
         numpy_products.multiply_codes(x, weight.stored, bias, out, bits, span, scale, zero)
     else:
-        compiled_product.multiply_codes(x, weight.compiled, bias, out, bits, span, scale, zero, threads, isa)
+        compiled_product.multiply_codes(x, weight.compiled, bias, out, bits, span, scale, zero, n_threads, isa)
 
 
-def _product_threads(n_threads: int, x: NDArray[Any], out: NDArray[Any]) -> int:
-    """Return as many threads as are asked for (1 or more) and worth waking; see `resolve_threads` for forks."""
-    return 1 if _in_forked_child else min(n_threads, max(1, x.size * out.shape[1] // WEIGHTS_PER_THREAD))
+def ready_product(
+    torch: tuple[Any, ...], weight: Matrix, parts: tuple[Any, ...], bias: Any, inputs: Any, bits: int, span: int
+) -> Any:
+    """Return what `multiply_ready` multiplies with, see `ReadyProduct` in kernels/ready_product.pxi.
+
+    None without compiled kernels for this machine: those of NumPy and of plain C are slower than torch, which then
+    multiplies panels of decoded rows.
+    """
+    if _ACTIVE_PRODUCT in ("numpy", "scalar"):
+        return None
+    return compiled_product.ReadyProduct(torch, weight.compiled, parts, bias, inputs, bits, span, _ACTIVE_PRODUCT)
+
+
+def _never_ready(layer: dict[str, Any], x: Any) -> None:
+    """Stand in for the compiled one: no product is ready."""
+
+
+multiply_ready: Any = _never_ready if compiled_product is None else compiled_product.multiply_ready
+"""What a linear layer calls first, see kernels/ready_product.pxi."""

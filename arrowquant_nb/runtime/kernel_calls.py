@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderLayer
 
-__all__ = ["GraphMatrix", "code_product", "float_product", "float_rows", "rotated"]
+__all__ = ["GraphMatrix", "code_product", "float_product", "rotated"]
 
 HAS_KERNELS = _kernels.active_isa() not in {"numpy", "scalar"}
 PANEL_WEIGHTS = 1 << 20  # 4 MiB of float32: large enough for torch's product, small enough for the third-level cache
@@ -58,7 +58,7 @@ def float_product(matrix: _kernels.Matrix | GraphMatrix, x: torch.Tensor, bias: 
     if isinstance(matrix, GraphMatrix):
         out: torch.Tensor = _float_operator(rows, *matrix, bias)
     else:
-        out = float_rows(matrix, rows, bias)
+        out = _float_rows(matrix, rows, bias)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
@@ -102,12 +102,12 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
-def float_rows(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _float_rows(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return `float_product` of contiguous rows (tokens, columns), called now.
 
     Without kernels for this machine some rows of W at a time are decoded for torch to multiply with.
     """
-    out = torch.empty(len(rows), matrix.stored.shape[0])
+    out = _outputs(rows, matrix)
     if not len(rows):
         pass
     elif HAS_KERNELS:
@@ -120,10 +120,14 @@ def float_rows(matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor |
     return out
 
 
+def _outputs(rows: torch.Tensor, matrix: _kernels.Matrix) -> torch.Tensor:
+    return torch.empty(len(rows), matrix.stored.shape[0], dtype=torch.float32, device="cpu")
+
+
 def _multiply_codes(
     matrix: _kernels.Matrix, rows: torch.Tensor, bias: torch.Tensor | None, bits: int, span: int, grids: Grids | None
 ) -> torch.Tensor:
-    out = torch.empty(len(rows), matrix.stored.shape[0])
+    out = _outputs(rows, matrix)
     if out.numel():
         grid = None if grids is None else (grids[0].numpy(), grids[1].numpy())
         given, threads = None if bias is None else bias.numpy(), torch.get_num_threads()
@@ -141,7 +145,7 @@ def _rotate(x: torch.Tensor, seed: int) -> torch.Tensor:
 def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: torch.Tensor) -> None:
     n_outputs, n_columns = weight.shape
     step = max(16, PANEL_WEIGHTS // n_columns)
-    panel = torch.empty(min(step, n_outputs), n_columns)
+    panel = torch.empty(min(step, n_outputs), n_columns, dtype=torch.float32)
     for start in range(0, n_outputs, step):
         part = slice(start, min(start + step, n_outputs))
         decoded = panel[: part.stop - start]
@@ -154,7 +158,7 @@ def _multiply_panels(weight: _kernels.StoredMatrix, rows: torch.Tensor, out: tor
 
 def _floats_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:
     *matrix, bias = given
-    return float_rows(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias)
+    return _float_rows(GraphMatrix(*matrix).made(rows.shape[1]), rows, bias)
 
 
 def _codes_in_graph(rows: torch.Tensor, *given: Any) -> torch.Tensor:

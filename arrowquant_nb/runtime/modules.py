@@ -7,11 +7,12 @@ a product of the windows' rows, as calibration saw them.
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch.nn import functional
 
+from arrowquant_nb import _kernels
 from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.runtime.product import multiply, multiply_groups
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from arrowquant_nb.runtime.input_format import InputFormat
 
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
+
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
@@ -50,6 +53,9 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
         x : float tensor (..., in_features); with a timestep per sample, the first axis is the batch.
 
         """
+        at_once = None if _is_dynamo_compiling() else _kernels.multiply_ready(self.__dict__, x)
+        if at_once is not None:
+            return cast("torch.Tensor", at_once)
         if x.shape[-1:] != (self.in_features,):
             raise ShapeMismatchError(
                 f"{self.name}: inputs of shape {tuple(x.shape)} do not have {self.in_features} columns"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from arrowquant_nb.errors import CheckpointError
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
-from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, float_rows, rotated
+from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
 from arrowquant_nb.runtime.stored_weight import kernels_take
 from arrowquant_nb.runtime.tracing import is_exporting
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from arrowquant_nb import _kernels
+    from arrowquant_nb.runtime.input_format import InputFormat
     from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 
     Arrays = Mapping[str, torch.Tensor]
@@ -37,10 +38,6 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     The first axis of x is the batch, where the grid of inputs depends on a time per sample.
     """
     bias = layer.bias
-    if layer.inputs.is_float and (bias is None or not bias.requires_grad):
-        kept = layer.weight.matrix_at_once(x)
-        if kept is not None:
-            return float_rows(kept, x, bias if bias is None else _plain(bias))
     arrays = _arrays(layer, x)
     recorded = x.requires_grad and torch.is_grad_enabled()
     matrix = None if recorded else _matrix(layer, arrays, x)
@@ -49,6 +46,8 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
     y = _dressed_product(layer, arrays, matrix, _plain(x), given)
+    if not isinstance(matrix, GraphMatrix) and layer.inputs.table is None and "activation_means" not in arrays:
+        layer.weight.prepare(layer.inputs, _codes(layer.inputs, x), bias)
     return _with_bias(layer, y) if trained else y
 
 
@@ -65,7 +64,7 @@ def _matrix(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> _kernels.
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
-    """Return x as float32 without a gradient. Of one token, each call into torch costs a hundredth of the product."""
+    """Return x as float32 without a gradient."""
     x = x.detach() if x.requires_grad else x
     return x if x.dtype == torch.float32 else x.float()
 
@@ -161,5 +160,11 @@ def _rounded_product(
     """Round inputs to codes by the layer's rule and multiply as integers."""
     inputs = layer.inputs
     grids = None if inputs.table is None else static_grids(inputs.table, x, layer.name)
-    span = GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)
-    return code_product(matrix, x, bias, inputs.bit_width, span, grids)
+    return code_product(matrix, x, bias, *_codes(inputs, x), grids)
+
+
+def _codes(inputs: InputFormat, x: torch.Tensor) -> tuple[int, int]:
+    """Return the bits of codes of inputs, and the columns that share a scale."""
+    if inputs.is_float:
+        return 0, 0
+    return inputs.bit_width, GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)

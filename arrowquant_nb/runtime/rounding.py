@@ -58,8 +58,8 @@ def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[tor
 
     """
     groups = _groups(table, x, name)
-    scales = torch.tensor([table.groups[g].scale for g in groups])
-    zeros = torch.tensor([float(table.groups[g].zero_point) for g in groups])
+    scales = torch.tensor([table.groups[g].scale for g in groups], dtype=torch.float32)
+    zeros = torch.tensor([table.groups[g].zero_point for g in groups], dtype=torch.float32)
     if len(groups) == 1:
         return scales[0], zeros[0]
     return _per_sample(scales[:, None], x), _per_sample(zeros[:, None], x)

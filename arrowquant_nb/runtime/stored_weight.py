@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
+    from arrowquant_nb.runtime.input_format import InputFormat
 
 __all__ = ["StoredWeight", "form_of", "kernels_take"]
 
+_READ_AS_THEY_LIE = (torch.float32, torch.bfloat16)
+_is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # noqa: SLF001 - without a frame of Python
+_OF_TORCH = (torch.Tensor, *_READ_AS_THEY_LIE, torch.empty, torch.get_num_threads, _is_tracing)
+"""What `_kernels.ready_product` uses of torch."""
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
 """Parts that have a row for each row of the matrix view."""
 
@@ -90,6 +95,7 @@ class StoredWeight(torch.nn.Module):
         self.form = form
         self._is_plain = form.is_plain
         self._ready: _Ready | None = None
+        self.ready_product: Any = None
         self.dtype = dtype or torch.get_default_dtype()
         for part, (shape, kind) in form.parts().items():
             self.register_buffer(part, torch.empty(shape, dtype=getattr(torch, kind), device=device))
@@ -166,29 +172,24 @@ class StoredWeight(torch.nn.Module):
             self._ready = _Ready(parts, tuple(part.data_ptr() for part in parts), matrix)
         return matrix
 
-    def matrix_at_once(self, x: torch.Tensor) -> _kernels.Matrix | None:
-        """Return the kept matrix if x (tokens, columns) can be multiplied with it, both as they are; else None.
+    def prepare(self, inputs: InputFormat, codes: tuple[int, int], bias: torch.Tensor | None) -> None:
+        """Keep what a layer's next call multiplies with at once, if that is the matrix alone.
 
-        One look in place of `brought`, `kernels_take` and `matrix`: of a product of one token they take a quarter.
+        Parameters
+        ----------
+        inputs : the layer's, for which this is made.
+        codes : bits and span of the codes of inputs, (0, 0) = none; see `_kernels.multiply_codes`.
+        bias : the layer's.
+
         """
-        if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or self._ready is None
-            or not self._is_plain
-            or not (x.is_cpu and type(x) is torch.Tensor and x.dtype is torch.float32)
-            or not (x.ndim == 2 and x.is_contiguous())
-            or x.requires_grad
-            or self._is_hooked
-        ):
-            return None
-        buffers = self._buffers
-        kept = self._ready.is_of((buffers["packed"], buffers["scales"], buffers["zero_points"]))
-        return self._ready.matrix if kept else None
+        fixed = bias is None or (bias.dtype in _READ_AS_THEY_LIE and bias.is_cpu and bias.is_contiguous())
+        if self._is_plain and self._ready is not None and fixed:
+            parts, _, matrix = self._ready
+            self.ready_product = _kernels.ready_product(_OF_TORCH, matrix, parts, bias, inputs, *codes)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the buffers of this very object."""
-        return {**self.__dict__, "_ready": None}
+        return {**self.__dict__, "_ready": None, "ready_product": None}
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight in its shape, a new tensor of `dtype` (default: that of the layer)."""
@@ -207,7 +208,7 @@ class StoredWeight(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:  # noqa: ARG002
         """Move the buffers; a cast changes what dtype the weight stands for, and nothing that is stored."""
-        self._ready = None
+        self._ready = self.ready_product = None
         for part, buffer in self.arrays().items():
             moved = fn(buffer)
             self._buffers[part] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)

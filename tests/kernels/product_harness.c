@@ -93,7 +93,7 @@ static double weight_of(const dequantize_job *w, int64_t row, int64_t column) {
 }
 
 static void check_floats(const product_set *isa, const dequantize_job *w, const float *x, const float *bias, int64_t tokens) {
-    float_product job = {.weight = *w, .x = x, .bias = bias, .tokens = tokens, .out = malloc((size_t)(tokens * w->rows) * 4)};
+    float_product job = {.weight = *w, .x = x, .bias = bias, .tokens = tokens, .n_threads = 1, .out = malloc((size_t)(tokens * w->rows) * 4)};
     job.ordered = aligned_alloc(64, (size_t)(isa->ordered_size(&job) * 4 + 63) / 64 * 64);
     uint8_t *scratch = malloc((size_t)isa->float_scratch(&job));
     for (int64_t i = 0; i < isa->ordered_parts(&job); i++) run_order_inputs(isa, &job, i);

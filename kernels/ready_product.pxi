@@ -1,0 +1,143 @@
+# A product as a linear layer calls it. What a call depends on is looked at here as a whole, without interpreted code in
+# between: of one token, with the caches full of other layers, that took a third of the time. Included by product.pyx.
+
+
+cdef class ReadyProduct:
+    """A product with a stored matrix, which holds as long as its layer stays as it was.
+
+    Parameters
+    ----------
+    torch : what is used of it: Tensor, float32, bfloat16, empty, get_num_threads, is_tracing.
+    weight : the matrix.
+    parts : tensors it was made of: packed, scales, zero points.
+    bias : tensor (rows,) on the processor, or None.
+    inputs : what says how inputs are rounded; the layer must still have the same.
+    bits, span : what it says, as `multiply_codes` has it; 0 bits = floats.
+    isa : instruction set.
+    """
+
+    cdef object tensor, float32, bfloat16, empty, get_num_threads, is_tracing
+    cdef Matrix weight
+    cdef tuple parts
+    cdef object bias, inputs
+    cdef size_t places[4]
+    cdef input_codes form
+    cdef bint has_narrow_bias
+    cdef const product_set *isa
+
+    def __cinit__(self, tuple torch, Matrix weight not None, tuple parts, bias, inputs, int bits, int64_t span, str isa):
+        self.tensor, self.float32, self.bfloat16, self.empty, self.get_num_threads, self.is_tracing = torch
+        self.weight, self.parts, self.bias, self.inputs = weight, parts, bias, inputs
+        self.isa = &_sets[_find(isa)]
+        self.form.bits = 0
+        if bits:
+            _describe(&self.form, &weight.job, bits, span)
+        packed, scales, zero_points = parts
+        for i, part in enumerate((packed, scales, zero_points, bias)):
+            self.places[i] = 0 if part is None else part.data_ptr()
+        self.has_narrow_bias = False
+        if bias is not None:
+            self.has_narrow_bias = bias.dtype is self.bfloat16
+            if not (self.has_narrow_bias or bias.dtype is self.float32) or not bias.is_cpu or not bias.is_contiguous():
+                raise ValueError(f"a bias of {bias.dtype} on {bias.device} cannot be added as it lies")
+            if tuple(bias.shape) != (weight.job.rows,):
+                raise ValueError(f"a bias of shape {tuple(bias.shape)} does not go with {weight.job.rows} rows")
+
+    cdef bint holds(self, dict layer, dict state) except -1:
+        """Whether codes and bias are those that were given, at the same places, and no hook brings others."""
+        cdef dict buffers = <dict>state["_buffers"]
+        if layer["inputs"] is not self.inputs or (<dict>layer["_parameters"])["bias"] is not self.bias:
+            return False
+        if "forward" in state or state["_forward_pre_hooks"]:
+            return False
+        packed, scales, zero_points = self.parts
+        if buffers["packed"] is not packed or buffers["scales"] is not scales or buffers["zero_points"] is not zero_points:
+            return False
+        return (
+            <size_t>packed.data_ptr() == self.places[0]
+            and <size_t>scales.data_ptr() == self.places[1]
+            and <size_t>zero_points.data_ptr() == self.places[2]
+            and (self.bias is None or <size_t>self.bias.data_ptr() == self.places[3])
+        )
+
+    cdef int64_t tokens_of(self, x) except -1:
+        """Rows of x (..., columns), or 0 where it is no plain tensor that can be read as it lies."""
+        cdef int64_t tokens = 1, i
+        if type(x) is not self.tensor or not (x.dtype is self.float32 or x.dtype is self.bfloat16):
+            return 0
+        if not x.is_cpu or x.requires_grad or (self.bias is not None and self.bias.requires_grad):
+            return 0
+        shape = <tuple>x.shape
+        if len(shape) == 0 or shape[len(shape) - 1] != self.weight.job.columns or not x.is_contiguous():
+            return 0
+        for i in range(len(shape) - 1):
+            tokens *= <int64_t>shape[i]
+        return 0 if self.is_tracing() else tokens
+
+    cdef int run(self, size_t x, size_t out, int64_t tokens, bint narrow) except -1:
+        """Multiply float32 in place, and bfloat16 through copies in float32."""
+        cdef const dequantize_job *weight = &self.weight.job
+        cdef int64_t n_inputs = tokens * weight.columns if narrow else 0, n_outputs = tokens * weight.rows if narrow else 0
+        cdef int64_t n_biases = weight.rows if self.has_narrow_bias else 0
+        cdef const float *bias = <const float *>self.places[3]
+        cdef float *wide = NULL
+        if n_inputs + n_biases:
+            wide = <float *>malloc(4 * (n_inputs + n_outputs + n_biases))
+            if wide == NULL:
+                raise MemoryError
+        try:
+            if n_biases:
+                from_bfloat16(<const uint16_t *>self.places[3], wide + n_inputs + n_outputs, n_biases)
+                bias = wide + n_inputs + n_outputs
+            if narrow:
+                from_bfloat16(<const uint16_t *>x, wide, n_inputs)
+                self.product(wide, bias, wide + n_inputs, tokens)
+                to_bfloat16(wide + n_inputs, <uint16_t *>out, n_outputs)
+            else:
+                self.product(<const float *>x, bias, <float *>out, tokens)
+        finally:
+            free(wide)
+        return 0
+
+    cdef int product(self, const float *x, const float *bias, float *out, int64_t tokens) except -1:
+        cdef int n_threads = self.get_num_threads()
+        cdef input_codes inputs = self.form
+        if not inputs.bits:
+            return _floats(self.isa, &self.weight.job, x, bias, out, tokens, n_threads)
+        inputs.x, inputs.tokens = x, tokens
+        inputs.scale = inputs.zero = NULL
+        return _codes(self.isa, &self.weight.job, &inputs, bias, out, n_threads)
+
+
+def multiply_ready(dict layer not None, x):
+    """Return what a linear layer makes of a tensor by the product kept ready for it, or None.
+
+    Parameters
+    ----------
+    layer : `__dict__` of the module; that of its module `weight` has the `ReadyProduct` or None as "ready_product".
+    x : what it is called with, (..., columns).
+
+    Returns
+    -------
+    tensor or None
+        (..., rows) in the dtype of x. None = there is no product, it does not hold any more, and is let go, or x is not
+        a float32 or bfloat16 tensor as it can be read: the layer must go the long way, and have no surprise there.
+
+    """
+    cdef dict state = (<dict>layer["_modules"])["weight"].__dict__
+    kept = state["ready_product"]
+    if kept is None:
+        return None
+    cdef ReadyProduct ready = kept
+    if not ready.holds(layer, state):
+        state["ready_product"] = None
+        return None
+    cdef int64_t tokens = ready.tokens_of(x)
+    if not tokens:
+        return None
+    dtype = x.dtype
+    out = ready.empty((<tuple>x.shape)[:-1] + (ready.weight.job.rows,), dtype=dtype, device=x.device)
+    if type(out) is not ready.tensor:
+        return None
+    ready.run(x.data_ptr(), out.data_ptr(), tokens, dtype is ready.bfloat16)
+    return out
