@@ -162,6 +162,8 @@ class TorchCapture:
         if self._call is None:  # somebody else uses a layer of this model
             return
         rows = layer.rows(args[0] if args else next(iter(kwargs.values())))
+        if not len(rows):  # an expert that no token was sent to
+            return
         for time, part, weight in self._call.parts(layer.name, rows):
             for name, own in layer.by_group(part):
                 self._inputs.observe(name, time, own, weight)

@@ -476,5 +476,34 @@ def test_a_layer_that_is_not_always_used_is_named_and_left_out(tmp_path):
     assert list(found) == ["a.weight"]
 
 
+class Experts(torch.nn.Module):
+    """Each token goes to the expert of its sign; both are called, with no rows where there are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = torch.nn.ModuleList([torch.nn.Linear(128, 128) for _ in range(2)])
+
+    def forward(self, x, timestep):
+        y = torch.zeros_like(x)
+        for expert, chosen in zip(self.experts, (x[:, 0] > 0, x[:, 0] <= 0), strict=True):
+            y[chosen] = expert(x[chosen])
+        return y
+
+
+def test_an_expert_without_tokens_in_a_call_is_not_used_in_it(tmp_path):
+    names = ["experts.0.weight", "experts.1.weight"]
+
+    def calibrated(signs):
+        calls = [
+            {"x": torch.ones(4, 128) * sign, "timestep": torch.full((4,), t)} for t in (900, 100) for sign in signs
+        ]
+        return aq.calibrate(Experts(), calls, 2, output=tmp_path / "c.parquet", layers=names)
+
+    always = calibrated([torch.tensor([[1.0], [-1], [1], [1]])] * 4)
+    assert (list(always), always.unobserved) == (names, ())
+    never = calibrated([1.0] * 4)
+    assert (list(never), never.unobserved) == (names[:1], (names[1],))
+
+
 def test_the_signature_is_the_documented_one():
     assert list(inspect.signature(aq.calibrate).parameters)[:3] == ["model", "inputs", "steps"]
