@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from arrowquant_nb.calibration.channel_groups import group_names
 from arrowquant_nb.calibration.inputs import FIT, HELD_OUT, InputStatistics
 from arrowquant_nb.calibration.torch_layers import torch_module
 from arrowquant_nb.errors import MetadataError
@@ -82,7 +83,8 @@ class TorchCapture:
         Returns
         -------
         captures, unobserved
-            The captures in the order of the layers, and the layers that were not used at every timestep.
+            The captures in the order of the layers, those of channel groups under names of their own, and the layers
+            that were not used at every timestep.
 
         Raises
         ------
@@ -101,14 +103,17 @@ class TorchCapture:
                 if progress is not None:
                     progress((done + 1) / len(todo))
         self._check_times()
-        unobserved = self._inputs.unsteady() | (self._layers.keys() - self._inputs.names)
+        filed = {name: group_names(name, same[0].groups) for name, same in self._layers.items()}
+        steady = self._inputs.names - self._inputs.unsteady()
+        unobserved = {name for name, own in filed.items() if not steady.issuperset(own)}
         if unobserved == self._layers.keys():
             raise MetadataError(
                 f"calibration: none of the {len(self._layers)} layers was used in every call; give layers=[...] or "
                 "inputs that use the model as sampling does"
             )
-        found = self._inputs.finish(leave_out=unobserved)
-        return {n: found[n] for n in self._layers if n in found}, tuple(n for n in self._layers if n in unobserved)
+        kept = [own for name, names in filed.items() if name not in unobserved for own in names]
+        found = self._inputs.finish(leave_out=self._inputs.names.difference(kept))
+        return {own: found[own] for own in kept}, tuple(name for name in filed if name in unobserved)
 
     @contextlib.contextmanager
     def _hooked(self, recorded: Mapping[int, int] | None) -> Iterator[None]:
@@ -158,7 +163,8 @@ class TorchCapture:
             return
         rows = layer.rows(args[0] if args else next(iter(kwargs.values())))
         for time, part, weight in self._call.parts(layer.name, rows):
-            self._inputs.observe(layer.name, time, part, weight)
+            for name, own in layer.by_group(part):
+                self._inputs.observe(name, time, own, weight)
 
     def _check_times(self) -> None:
         fit, held_out = self._times

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from arrowquant_nb.calibration.channel_groups import group_names
 from arrowquant_nb.calibration.statistics import model_hash
 from arrowquant_nb.errors import ConfigurationError, MetadataError
 
@@ -60,7 +61,7 @@ class TorchLayer:
     def rows(self, x: Any) -> NDArray[np.float32]:
         """Return an input as float32 (n, columns), sample after sample; a convolution's as its unfolded patches.
 
-        The channel groups of a grouped convolution are rows after each other: their statistics are joined.
+        The channel groups of a grouped convolution are rows after each other, see `by_group`.
 
         Raises
         ------
@@ -79,6 +80,16 @@ class TorchLayer:
                 f"calibration of {self.name!r}: its input holds NaN or infinity; run the model in float32 or bfloat16"
             )
         return rows
+
+    def by_group(self, rows: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield what `rows` returned under the names that calibration files them by, each channel group for itself."""
+        names = group_names(self.name, self.groups)
+        if len(names) == 1:
+            yield self.name, rows
+            return
+        grouped = rows.reshape(-1, len(names), rows.shape[1])
+        for k, name in enumerate(names):
+            yield name, np.ascontiguousarray(grouped[:, k])
 
 
 def torch_layers(model: Any) -> dict[str, tuple[TorchLayer, ...]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb import samples
 from arrowquant_nb.calibration.capture import capture
 from arrowquant_nb.calibration.capture_file import write_calibration
+from arrowquant_nb.calibration.channel_groups import weights_of
 from arrowquant_nb.calibration.statistics import CalibrationSettings
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
 from arrowquant_nb.runs.model_calibration import calibrate
@@ -79,7 +80,7 @@ def facts(calibration: Calibration, output: str) -> dict[str, Any]:
     first = next(iter(calibration.values()))
     return {
         "path": output,
-        "layers": len(calibration),
+        "layers": len(weights_of(calibration)),
         "inputs": len(calibration.inputs),
         "timesteps": first.n_steps,
         "trajectories": calibration.settings.n_samples,

@@ -119,6 +119,25 @@ class LayerInputs:
     """What the input comes divided by already, in the weights before the layer; all of the above is of that input."""
     factors: LastFactor = field(default_factory=LastFactor, repr=False)
     """The last factor of a Hessian, one memory for all layers of a run."""
+    parts: tuple[LayerInputs, ...] = ()
+    """Of a convolution in channel groups the inputs of each, which its own rows of the weight meet; the above is of all
+    groups together."""
+
+    @staticmethod
+    def of_groups(parts: tuple[LayerInputs, ...]) -> LayerInputs:
+        """Return the inputs of a layer with so many channel groups; a single one is the layer's."""
+        if len(parts) == 1:
+            return parts[0]
+        hessian = np.mean([part.hessian for part in parts], axis=0)
+        held_out = np.concatenate([part.held_out for part in parts], axis=1)
+        return LayerInputs(hessian, held_out, parts[0].groups, factors=parts[0].factors, parts=parts)
+
+    def blocks(self, n_rows: int) -> list[tuple[slice, LayerInputs]]:
+        """Return which rows of the whole weight meet which inputs: all of them these, or each group its own."""
+        if not self.parts:
+            return [(slice(0, n_rows), self)]
+        n = n_rows // len(self.parts)
+        return [(slice(k * n, (k + 1) * n), part) for k, part in enumerate(self.parts)]
 
     def divided(self, equalization: Equalization) -> LayerInputs:
         """Return the same of an input that comes divided by an equalization's scales."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arrowquant_nb.quantizers.blas import single_threaded_blas
+from arrowquant_nb.quantizers.channel_groups import quantize_compensated_groups
 from arrowquant_nb.quantizers.input_treatment import NO_TREATMENT, InputTreatment
 from arrowquant_nb.quantizers.layer_inputs import LayerInputs
-from arrowquant_nb.quantizers.metrics import hessian_error, output_statistics
+from arrowquant_nb.quantizers.metrics import OutputStatistics, hessian_error, output_statistics
 from arrowquant_nb.quantizers.scaled_columns import storable_scales
 from arrowquant_nb.quantizers.transforms import quantize_compensated, quantize_transformed
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.quantizers.equalization import Equalization
     from arrowquant_nb.quantizers.matrix_job import MatrixJob
-    from arrowquant_nb.quantizers.metrics import OutputStatistics
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
 
 __all__ = ["LayerInputs", "Trial", "measure_output", "measure_rounded_output", "try_recipe"]
@@ -101,10 +101,14 @@ def _quantized(
 ) -> Trial | None:
     treatment = InputTreatment(way)
     job = job if way is None else replace(job, equalization=storable_scales(way.scales))
-    if compensated and inputs is not None:
-        done = quantize_compensated(
-            job, inputs.hessian, n_threads=n_threads, cancelled=cancelled, factors=inputs.factors
-        )  # fmt: skip
+    shared_branch = inputs is not None and bool(inputs.parts) and job.low_rank > 0
+    if compensated and inputs is not None and not shared_branch:
+        options: dict[str, Any] = {"n_threads": n_threads, "cancelled": cancelled, "factors": inputs.factors}
+        if inputs.parts:
+            hessians = [(rows, part.hessian) for rows, part in inputs.blocks(len(job.weight))]
+            done = quantize_compensated_groups(job, hessians, **options)
+        else:
+            done = quantize_compensated(job, inputs.hessian, **options)
         if done is None:
             return None
         tensor, report = done
@@ -114,7 +118,9 @@ def _quantized(
     if inputs is None:
         return Trial(tensor, tensor.statistics.sum_ee, "", treatment)
     decoded = tensor.dequantize(n_threads=n_threads)
-    return Trial(tensor, hessian_error(job.weight, decoded, inputs.hessian).error, "", treatment)
+    errors = [hessian_error(job.weight[r], decoded[r], part.hessian).error for r, part in inputs.blocks(len(decoded))]
+    note = "direct grid: channel groups share one low-rank branch" if compensated and shared_branch else ""
+    return Trial(tensor, math.fsum(errors), note, treatment)
 
 
 def _with_rounding(
@@ -151,7 +157,12 @@ def measure_output(
     weight: NDArray[Any], tensor: QuantizedTensor, inputs: LayerInputs, n_threads: int
 ) -> OutputStatistics:
     """Measure the layer's output on held-out rows, for a matrix or a tile of its rows; inputs are not rounded."""
-    return output_statistics(weight, tensor.dequantize(n_threads=n_threads), inputs.held_out, inputs.groups)
+    decoded = tensor.dequantize(n_threads=n_threads)
+    found = [
+        output_statistics(weight[rows], decoded[rows], part.held_out, part.groups)
+        for rows, part in inputs.blocks(len(decoded))
+    ]
+    return OutputStatistics.combine(found)
 
 
 def measure_rounded_output(

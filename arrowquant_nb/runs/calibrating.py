@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb import samples
 from arrowquant_nb.calibration.cache import cache_folder, cache_limit, cached_capture
+from arrowquant_nb.calibration.channel_groups import captures_of
 from arrowquant_nb.calibration.files import find_calibration_file, load_calibration
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.core.time_groups import uniform_groups
@@ -112,24 +113,26 @@ class RunCalibration:
         """Hash of the statistics, "" without."""
         return "" if self.statistics is None else self.statistics.data_hash
 
-    def inputs(self, name: str, columns: int, n_groups: int) -> LayerInputs | None:
+    def inputs(self, name: str, rows: int, columns: int, n_groups: int) -> LayerInputs | None:
         """Return the inputs of a layer, None where calibration did not see it.
 
         Parameters
         ----------
-        name, columns
-            The weight.
+        name, rows, columns
+            The weight and its matrix view.
         n_groups
             Timestep groups, at most, whose output is measured apart.
 
         """
-        if self.statistics is None or name not in self.statistics:
+        captures = () if self.statistics is None else captures_of(self.statistics, name, rows, columns)
+        if not captures:
             return None
         if name not in self._inputs:
-            capture = self.statistics.check_layer(name, columns)
-            groups = uniform_groups(capture.n_steps, min(n_groups, capture.n_steps))
-            slices = tuple(slice(start, stop) for start, stop in groups)
-            self._inputs[name] = LayerInputs(capture.hessian, capture.held_out, slices, factors=self._factors)
+            n_steps = captures[0].n_steps
+            slices = tuple(slice(start, stop) for start, stop in uniform_groups(n_steps, min(n_groups, n_steps)))
+            self._inputs[name] = LayerInputs.of_groups(
+                tuple(LayerInputs(c.hessian, c.held_out, slices, factors=self._factors) for c in captures)
+            )
         return self._inputs[name]
 
     def facts(self) -> dict[str, object]:
@@ -146,18 +149,16 @@ class RunCalibration:
 def _checked(file: Path, found: Calibration, tasks: Sequence[LayerTask]) -> tuple[str, ...]:
     """Refuse a file of another model before anything is quantized; say which layers it does not know."""
     wanted = [t for t in tasks if not t.kept]
-    known = [t for t in wanted if t.name in found]
+    try:
+        known = {t.name for t in wanted if captures_of(found, t.name, t.rows, t.columns)}
+    except ShapeMismatchError as error:
+        raise ShapeMismatchError(f"{file}: {error}") from error
     if wanted and not known:
         raise MetadataError(
             f"{file} knows none of the {len(wanted)} layers that are quantized, such as {wanted[0].name!r}; its first "
             f"is {next(iter(found))!r}: it is of another model, calibrate this one"
         )
-    for task in known:
-        try:
-            found.check_layer(task.name, task.columns)
-        except ShapeMismatchError as error:
-            raise ShapeMismatchError(f"{file}: {error}") from error
-    missed = [t.name for t in wanted if t.name not in found]
+    missed = [t.name for t in wanted if t.name not in known]
     if not missed:
         return ()
     more = ", ..." if len(missed) > _NAMED else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from arrowquant_nb.calibration.channel_groups import has_groups
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 
 if TYPE_CHECKING:
@@ -68,11 +69,14 @@ def applied_strategy(planned: Strategy, reports: Sequence[LayerReport]) -> Strat
 
 def input_warnings(reports: Sequence[LayerReport], calibration: RunCalibration) -> tuple[str, ...]:
     """Say which layers have no stored grid though inputs are quantized."""
+    statistics = calibration.statistics
     names = [r.name for r in reports if r.inputs is not None and r.inputs.mode == "per token"]
+    if statistics is not None:  # of channel groups no calibration stores grids
+        names = [name for name in names if not has_groups(statistics, name)]
     if not names:
         return ()
     shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    why = calibration.source.description if calibration.statistics is None else "calibration did not see them"
+    why = calibration.source.description if statistics is None else "calibration did not see them"
     sentence = (
         f"The inputs of {len(names)} layers have no stored grid ({why}) and get a scale per token when the model runs: "
         f"{shown}. Give a calibration to store static grids."

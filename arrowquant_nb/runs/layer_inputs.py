@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from arrowquant_nb.core.orchestrator import rows_at_once
 from arrowquant_nb.quantizers.equalization import ALPHAS
 from arrowquant_nb.quantizers.layer_inputs import InputRounding, LayerInputs
 from arrowquant_nb.quantizers.spatial import SpatialQuantizer
@@ -77,10 +78,10 @@ class LayerInputSearch:
 
     def __call__(self, task: LayerTask) -> LayerInputs | None:
         """Return what is known of a layer's inputs, None without calibration."""
-        known = self._calibration.inputs(task.name, task.columns, self.n_time_groups)
+        known = self._known(task)
         statistics = self._calibration.statistics
-        if known is None or statistics is None or task.name not in self._tasks:
-            return known
+        if known is None or statistics is None or task.name not in self._tasks or known.parts:
+            return known  # channel groups would each need scales and grids of their own
         rounding = self._rounding(task, statistics)
         if task.name in self.folded:
             found = known.divided(self.folded[task.name])
@@ -90,8 +91,13 @@ class LayerInputSearch:
 
     def float_inputs(self, task: LayerTask) -> LayerInputs | None:
         """Return what is known of a layer's inputs where they are neither rounded nor equalized beside the codes."""
-        known = self._calibration.inputs(task.name, task.columns, self.n_time_groups)
+        known = self._known(task)
         return known.divided(self.folded[task.name]) if known is not None and task.name in self.folded else known
+
+    def _known(self, task: LayerTask) -> LayerInputs | None:
+        known = self._calibration.inputs(task.name, task.rows, task.columns, self.n_time_groups)
+        # A tile of a layer's rows would meet the inputs of some of its channel groups, and not know which.
+        return None if known is not None and known.parts and rows_at_once(task) < task.rows else known
 
     def read_by_all(self, layers: Sequence[str]) -> bool:
         """Tell whether these layers are quantized and are all that read one observed input."""

@@ -164,7 +164,8 @@ class LayerViewer:
 
     def _groups(self, name: str) -> tuple[slice, ...]:
         n_groups = self._config.num_time_groups if self._config.enable_time_aware else 1
-        inputs = self._calibration().inputs(name, self._checkpoint.entries[name].columns, n_groups)
+        entry = self._checkpoint.entries[name]
+        inputs = self._calibration().inputs(name, entry.rows, entry.columns, n_groups)
         return () if inputs is None else inputs.groups
 
     def _calibration(self) -> RunCalibration:

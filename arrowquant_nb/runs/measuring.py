@@ -118,6 +118,8 @@ def measure_layers(
     found: list[LayerCosts] = []
     for number, layer in enumerate(layers):
         known = inputs(layer.task)
+        if known is not None and len(layer.rows) < layer.task.rows:
+            known = replace(known, parts=())  # rows from here and there meet the inputs of all channel groups together
         ways: list[_Measured] = []
         for form in layer.forms:
             ways.append(_measure_way(layer, form, known, n_threads, cancelled))
@@ -164,8 +166,11 @@ def _way_cost(
     worst: float | str = NOT_MEASURED
     if inputs is not None:
         with single_threaded_blas():
-            costs = np.einsum("ij,ij->i", error @ inputs.hessian, error)
-            power = np.einsum("ij,ij->i", original @ inputs.hessian, original)
+            blocks = inputs.blocks(len(error))
+            costs, power = (
+                np.concatenate([np.einsum("ij,ij->i", m[rows] @ part.hessian, m[rows]) for rows, part in blocks])
+                for m in (error, original)
+            )
         output_noise, spread = _ratio(np.maximum(costs, 0.0), np.maximum(power, 0.0), layer.task.rows)
         output = measure_output(layer.rows, tensor, inputs, n_threads)
         held_out, worst = output.sqnr_db, output.worst_sqnr_db

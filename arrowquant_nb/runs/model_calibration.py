@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from arrowquant_nb.calibration import torch_runs
 from arrowquant_nb.calibration.call_time import CallTime
 from arrowquant_nb.calibration.capture_file import write_calibration
+from arrowquant_nb.calibration.channel_groups import MOST_GROUPS
 from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.calibration.torch_capture import TorchCapture
@@ -92,11 +93,10 @@ def calibrate(
     Returns
     -------
     Calibration
-        The statistics by weight name; `unobserved` names layers that the inputs never reached, and convolutions in
-        channel groups. A run quantizes those data-free and says so. Statistics are of a layer's columns, and of a
-        grouped convolution every group has columns of its own: Hessians, equalization, time tables and gates would all
-        need a set per group. Denoisers of diffusers have such convolutions only depthwise (Sana), with rows of 9
-        weights, which are kept: rows under 32 columns are not quantized.
+        The statistics by weight name; of a convolution in channel groups those of each, by ``name[0]``, ``name[1]``
+        and so on: each group meets rows of the weight of its own, and is quantized by them. `unobserved` names layers
+        that the inputs never reached, and convolutions in more than 128 groups, depthwise ones as a rule. A run
+        quantizes those data-free and says so; rows under 32 columns, such as depthwise 3x3, it keeps.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def calibrate(
         runs = torch_runs.pipeline_runs(pipeline, entries, steps, chosen, options or {})
     else:
         runs, chosen = _module_runs(module, torch_runs.listed(inputs), steps, time, mask, tokenizer, settings)
-    wanted, grouped = _without_groups(
+    wanted, grouped = _without_many_groups(
         _wanted_layers(module, config or DiffusionQuantConfig(), layers, is_text=time.parameter is None)
     )
     capture = TorchCapture(module, wanted, time, chosen, Scratch(int(memory_mb * 1e6)), share=share_inputs)
@@ -160,12 +160,15 @@ def _module_of(model: Any, component: str | None) -> tuple[Any, Any]:
     return model, None
 
 
-def _without_groups(wanted: _Layers) -> tuple[_Layers, tuple[str, ...]]:
-    """Leave out convolutions in channel groups, whose inputs differ from group to group; return the rest, and them."""
-    grouped = tuple(name for name, same in wanted.items() if any(layer.groups > 1 for layer in same))
+def _without_many_groups(wanted: _Layers) -> tuple[_Layers, tuple[str, ...]]:
+    """Leave out convolutions in too many channel groups to keep statistics of each; return the rest, and them."""
+    grouped = tuple(name for name, same in wanted.items() if max(layer.groups for layer in same) > MOST_GROUPS)
     rest = {name: same for name, same in wanted.items() if name not in grouped}
     if not rest:
-        raise ConfigurationError(f"calibration: {grouped[0]!r} is a convolution in groups, and nothing else is wanted")
+        raise ConfigurationError(
+            f"calibration: {grouped[0]!r} is a convolution in {wanted[grouped[0]][0].groups} groups, of which at most "
+            f"{MOST_GROUPS} are calibrated, and nothing else is wanted: quantize it without calibration"
+        )
     return rest, grouped
 
 

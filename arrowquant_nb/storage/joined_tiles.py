@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arrowquant_nb._kernels import k_format
 from arrowquant_nb.errors import ValidationError
+from arrowquant_nb.quantizers.joined_rows import with_scales
 from arrowquant_nb.quantizers.layout import FLOAT16, FLOAT32, Layout
 from arrowquant_nb.storage.fresh_memory import fresh_memory
 
@@ -70,7 +70,7 @@ def join_tiles(tensor: LazyTensor) -> QuantizedTensor:
     """
     tiles = [tile for _, tile in tensor.tiles()]
     first, wanted = tiles[0], scale_dtype(tensor)
-    scales = [_with_scales(tile, wanted) for tile in tiles]
+    scales = [with_scales(tile, wanted) for tile in tiles]
     return replace(
         first,
         packed=_joined([tile.packed for tile in tiles]),
@@ -96,16 +96,6 @@ def _present(part: NDArray[np.float16] | None) -> NDArray[np.float16]:
     if part is None:
         raise ValidationError("some tiles of a tensor have a low-rank branch and some have none")
     return part
-
-
-def _with_scales(tile: QuantizedTensor, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    if tile.layout.scale_dtype(tile.scales) == dtype:
-        return tile.scales, tile.zero_points
-    if tile.grid != "k":
-        zeros = tile.zero_points if tile.grid == "zero_point" else tile.zero_points.astype(dtype)
-        return tile.scales.astype(dtype), zeros
-    sizes = (tile.columns, tile.bit_width, tile.group_size)
-    return k_format.widen(tile.scales.view(np.uint8), *sizes), k_format.widen(tile.zero_points.view(np.uint8), *sizes)
 
 
 def _equalization(tensor: LazyTensor, tiles: list[QuantizedTensor]) -> NDArray[np.float16] | NDArray[np.float32] | None:

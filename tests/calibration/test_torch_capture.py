@@ -10,6 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 import tiny_torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 import arrowquant_nb as aq  # noqa: E402
 from arrowquant_nb import ConfigurationError, DiffusionQuantConfig, MetadataError, OutputError, samples  # noqa: E402
@@ -80,22 +81,82 @@ def test_a_grouped_convolution_gives_its_groups_one_after_the_other():
     np.testing.assert_allclose(y, conv(x).detach().numpy(), atol=1e-5)
 
 
-def test_convolutions_in_groups_are_named_and_left_to_data_free_methods(tmp_path):
+class Grouped(torch.nn.Module):
+    """A convolution in two groups before a linear layer; or, split, the same as two convolutions."""
+
+    def __init__(self, split=False):
+        super().__init__()
+        torch.manual_seed(5)
+        whole = torch.nn.Conv2d(32, 64, 3, padding=1, groups=2)
+        halves = [torch.nn.Conv2d(16, 32, 3, padding=1) for _ in range(2)]
+        for k, half in enumerate(halves):
+            half.load_state_dict({name: value[32 * k :][:32] for name, value in whole.state_dict().items()})
+        self.conv = torch.nn.ModuleList(halves) if split else whole
+        self.linear = torch.nn.Linear(64, 512)
+
+    def forward(self, x, timestep):
+        del timestep
+        if isinstance(self.conv, torch.nn.ModuleList):
+            y = torch.cat([conv(part) for conv, part in zip(self.conv, x.chunk(2, 1), strict=True)], 1)
+        else:
+            y = self.conv(x)
+        return self.linear(y.mean((-1, -2)))
+
+
+def grouped_calls():
+    torch.manual_seed(6)
+    gain = torch.linspace(0.2, 3, 32)[:, None, None]
+    return [{"x": gain * torch.randn(2, 32, 4, 4), "timestep": torch.tensor(t)} for t in TIMES for _ in range(2)]
+
+
+def test_a_convolution_in_groups_is_calibrated_and_quantized_as_so_many_convolutions(tmp_path):
+    layers = {False: ["conv.weight", "linear.weight"], True: ["conv.0.weight", "conv.1.weight", "linear.weight"]}
+    gates = {"min_accuracy": 0.0, "min_output_sqnr_db": 0.0}
+    config = DiffusionQuantConfig(
+        layer_bit_widths={"*": 4}, method="gptq", group_size=64, enable_spatial=False, **gates
+    )
+    found, models = {}, {}
+    for split, names in layers.items():
+        folder, file = tmp_path / f"float-{split}", tmp_path / f"{split}.parquet"
+        folder.mkdir()
+        net = Grouped(split)
+        save_file(net.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+        (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+        found[split] = aq.calibrate(net, grouped_calls(), 3, output=file, layers=names)
+        result = aq.ArrowQuantV2(config).quantize_diffusion_model(folder, tmp_path / f"out-{split}", calibration=file)
+        assert not result.warnings
+        models[split] = aq.open_quantized(tmp_path / f"out-{split}")
+    assert list(found[False]) == ["conv.weight[0]", "conv.weight[1]", "linear.weight"]
+    assert found[False].unobserved == ()
+    for k in range(2):
+        for array in ("hessian", "held_out", "channel_max", "times"):
+            one, other = (
+                getattr(f[n], array)
+                for f, n in zip(found.values(), (f"conv.weight[{k}]", f"conv.{k}.weight"), strict=True)
+            )
+            assert np.array_equal(one, other)
+    whole, halves = models[False]["conv.weight"], [models[True][f"conv.{k}.weight"] for k in range(2)]
+    assert whole.method == "gptq-uls"
+    assert np.array_equal(whole.dequantize(), np.concatenate([half.dequantize() for half in halves]))
+
+
+def test_convolutions_in_very_many_groups_are_named_and_left_to_data_free_methods(tmp_path):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.depthwise = torch.nn.Conv2d(64, 64, 17, padding=8, groups=64)
-            self.linear = torch.nn.Linear(64, 512)
+            self.depthwise = torch.nn.Conv2d(160, 160, 17, padding=8, groups=160)
+            self.linear = torch.nn.Linear(160, 512)
 
         def forward(self, x, timestep):
+            del timestep
             return self.linear(self.depthwise(x).mean((-1, -2)))
 
     net = Net()
-    calls = [{"x": torch.randn(2, 64, 4, 4), "timestep": torch.tensor(t)} for t in (900, 500, 100) for _ in range(2)]
+    calls = [{"x": torch.randn(2, 160, 2, 2), "timestep": torch.tensor(t)} for t in TIMES for _ in range(2)]
     config = DiffusionQuantConfig(layer_bit_widths={"*": 4}, bit_width=4)
     found = aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", config=config)
     assert (list(found), found.unobserved) == (["linear.weight"], ("depthwise.weight",))
-    with pytest.raises(ConfigurationError, match=r"'depthwise\.weight' is a convolution in groups"):
+    with pytest.raises(ConfigurationError, match=r"'depthwise\.weight' is a convolution in 160 groups"):
         aq.calibrate(net, calls, 3, output=tmp_path / "c.parquet", layers=["depthwise.weight"])
 
 
