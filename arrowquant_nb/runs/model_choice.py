@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from arrowquant_nb.runs.calibrating import find_source
 from arrowquant_nb.runs.locating import LocatedModel, locate_model
@@ -38,6 +38,14 @@ class OpenedModel:
     """One for each tensor, in order."""
 
 
+class ModelParts(TypedDict):
+    """What is chosen beside a model, by the names of a call's arguments; None is left open."""
+
+    component: str | None
+    variant: str | None
+    calibration: str | None
+
+
 @dataclass(frozen=True)
 class ModelChoice:
     """A float model as a caller names it."""
@@ -52,6 +60,12 @@ class ModelChoice:
     """Whether it may be quantized already."""
     calibration: str | Path | None = None
     """A calibration file, "none" to go without, or None: what lies beside the model, else its own trajectories."""
+
+    @property
+    def parts(self) -> ModelParts:
+        """What a call is told of it beside the model."""
+        calibration = None if self.calibration is None else str(self.calibration)
+        return {"component": self.component, "variant": self.variant, "calibration": calibration}
 
     @contextlib.contextmanager
     def opened(self, config: DiffusionQuantConfig) -> Iterator[OpenedModel]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.storage.data_file import DataFile
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 
 
 def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, calibration: str) -> str:

@@ -15,13 +15,15 @@ from arrowquant_nb import samples
 from arrowquant_nb.api import ArrowQuantV2
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError, ConfigurationError
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.ui.forecast_panel import ForecastPanel
 from arrowquant_nb.ui.form import Form
+from arrowquant_nb.ui.form_place import LIMIT, form_place
 from arrowquant_nb.ui.frame import Frame
 from arrowquant_nb.ui.model_picker import ModelPicker
 from arrowquant_nb.ui.output_folder import unfinished_runs
 from arrowquant_nb.ui.plan_section import PlanSection, width_sizes
-from arrowquant_nb.ui.run_place import RunPlace, load_ahead
+from arrowquant_nb.ui.run_place import RunPlace, load_ahead, taken_up
 from arrowquant_nb.ui.run_section import RunSection
 from arrowquant_nb.ui.settings_bar import SettingsBar
 from arrowquant_nb.ui.spoken import error_html, said
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Studio"]
 
 _SUBTITLE: Final = "quantize a diffusion model"
-_LIMIT: Final = "target_model_size_mb"
 LOOK_AGAIN_S: Final = 1.0
 """While another run writes the output folder, it is looked at so often whether it still does."""
 
@@ -49,6 +50,7 @@ class Studio:
     Attributes
     ----------
     form, picker, plan_section, target, settings : the parts of the form.
+    choice : the model that is opened, and what is read with it.
     output, run : where the output goes, and the button.
     runs : where a run, or an earlier one, is shown.
     """
@@ -60,36 +62,21 @@ class Studio:
         self.form = Form(config)
         modality = self.form.controls.get("modality")
         self.picker = ModelPicker(self.open, None if modality is None else modality.main)
-        self.model = ""
+        self.choice = ModelChoice("")
         self._plan_due = False
         self._looked_s = 0.0
         self.plan_section = PlanSection()
-        self.forecast = ForecastPanel(self._worker, lambda: (self.model, self.form.config), self._limit)
-        self.form.put_beside(_LIMIT, self.forecast.slider, self.forecast.hint, self.forecast.lift)
+        self.forecast = ForecastPanel(self._worker, lambda: (self.choice, self.form.config), self._limit)
         self.target = RunSection(self.start, self._check_output, self.take_up)
         self.output, self.run = self.target.output, self.target.run
         self.settings = SettingsBar(self._current, self.form.set_config, self._frame.bridge)
-        self._form_place = self._assemble()
+        self._form_place = form_place(
+            self.picker, self.form, self.forecast, self.plan_section, self.target, self.settings
+        )
         self._frame.content.children = (self._form_place, self.runs.widget)
         self.form.on_change(self._changed)
         self.open(model if model is not None else samples.names()[0])
         self._worker.start("ahead", load_ahead, lambda _: self.runs.prepare())
-
-    def _assemble(self) -> widgets.VBox:
-        reset = widgets.HBox([self.form.changes, self.form.reset])
-        reset.add_class("aq-row")
-        left = widgets.VBox(
-            [self.form.basic, self.form.advanced, reset, self.forecast.widget],
-            layout={"flex": "2 1 560px", "min_width": "0"},
-        )
-        beside = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        body = widgets.HBox([left, self.plan_section.widget], layout=beside)
-        setup = widgets.VBox([widgets.HTML("<h3>2 Settings</h3>"), body])
-        setup.add_class("aq-section")
-        go = self.target
-        run = widgets.VBox([widgets.HTML("<h3>3 Run</h3>"), go.widget, self.settings.widget, go.status])
-        run.add_class("aq-section")
-        return widgets.VBox([self.picker.widget, setup, run])
 
     # -- what a script, a test or another cell may do ----------------------------------------------------------------
 
@@ -132,23 +119,28 @@ class Studio:
         """The plan of the opened model under the form's settings; None while there is none."""
         return self.plan_section.plan
 
-    def open(self, model: str | Path) -> None:
+    @property
+    def model(self) -> str:
+        """The model that is opened, as it was chosen."""
+        return str(self.choice.model)
+
+    def open(self, model: str | Path | ModelChoice) -> None:
         """Open a model: a bundled sample at once, a path beside the kernel."""
-        self.model = str(model)
+        self.choice = opened = model if isinstance(model, ModelChoice) else ModelChoice(str(model))
         self.plan_section.forget()
-        self.picker.show(self.model)
+        self.picker.show(opened)
         self._follow()
         if self.model.removeprefix("sample:") in samples.names():
             self._replan()
             return
         self.picker.opening()
-        config, opened = self.form.config or DiffusionQuantConfig(), self.model
+        config = self.form.config or DiffusionQuantConfig()
 
         def done(outcome: Any) -> None:
-            if self.model == opened:
+            if self.choice == opened:
                 self._planned(outcome.result, outcome.error, config)
 
-        self._worker.start("open", lambda _: ArrowQuantV2(config).plan(opened), done)
+        self._worker.start("open", lambda _: ArrowQuantV2(config).plan(opened.model, **opened.parts), done)
 
     def start(self) -> None:
         """Run with the form's settings, as the button does; nothing happens while Run is off."""
@@ -159,22 +151,25 @@ class Studio:
         self._form_place.layout.display = "none"
         view.settings.description = "Show settings"
         self.target.status.value = ""
-        view.start(self.model, self.target.folder, self.config)
+        view.start(self.choice, self.target.folder, self.config)
 
     def take_up(self, folder: Path) -> None:
-        """Show an earlier run, still going on or not, and take its model, settings and folder into the form."""
+        """Show an earlier run, still going on or not, and take into the form what its record says it was given.
+
+        That is model, component, variant, calibration, settings and folder; what the record lacks is named.
+        """
         if self.running:
             return
         try:
             replay = self.runs.show_earlier(folder)
-            config, model = replay.config, replay.model
+            config, choice = replay.config, replay.choice
         except ArrowQuantError as error:
             self.target.status.value = error_html("This run cannot be taken up", str(error))
             return
-        self.target.status.value = said("The earlier run is shown below; its settings are in the form.")
+        self.target.status.value = said(taken_up(choice, replay.unrecorded))
         self.form.set_config(config)
         self.target.choose(folder)
-        self.open(model or self.model)
+        self.open(choice or self.choice)
 
     def drain(self) -> bool:
         """Do what is due; True while there is more to come. The notebook's loop calls it by itself."""
@@ -199,7 +194,7 @@ class Studio:
 
     def _limit(self, limit: float | None) -> None:
         """Take the size slider's limit into the settings."""
-        control = self.form.controls.get(_LIMIT)
+        control = self.form.controls.get(LIMIT)
         if control is not None and control.value != limit:
             control.value = limit
 
@@ -215,14 +210,14 @@ class Studio:
 
     def _replan(self) -> None:
         self._plan_due = False
-        if not self.model:
+        if not self.choice.model:
             return
         config = self.form.config
         if config is None:
             self._show_plan()
             return
         try:
-            plan, error = ArrowQuantV2(config).plan(self.model), None
+            plan, error = ArrowQuantV2(config).plan(self.choice.model, **self.choice.parts), None
         except ArrowQuantError as refused:
             plan, error = None, refused
         self._planned(plan, error, config)
@@ -233,7 +228,7 @@ class Studio:
             self.picker.refused(error or ConfigurationError("the plan could not be made"), self.model)
         else:
             self.picker.opened(plan)
-            self.form.label_widths(width_sizes(self.model, config))
+            self.form.label_widths(width_sizes(self.choice, config))
             self.target.suggest(plan)
         self._show_plan()
         self._check_output()
@@ -255,8 +250,8 @@ class Studio:
     def _check_run(self) -> None:
         self.target.allow(self.plan, self.form.complaints, running=self.running)
 
-    def _current(self) -> tuple[str, str, DiffusionQuantConfig | None]:
-        return self.model, self.output.value, self.form.config
+    def _current(self) -> tuple[ModelChoice, str, DiffusionQuantConfig | None]:
+        return self.choice, self.output.value, self.form.config
 
     # -- the run -----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.forecasts import Forecast, SizeAllocation
+    from arrowquant_nb.runs.model_choice import ModelChoice
     from arrowquant_nb.runs.size_budget import SizeBudget
     from arrowquant_nb.ui.worker import Outcome, Worker
 
@@ -47,12 +48,12 @@ class ForecastPanel:
     def __init__(
         self,
         worker: Worker,
-        subject: Callable[[], tuple[str, DiffusionQuantConfig | None]],
+        subject: Callable[[], tuple[ModelChoice, DiffusionQuantConfig | None]],
         on_limit: Callable[[float | None], None],
     ) -> None:
         self._worker, self._subject, self._on_limit = worker, subject, on_limit
         self._budget: SizeBudget | None = None
-        self._measured: tuple[str, str] | None = None
+        self._measured: tuple[ModelChoice, str] | None = None
         self._limit: float | None = None
         self._without_limit = ""
         self._quiet = False
@@ -75,12 +76,12 @@ class ForecastPanel:
 
     def measure(self) -> None:
         """Measure the model under the settings, unless that has been done or is being done."""
-        model, config = self._subject()
-        if config is None or not model or self.button.disabled:
+        choice, config = self._subject()
+        if config is None or not choice.model or self.button.disabled:
             return
         self.button.disabled = True
         free = config.replace(target_model_size_mb=None) if config.target_model_size_mb is not None else config
-        key = (model, _key(config))
+        key = (choice, _key(config))
         self.words.value = "<span role='status'>Measuring a sample of every layer...</span>"
 
         def tell(_: str, fraction: float) -> None:
@@ -89,7 +90,8 @@ class ForecastPanel:
 
         def work(_: threading.Event) -> tuple[SizeBudget, Forecast]:
             quantizer = ArrowQuantV2(free)
-            return quantizer.budget(model, progress_callback=tell), quantizer.forecast(model)
+            model, parts = choice.model, choice.parts
+            return quantizer.budget(model, progress_callback=tell, **parts), quantizer.forecast(model, **parts)
 
         def done(outcome: Outcome[tuple[SizeBudget, Forecast]]) -> None:
             self.button.disabled = False
@@ -106,12 +108,12 @@ class ForecastPanel:
 
     def follow(self, limit: float | None) -> None:
         """Follow the limit that the settings hold, and drop a forecast that was made for others."""
-        model, config = self._subject()
+        choice, config = self._subject()
         before, self._limit = self._limit, limit
         self.lift.layout.display = "none" if limit is None else ""
         if config is None:
             return
-        if self._measured is not None and self._measured != (model, _key(config)):
+        if self._measured is not None and self._measured != (choice, _key(config)):
             self._measured, self._budget = None, None
             self.slider.disabled, self.hint.value = True, _HINT
             self.words.value = "<span class='aq-quiet'>The forecast was of another model or other settings.</span>"

@@ -1,32 +1,56 @@
 """Which model: a bundled sample or a path, what was recognised and by what; errors stand under the path."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ipywidgets as widgets
 
 from arrowquant_nb import samples
 from arrowquant_nb.results import Plan
+from arrowquant_nb.runs.locating import SAMPLE_PREFIX
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.ui.plan_view import detection_words
 from arrowquant_nb.ui.run_words import megabytes
 
 __all__ = ["ModelPicker", "near_path"]
 
 
+_HINTS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "component": ("the denoiser", "Part of a pipeline, such as transformer or text_encoder", "180px"),
+    "variant": ("plain files", "Variant of the weight files, such as fp16", "150px"),
+    "calibration": (
+        "found by itself",
+        (
+            'A calibration file, or "none" to go without. Left empty: a file beside the model; else a bundled sample '
+            "runs along its own trajectories, and other models go without"
+        ),
+        "330px",
+    ),
+}
+"""What is chosen beside a model: the words for leaving it open, what it is, and the width of its box."""
+
+
 class ModelPicker:
-    """Widgets to choose a model; `on_open(model)` is called with what was chosen.
+    """Widgets to choose a model and what is read with it; `on_open(choice)` is called with what was chosen.
 
     Parameters
     ----------
     modality : the form's own control, shown here too.
+
+    Attributes
+    ----------
+    sample, path, open : the model.
+    parts : boxes for component, variant and calibration, by these names; the first two make sense for a path only.
+    words : what was recognised, or what is wrong.
     """
 
-    def __init__(self, on_open: Callable[[str], None], modality: widgets.Widget | None) -> None:
+    def __init__(self, on_open: Callable[[ModelChoice], None], modality: widgets.Widget | None) -> None:
         self._on_open = on_open
         self._quiet = False
+        self._shown = ""
         options = [("choose a sample", ""), *((_sample_label(name), name) for name in samples.names())]
         self.sample = widgets.Dropdown(options=options, layout={"width": "270px"})
         self.path = widgets.Text(
@@ -44,15 +68,33 @@ class ModelPicker:
             parts += [widgets.HTML("<label>Modality</label>"), modality]
         row = widgets.HBox(parts)
         row.add_class("aq-row")
-        self.widget = widgets.VBox([widgets.HTML("<h3>1 Model</h3>"), row, self.words])
+        self.parts = {name: self._part(name) for name in _HINTS}
+        beside = widgets.HBox(list(self.parts.values()))
+        beside.add_class("aq-row")
+        self.widget = widgets.VBox([widgets.HTML("<h3>1 Model</h3>"), row, beside, self.words])
         self.widget.add_class("aq-section")
 
-    def show(self, model: str) -> None:
+    def _part(self, name: str) -> widgets.Text:
+        empty, tooltip, width = _HINTS[name]
+        box = widgets.Text(
+            placeholder=empty, description=name.capitalize(), tooltip=tooltip, continuous_update=False,
+            layout={"width": width},
+        )  # fmt: skip
+        box.style.description_width = "80px" if name != "variant" else "50px"
+        box.observe(lambda _: self._typed_part(), names="value")
+        return box
+
+    def show(self, choice: ModelChoice) -> None:
         """Show what was chosen from code."""
         self._quiet = True
-        sample = model.removeprefix("sample:") in samples.names()
-        self.sample.value = model.removeprefix("sample:") if sample else ""
-        self.path.value = "" if sample else model
+        model = str(choice.model)
+        sample = model.removeprefix(SAMPLE_PREFIX) in samples.names()
+        self.sample.value = model.removeprefix(SAMPLE_PREFIX) if sample else ""
+        self.path.value = self._shown = "" if sample else model
+        given = {"component": choice.component, "variant": choice.variant, "calibration": choice.parts["calibration"]}
+        for name, value in given.items():
+            self.parts[name].value = value or ""
+            self.parts[name].layout.display = "none" if sample and name != "calibration" and not value else ""
         self._quiet = False
 
     def opening(self) -> None:
@@ -71,14 +113,22 @@ class ModelPicker:
 
     def _sampled(self, change: Any) -> None:
         if change["new"] and not self._quiet:
-            self.path.value = ""
-            self._on_open(change["new"])
+            self._on_open(ModelChoice(change["new"]))
 
     def _typed(self) -> None:
+        """Open what is typed; what was chosen beside another model goes with that."""
         typed = self.path.value.strip()
         if typed:
-            self.show(typed)
-            self._on_open(typed)
+            self._on_open(self._chosen(typed) if typed == self._shown else ModelChoice(typed))
+
+    def _typed_part(self) -> None:
+        model = self.path.value.strip() or self.sample.value
+        if model and not self._quiet:
+            self._on_open(self._chosen(model))
+
+    def _chosen(self, model: str) -> ModelChoice:
+        given = {name: box.value.strip() or None for name, box in self.parts.items()}
+        return ModelChoice(model, given["component"], given["variant"], calibration=given["calibration"])
 
 
 def near_path(model: str) -> str:

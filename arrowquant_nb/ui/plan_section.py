@@ -16,6 +16,7 @@ from arrowquant_nb.ui.run_words import megabytes
 if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.results import Plan
+    from arrowquant_nb.runs.model_choice import ModelChoice
 
 __all__ = ["PlanSection", "width_sizes"]
 
@@ -58,12 +59,13 @@ class PlanSection:
             self.widget.value = plan_html(self.plan, self._change, "", theme)
 
 
-def width_sizes(model: str, config: DiffusionQuantConfig) -> dict[int, str]:
+def width_sizes(choice: ModelChoice, config: DiffusionQuantConfig) -> dict[int, str]:
     """Return the predicted size at each bit width, in words; a width that is refused has none."""
     sizes = {}
     for bits in (2, 4, 8):
         try:
-            sizes[bits] = megabytes(ArrowQuantV2(config.replace(bit_width=bits)).plan(model).size_mb * 1e6)
+            plan = ArrowQuantV2(config.replace(bit_width=bits)).plan(choice.model, **choice.parts)
+            sizes[bits] = megabytes(plan.size_mb * 1e6)
         except ArrowQuantError:
             continue
     return sizes

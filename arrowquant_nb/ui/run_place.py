@@ -11,14 +11,15 @@ import ipywidgets as widgets
 from arrowquant_nb.ui.live_figure import load_plotly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from arrowquant_nb.runs.model_choice import ModelChoice
     from arrowquant_nb.ui.run_replay import RunReplay
     from arrowquant_nb.ui.run_view import RunView
     from arrowquant_nb.ui.worker import Worker
 
-__all__ = ["RunPlace", "load_ahead"]
+__all__ = ["RunPlace", "load_ahead", "taken_up"]
 
 _AHEAD: Final = "arrowquant_nb.ui.run_view"
 
@@ -130,6 +131,30 @@ class RunPlace:
             self.replay.close()
             self.replay = None
             self.widget.children = ()
+
+
+def taken_up(choice: ModelChoice | None, unrecorded: Sequence[str]) -> str:
+    """Say what of an earlier run has come into the form, and what its record does not say.
+
+    Parameters
+    ----------
+    choice : what it was told to open; None where its record names no model that can be opened.
+    unrecorded : names of what the record does not say.
+
+    Examples
+    --------
+    >>> from arrowquant_nb.runs.model_choice import ModelChoice
+    >>> taken_up(ModelChoice("/models/flux", "vae"), ())
+    'The earlier run is shown below. In the form: its settings, its model, component vae.'
+    """
+    parts = [] if choice is None else [f"{name} {value}" for name, value in choice.parts.items() if value]
+    words = ["its settings", *(["its model"] if choice is not None else []), *parts]
+    sentence = f"The earlier run is shown below. In the form: {', '.join(words)}."
+    if not unrecorded:
+        return sentence
+    *most, last = unrecorded
+    lacking = f"{', '.join(most)} and {last}" if most else last
+    return f"{sentence} Its record does not say its {lacking}: choose what it was given, where it was given any."
 
 
 def load_ahead(_: object) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from arrowquant_nb import samples
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import MetadataError
 from arrowquant_nb.runs.layer_viewer import LayerViewer
 from arrowquant_nb.runs.locating import SAMPLE_PREFIX
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.storage.json_file import read_json_object
 from arrowquant_nb.storage.output import RUN_NAME
 from arrowquant_nb.ui.dashboard import Dashboard
@@ -26,7 +27,7 @@ __all__ = ["RunReplay"]
 
 # After so long without news the log's run may have ended without a word: whether it holds its folder is looked at.
 SILENCE_S: Final = 2.0
-_PARTS: Final = ("component", "variant", "calibration")
+_GIVEN: Final = ("model", "component", "variant", "calibration")
 
 
 class RunReplay:
@@ -67,10 +68,19 @@ class RunReplay:
         return DiffusionQuantConfig.from_dict(dict(self.state.config))
 
     @property
-    def model(self) -> str:
-        """What the run was told to open, "" where it took more than a model, such as a component or a calibration."""
+    def choice(self) -> ModelChoice | None:
+        """What the run was told to open, as far as its record says; None where it does not say which model."""
         given = self._given()
-        return "" if any(given.get(name) for name in _PARTS) else given.get("model") or self.state.model
+        model = given.get("model")
+        if not model:
+            return None
+        return ModelChoice(model, given.get("component"), given.get("variant"), calibration=given.get("calibration"))
+
+    @property
+    def unrecorded(self) -> tuple[str, ...]:
+        """What the record does not say: names out of model, component, variant and calibration."""
+        given = self._given()
+        return tuple(name for name in _GIVEN if name not in given)
 
     def drain(self) -> bool:
         """Read what is new and paint it; True while the run may go on. The notebook's loop calls it by itself."""
@@ -102,20 +112,20 @@ class RunReplay:
         return more or (self.state.status == RUNNING and not self.stopped)
 
     def _open_viewer(self) -> LayerViewer:
-        given = self._given()
-        parts = {name: value for name in _PARTS if (value := given.get(name))}
-        return LayerViewer(given.get("model") or self.state.model, self.folder, self.config, **parts)
+        choice = self.choice or ModelChoice(self.state.model)
+        return LayerViewer(choice.model, self.folder, self.config, **choice.parts)
 
     def _given(self) -> Mapping[str, str | None]:
-        return self.state.given or self._recorded()
+        found = self.state.given or self._recorded()
+        return {name: value for name, value in found.items() if value is None or isinstance(value, str)}
 
-    def _recorded(self) -> Mapping[str, str | None]:
+    def _recorded(self) -> Mapping[str, Any]:
         """Return what run.json says was read: logs of older versions do not say it, and only a finished run has one."""
         path = self.folder / RUN_NAME
         if not path.is_file():
             return {"model": f"{SAMPLE_PREFIX}{self.state.model}"} if self.state.model in samples.names() else {}
-        record = read_json_object(path, max_nbytes=64 << 20)
-        calibration = record.get("calibration")
-        given = {"calibration": calibration.get("given")} if isinstance(calibration, dict) else {}
-        given |= {name: record.get(name) for name in ("model", "component", "variant")}
-        return {name: value for name, value in given.items() if isinstance(value, str)}
+        record = dict(read_json_object(path, max_nbytes=64 << 20))
+        calibration = record.pop("calibration", None)
+        if isinstance(calibration, dict) and "given" in calibration:
+            record["calibration"] = calibration["given"]
+        return {name: record[name] for name in _GIVEN if name in record}

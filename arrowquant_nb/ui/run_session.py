@@ -16,6 +16,7 @@ from arrowquant_nb.errors import ArrowQuantError
 from arrowquant_nb.events import LayerFinished, LayersOrdered
 from arrowquant_nb.runs.control import RunCancelledError
 from arrowquant_nb.runs.layer_viewer import LayerViewer
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.ui.layer_order import KEEP, LayerOrder, applied
 from arrowquant_nb.ui.run_state import FAILED, RunState
 
@@ -64,7 +65,7 @@ class RunSession:
         self._stop: threading.Event | None = None
         self._hidden: RunState | None = None
         self._newer: queue.SimpleQueue[DiffusionQuantConfig] = queue.SimpleQueue()
-        self.model = ""
+        self.choice = ModelChoice("")
         self.output = Path()
         self.config: DiffusionQuantConfig | None = None
         self.state = RunState()
@@ -83,9 +84,14 @@ class RunSession:
         """Whether a run goes on."""
         return self._stop is not None
 
-    def start(self, model: str, output: Path, config: DiffusionQuantConfig) -> None:
+    @property
+    def model(self) -> str:
+        """The model of the latest run, as it was chosen."""
+        return str(self.choice.model)
+
+    def start(self, choice: ModelChoice, output: Path, config: DiffusionQuantConfig) -> None:
         """Begin a run, or go on with the one in the folder."""
-        self.model, self.output, self.config = model, output, config
+        self.choice, self.output, self.config = choice, output, config
         self.state, self._hidden, self.overriding = RunState(), None, ()
         self.waiting = {}
         self._run()
@@ -106,7 +112,7 @@ class RunSession:
             return ""
         wanted = applied(self.config, [*self.waiting.values(), order])
         try:
-            ArrowQuantV2(wanted).plan(self.model)
+            ArrowQuantV2(wanted).plan(self.choice.model, **self.choice.parts)
         except ArrowQuantError as error:
             return f"{error} Nothing was changed."
         if not self.running:
@@ -132,7 +138,7 @@ class RunSession:
         """Open the run's files for looking at its layers."""
         if self.config is None:
             raise AssertionError(self.output)
-        return LayerViewer(self.model, self.output, self.config)
+        return LayerViewer(self.choice.model, self.output, self.config, **self.choice.parts)
 
     def _why_at_end(self, order: LayerOrder) -> str:
         """Say why an order waits for the end of the run; "" where it need not."""
@@ -153,7 +159,7 @@ class RunSession:
         self._run()
 
     def _run(self) -> None:
-        config, model, output = self.config, self.model, self.output
+        config, choice, output = self.config, self.choice, self.output
         self.cancelling, self.error, self.traceback = False, "", ""
         self.redoing, self._newer = set(), queue.SimpleQueue()
         newer = self._newer
@@ -169,7 +175,9 @@ class RunSession:
 
         def work(stop: threading.Event) -> QuantizationResult:
             orchestrator = DiffusionOrchestrator(config)
-            return orchestrator.quantize_model(model, output, on_event=tell, stop=stop, newer_settings=newest)
+            return orchestrator.quantize_model(
+                choice.model, output, on_event=tell, stop=stop, newer_settings=newest, **choice.parts
+            )
 
         self._stop = self._worker.start("run", work, self._ended)
 

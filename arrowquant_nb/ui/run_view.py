@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from arrowquant_nb.config import DiffusionQuantConfig
+    from arrowquant_nb.runs.model_choice import ModelChoice
     from arrowquant_nb.ui.worker import Worker
 
 __all__ = ["RunView"]
@@ -73,12 +74,12 @@ class RunView:
         self.widget.add_class("aq-section")
         self._buttons()
 
-    def start(self, model: str, output: Path, config: DiffusionQuantConfig) -> None:
+    def start(self, choice: ModelChoice, output: Path, config: DiffusionQuantConfig) -> None:
         """Begin a run and show it."""
         self.dashboard.restart()
         self.compare.hide()
-        self.session.start(model, output, config)
-        self.title.value = f"<h3>{escape(model)} &rarr; {escape(output.name)}</h3>"
+        self.session.start(choice, output, config)
+        self.title.value = f"<h3>{escape(str(choice.model))} &rarr; {escape(output.name)}</h3>"
         self.error.value = ""
         self.change.note.value = ""
         self.dashboard.announce("Started. The plan is being made.")
@@ -161,12 +162,12 @@ class RunView:
 
     def _resume(self) -> None:
         if self.session.config is not None and not self.session.running:
-            self.start(self.session.model, self.session.output, self.session.config)
+            self.start(self.session.choice, self.session.output, self.session.config)
 
     def _keep(self) -> None:
         config = self.session.with_failed_kept()
         if config is not None:
-            self.start(self.session.model, self.session.output, config)
+            self.start(self.session.choice, self.session.output, config)
 
     def _report(self) -> None:
         result = self.session.result

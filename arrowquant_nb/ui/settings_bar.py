@@ -7,6 +7,7 @@ import ipywidgets as widgets
 
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import ArrowQuantError
+from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.ui.page_bridge import PageBridge
 from arrowquant_nb.ui.snippets import papermill_command, python_code
 from arrowquant_nb.ui.text_button import text_button
@@ -26,7 +27,7 @@ class SettingsBar:
 
     def __init__(
         self,
-        settings: Callable[[], tuple[str, str, DiffusionQuantConfig | None]],
+        settings: Callable[[], tuple[ModelChoice, str, DiffusionQuantConfig | None]],
         on_load: Callable[[DiffusionQuantConfig], None],
         bridge: PageBridge,
     ) -> None:
@@ -74,16 +75,16 @@ class SettingsBar:
         return True
 
     def _copy_python(self) -> None:
-        model, output, config = self._settings()
+        choice, output, config = self._settings()
         if config is None:
             self._say("A setting needs attention first.", alert=True)
             return
-        self._copy(python_code(model, output, config))
+        self._copy(python_code(choice, output, config))
 
     def _copy_command(self) -> None:
-        model, output, _ = self._settings()
+        choice, output, _ = self._settings()
         if self._write():
-            self._copy(papermill_command(model, output, self.file.value))
+            self._copy(papermill_command(choice, output, self.file.value))
 
     def _copy(self, text: str) -> None:
         self.code.value = text

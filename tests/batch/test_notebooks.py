@@ -33,7 +33,8 @@ def test_a_committed_notebook_is_a_clean_story(path):
             continue
         assert not cell.outputs
         assert cell.execution_count is None
-        assert len(cell.source.splitlines()) <= 12
+        parameters = "parameters" in cell.metadata.get("tags", ())  # one cell must list them all
+        assert len(cell.source.splitlines()) <= (16 if parameters else 12)
         tree = ast.parse(cell.source)
         assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda) for node in ast.walk(tree))
 

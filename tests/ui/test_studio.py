@@ -1,14 +1,20 @@
 """The app by its widgets' values, without a browser: form and plan, run, cancel, resume, error, one layer again."""
 
+import json
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import dit_tensors, tree, write_checkpoint
 from filelock import FileLock
 
 import arrowquant_nb as aq
+from arrowquant_nb.calibration.capture import FIT, HELD_OUT
+from arrowquant_nb.calibration.capture_file import write_calibration
+from arrowquant_nb.calibration.inputs import InputStatistics
+from arrowquant_nb.calibration.statistics import Calibration, CalibrationSettings
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.diffusion_orchestrator import DiffusionOrchestrator
 from arrowquant_nb.errors import QuantizationError
@@ -19,6 +25,7 @@ from arrowquant_nb.ui.compare_panel import runs_beside
 from arrowquant_nb.ui.layer_order import LayerOrder
 
 MSE = DiffusionQuantConfig(method="mse", bit_width=8, num_threads=1)
+SETTINGS = CalibrationSettings(n_samples=4, rows_per_step=8, held_out_rows_per_step=8)
 QUICK = DiffusionQuantConfig(calibration_samples=4, num_time_groups=5)
 
 
@@ -223,6 +230,97 @@ def test_a_run_that_was_cut_off_is_found_shown_and_gone_on_with(cut_off):
     assert all(app.run_view.session.state.layers[name].reused for name in kept)
     assert app.result is not None
     assert app.target.earlier.children == ()
+    app.close(30)
+
+
+@pytest.fixture
+def cut_off_part(tmp_path, monkeypatch):
+    """Such a folder, of one part of a pipeline, a variant of its files, and a calibration file; what it was given."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "pipeline"
+    write_checkpoint(root / "prior", dit_tensors(n_blocks=12), stem="diffusion_pytorch_model.fp16")
+    write_checkpoint(root / "transformer", dit_tensors(n_blocks=2))
+    index = {name: ["diffusers", "DiTTransformer2DModel"] for name in ("prior", "transformer")}
+    (root / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", **index}))
+    capture = InputStatistics(SETTINGS)
+    for which in (FIT, HELD_OUT):
+        for step, timestep in enumerate((900, 500, 100)):
+            capture.begin_call(which, step)
+            rows = np.random.default_rng([which, step]).standard_normal((16, 128)).astype(np.float32)
+            capture.observe("transformer_blocks.0.attn1.to_q.weight", timestep, rows, 1.0)
+    write_calibration(tmp_path / "inputs.parquet", Calibration(capture.finish(), "capture", SETTINGS, "0" * 32))
+    given = {"component": "prior", "variant": "fp16", "calibration": str(tmp_path / "inputs.parquet")}
+    stop = threading.Event()
+    with pytest.raises(QuantizationError, match="cancelled"):
+        DiffusionOrchestrator(MSE).quantize_model(
+            root, tmp_path / "part", on_event=_stop_at_first(stop), stop=stop, **given
+        )
+    return str(root), given
+
+
+def test_a_run_that_is_taken_up_brings_back_what_was_read_beside_its_model(cut_off_part):
+    model, given = cut_off_part
+    app = drained(Studio("digits-dit"))
+    app.take_up(Path("part"))
+    drained(app)
+    assert {name: box.value for name, box in app.picker.parts.items()} == given
+    assert app.picker.path.value == model
+    assert "component prior, variant fp16, calibration " in app.target.status.value
+    assert "does not say" not in app.target.status.value
+    assert len(app.plan.rows) == len(dit_tensors(n_blocks=12)), "the plan is of that part"
+    assert app.run.description == "Resume"
+    kept = [layer.name for layer in app.runs.replay.state.decided]
+    app.run.click()
+    drained(app)
+    assert app.run_view.session.error == ""
+    assert all(app.run_view.session.state.layers[name].reused for name in kept)
+    assert app.result.calibration["source"] == "calibration file inputs.parquet"
+    app.settings.python.click()
+    assert 'component="prior", variant="fp16", calibration="' in app.settings.code.value
+    app.settings.papermill.click()
+    assert "-p component prior -p variant fp16 -p calibration " in app.settings.code.value
+    app.close(30)
+
+
+def test_what_the_record_of_a_run_lacks_is_said(cut_off_part):
+    model, _ = cut_off_part
+    log = Path("part") / "events.jsonl"
+    first, *others = log.read_text().splitlines(keepends=True)
+    event = json.loads(first)
+    log.write_text(json.dumps(event | {"given": {"model": event["given"]["model"]}}) + "\n" + "".join(others))
+    app = drained(Studio("digits-dit"))
+    app.take_up(Path("part"))
+    assert "Its record does not say its component, variant and calibration" in app.target.status.value
+    assert [box.value for box in app.picker.parts.values()] == ["", "", ""]
+    log.write_text(json.dumps(event | {"given": {}}) + "\n" + "".join(others))
+    app.take_up(Path("part"))
+    drained(app)
+    assert "does not say its model, component, variant and calibration" in app.target.status.value
+    assert app.model == model, "the one that is open stays"
+    app.close(30)
+
+
+def test_what_is_read_beside_a_model_can_be_typed_and_goes_with_it(cut_off_part):
+    model, given = cut_off_part
+    app = drained(Studio(model))
+    n_denoiser = len(app.plan.rows)
+    for name, value in given.items():
+        app.picker.parts[name].value = value
+        drained(app)
+    assert app.choice.parts == given
+    assert len(app.plan.rows) > n_denoiser
+    app.picker.parts["component"].value = "nothing"
+    drained(app)
+    assert "nothing" in app.picker.words.value
+    assert app.run.disabled
+    app.picker.sample.value = "digits-dit"
+    drained(app)
+    assert app.choice.parts == dict.fromkeys(given)
+    shown = [name for name, box in app.picker.parts.items() if box.layout.display != "none"]
+    assert shown == ["calibration"], "a sample has no parts"
+    app.picker.parts["calibration"].value = "none"
+    drained(app)
+    assert "calibration is switched off" in app.plan.strategy.reason
     app.close(30)
 
 
