@@ -116,13 +116,7 @@ def quantize_pipeline(
     config = given_or_default(config)
     whole = is_pipeline(pipeline)
     model = component_of(pipeline, component) if whole else pipeline
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
-        raise ConfigurationError(f"{type(model).__name__} is no pipeline and no model of diffusers or transformers")
-    coded = next(iter(quantized_layers(model)), None)
-    if coded is not None:
-        raise ConfigurationError(
-            f"{type(model).__name__} is quantized already ({coded}): load the float model, or call its dequantize()"
-        )
+    _check_model(model)
     name = next(k for k, m in pipeline.components.items() if m is model) if whole else ""
     widest = max((layer.columns for same in torch_layers(model).values() for layer in same), default=0)
     drawn = None
@@ -152,6 +146,23 @@ def quantize_pipeline(
     with few_threads(widest):
         again = _drawn(pipeline, inputs, steps, options)
     return PipelineQuantization(result, name, _psnr_db(drawn, again), len(drawn))
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what cannot be quantized in place."""
+    kind = type(model).__name__
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
+        raise ConfigurationError(f"{kind} is no pipeline and no model of diffusers or transformers")
+    coded = next(iter(quantized_layers(model)), None)
+    if coded is not None:
+        raise ConfigurationError(
+            f"{kind} is quantized already ({coded}): load the float model, or call its dequantize()"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigurationError(
+            f"{kind} has weights on the meta device, without values: load them, or take the pipeline's "
+            "offloading back (remove_all_hooks()) and turn it on again when it is quantized"
+        )
 
 
 def _saved(model: Any, pipeline: Any, name: str, scratch: Path) -> Path:
