@@ -8,7 +8,7 @@ typedef struct {
     float x[BATCH * MAX_K_GROUP] __attribute__((aligned(64))); /* tiles of LANES groups, [element][lane] */
     float v[BATCH * MAX_K_GROUP] __attribute__((aligned(64))); /* importance; 0 for the padding of a short group */
     float s[BATCH], m[BATCH], sv[BATCH], follow[BATCH], spread[BATCH]; /* the fits: see k_choose */
-    float span[BATCH], largest[BATCH];                          /* largest: max abs of the group */
+    float span[BATCH], largest[BATCH]; /* span: of a group without one its value, not positive; largest: max abs of the group */
     float d[BATCH], dmin[BATCH], sc[BATCH], mn[BATCH];          /* value = d * sc, -dmin * mn */
     int64_t row[BATCH], block[BATCH];                           /* of each block */
     int groups[BATCH], exponent[BATCH];                         /* of each block: groups in use, power of two taken out */
@@ -105,7 +105,7 @@ INLINE void ISA(k_fit_with)(ISA(k_batch) *b, const float *v, int at, int size, i
     ISA(v_store)(b->sv + at, g.sv);
     ISA(v_store)(b->follow + at, follow);
     ISA(v_store)(b->spread + at, v_max(fit.sqq - fit.sq * follow, (vf){0}));
-    ISA(v_store)(b->span + at, span);
+    ISA(v_store)(b->span + at, ISA(v_select)(span > (vf){0}, span, lo));
 }
 
 static __attribute__((noinline)) void ISA(k_fit)(ISA(k_batch) *b, int at, int size, int n, int wide) {
@@ -243,12 +243,13 @@ static void ISA(k_store)(const ISA(k_batch) *b, int k, const quantize_job *job) 
     const int64_t at = job->n_blocks * (job->wide ? 4 : 2) + b->block[k] * per_block * bits / 8, row = b->row[k];
     const size_t nbytes = (size_t)(b->groups[k] * bits + 7) / 8;
     uint8_t *scales = job->scales + row * job->k_stride, *minima = job->zeros + row * job->k_stride;
-    float d = b->d[first], dmin = b->dmin[first], span = 0.0f;
+    float d = b->d[first], dmin = b->dmin[first], span = 0.0f, flat = 0.0f;
     uint64_t sc = 0, mn = 0; /* the integers of a block take at most eight bytes and begin on one */
     for (int j = 0; j < b->groups[k]; j++) {
         const uint64_t mask = (1u << bits) - 1; /* weights that are no numbers must not reach the neighbours' bits */
         const int g = first + j;
         span = b->span[g] > span ? b->span[g] : span;
+        flat = b->span[g] < flat ? b->span[g] : flat;
         sc |= ((float_bits(b->sc[g] + MAGIC) - (uint32_t)MAGIC_BITS) & mask) << (j * bits);
         mn |= ((float_bits(b->mn[g] + MAGIC) - (uint32_t)MAGIC_BITS) & mask) << (j * bits);
     }
@@ -260,8 +261,8 @@ static void ISA(k_store)(const ISA(k_batch) *b, int k, const quantize_job *job) 
         d = d > 0.0f && !(s >= FLOAT32_TINY) ? FLOAT32_TINY : s;
         dmin = (float)((double)dmin * back);
     } else {
-        const float finest = (span / (float)((1 << job->bits) - 1)) / (float)((1 << bits) - 1);
-        const int flushed = span > 0.0f && finest <= FLOAT16_FLUSH;
+        const float most = (float)((1 << bits) - 1), finest = (span / (float)((1 << job->bits) - 1)) / most;
+        const int flushed = span > 0.0f ? finest <= FLOAT16_FLUSH : flat < 0.0f && -flat / most <= FLOAT16_FLUSH;
         if (flushed || !(d <= 65504.0f) || !(dmin <= 65504.0f)) job->status[row] |= STATUS_NEEDS_FLOAT32;
     }
     put_k_float(scales, b->block[k], job->wide, d);

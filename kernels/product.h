@@ -37,27 +37,27 @@ typedef struct {
     void (*encode_inputs)(const input_codes *in, int64_t group, int8_t *scratch);
 } product_set;
 
-#define PRODUCT_SET(name, floats, codes) \
-    (product_set){                                                                                         \
-        #name, ordered_size_##floats, ordered_parts_##floats, order_inputs_##floats, float_scratch_##floats, \
-        float_panel_##floats, code_scratch_##codes, code_panel_##codes, encode_inputs_##codes}
+#define PRODUCT_SET(name) \
+    (product_set){                                                                                    \
+        #name, ordered_size_##name, ordered_parts_##name, order_inputs_##name, float_scratch_##name, \
+        float_panel_##name, code_scratch_##name, code_panel_##name, encode_inputs_##name}
 
 /* OUT instruction sets this machine runs, fastest last; returns how many. */
 static inline int product_sets(product_set out[5]) {
     int n = 0;
-    out[n++] = PRODUCT_SET(scalar, scalar, scalar);
+    out[n++] = PRODUCT_SET(scalar);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        out[n++] = PRODUCT_SET(avx2, avx2, avx2);
+        out[n++] = PRODUCT_SET(avx2);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl")) {
-            out[n++] = PRODUCT_SET(avx512, avx512, avx512);
-            if (__builtin_cpu_supports("avx512vnni")) out[n++] = PRODUCT_SET(avx512vnni, avx512, avx512vnni);
+            out[n++] = PRODUCT_SET(avx512);
+            if (__builtin_cpu_supports("avx512vnni")) out[n++] = PRODUCT_SET(avx512vnni);
         }
     }
 #elif defined(__aarch64__)
-    out[n++] = PRODUCT_SET(neon, neon, neon);
+    out[n++] = PRODUCT_SET(neon);
 #endif
     return n;
 }

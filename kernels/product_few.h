@@ -1,23 +1,38 @@
 /* Product of few float tokens: codes go from the packed bytes through registers straight into the sums, so that the weight
  * is read once and nothing is written. Eight lanes or more. Part of the template product_rows.h.
  *
- * A step takes STEP_BYTES of a row, word i in lane i. Codes stay where they are in their word: masked out, code j is the
- * integer c 2^(bits j), exact as a float, and the inputs are laid out to match and divided by 2^(bits j). Only the codes at
- * the top are shifted down, because a word's highest bit is its sign. Of grid levels, each of the two bits selects the
- * inputs that count. Sums of a step are multiplied with the scales of their groups, which a lane never crosses, and minima
- * with the sums of the inputs of each group. Inputs below 2^-98 lose bits. */
+ * A step takes STEP_BYTES of a row, word i in lane i. What is summed of it, and how inputs are laid out for that, is in
+ * product_few_floats.h, and for processors that multiply bytes in product_few_digits.h. Sums of a step are multiplied with
+ * the scales of their groups, which a lane never crosses, and minima with the sums of the inputs of each group. */
 
 #define FEW_ROWS 4 /* rows at a time; as many of them as the registers have room for share what is loaded of the inputs */
 #define STEP_BYTES (4 * LANES)
 
-/* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each step where
- * its scales are: the first group, and how many groups further each lane is. */
+/* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each group its unit
+ * (of digits), for each step where its scales are: the first group, and how many groups further each lane is. */
 typedef struct {
     int64_t n_steps, n_groups; /* groups: up to a multiple of STEP, and as many again that no step needs */
     int columns, tokens;       /* of a step; 1, 2 or 4, made up with zeros */
-    float *x, *sums;
+    float *x, *sums, *units;
     int32_t *lanes, *start;
 } ISA(few_layout);
+
+INLINE ISA(few_layout) ISA(few_inputs)(const float_product *job);
+
+INLINE void ISA(few_lanes)(const dequantize_job *w, const ISA(few_layout) *l) {
+    const int per_word = 32 / w->bits;
+    for (int64_t step = 0; step < l->n_steps; step++) {
+        l->start[step] = (int32_t)(step * l->columns / w->group_size);
+        for (int i = 0; i < LANES; i++)
+            l->lanes[step * LANES + i] = (int32_t)((step * l->columns + i * per_word) / w->group_size) - l->start[step];
+    }
+}
+
+#ifdef WITH_VNNI
+#include "product_few_digits.h"
+#else
+#include "product_few_floats.h"
+#endif
 
 INLINE ISA(few_layout) ISA(few_inputs)(const float_product *job) {
     const dequantize_job *w = &job->weight;
@@ -27,103 +42,24 @@ INLINE ISA(few_layout) ISA(few_inputs)(const float_product *job) {
     l.n_steps = (w->columns + l.columns - 1) / l.columns;
     l.n_groups = (w->n_groups + STEP - 1) / STEP * STEP + STEP;
     l.x = job->ordered;
-    l.sums = l.x + l.n_steps * l.columns * l.tokens;
-    l.lanes = (int32_t *)(l.sums + l.n_groups * l.tokens);
+    l.sums = l.x + ISA(few_x_size)(&l);
+    l.units = l.sums + l.n_groups * l.tokens;
+    l.lanes = (int32_t *)(l.units + l.n_groups);
     l.start = l.lanes + l.n_steps * LANES;
     return l;
 }
 
 static int64_t ISA(few_ordered)(const float_product *job) {
     const ISA(few_layout) l = ISA(few_inputs)(job);
-    return (l.n_steps * l.columns + l.n_groups) * l.tokens + l.n_steps * (LANES + 1);
-}
-
-static void ISA(few_order)(const float_product *job) {
-    const dequantize_job *w = &job->weight;
-    const ISA(few_layout) l = ISA(few_inputs)(job);
-    const int per_word = 32 / w->bits;
-    memset(l.x, 0, (size_t)((l.n_steps * l.columns + l.n_groups) * l.tokens) * 4);
-    for (int64_t t = 0; t < job->tokens; t++) {
-        const float *x = job->x + t * w->columns;
-        for (int64_t word = 0; word * per_word < w->columns; word++) {
-            const int64_t column = word * per_word;
-            const int n = w->columns - column < per_word ? (int)(w->columns - column) : per_word;
-            float *to = l.x + (word / LANES * l.tokens + t) * l.columns + word % LANES, sum = 0.0f;
-            for (int j = 0; j < n; j++) {
-                const int in_place = !w->levels && j < per_word - 1;
-                to[j * LANES] = x[column + j] * bits_float((uint32_t)(127 - in_place * j * w->bits) << 23);
-                sum += x[column + j];
-            }
-            l.sums[t * l.n_groups + column / w->group_size] += sum;
-        }
-    }
-    for (int64_t step = 0; step < l.n_steps; step++) {
-        l.start[step] = (int32_t)(step * l.columns / w->group_size);
-        for (int i = 0; i < LANES; i++)
-            l.lanes[step * LANES + i] = (int32_t)((step * l.columns + i * per_word) / w->group_size) - l.start[step];
-    }
+    return ISA(few_x_size)(&l) + l.n_groups * (l.tokens + 1) + l.n_steps * (LANES + 1);
 }
 
 static int64_t ISA(few_scratch)(const float_product *job) { return FEW_ROWS * 3 * ISA(few_inputs)(job).n_groups * 4 + 64; }
 
-/* Code j of every word as a float, times 2^(bits j) but for the last. */
-INLINE vf ISA(few_code)(vi word, int j, const int bits) {
-    const int last = j == 32 / bits - 1, ones = (1 << bits) - 1;
-    const vi code = last ? (word >> (j * bits)) & ones : word & (int32_t)((uint32_t)ones << (j * bits));
-    return __builtin_convertvector(code, vf);
-}
-
-/* Add sums of a step times their scales: those of lane i are at scale[lane[i]], of the next row `apart` further. */
-INLINE void ISA(few_add)(vf part[FEW_ROWS][4], const float *scale, int64_t apart, vi lane, const int m, const int n, vf y[FEW_ROWS][4]) {
-    for (int r = 0; r < m; r++) {
-        const vf s = ISA(v_look_up)(ISA(v_load)(scale + r * apart), lane);
-        for (int t = 0; t < n; t++) y[r][t] = ISA(v_fma)(part[r][t], s, y[r][t]);
-    }
-}
-
-/* Words of a step of m rows, `stride` bytes apart, and sums to begin with. */
-INLINE void ISA(few_words)(const uint8_t *from, int64_t stride, const int m, const int n, vi word[FEW_ROWS], vf part[FEW_ROWS][4]) {
-    for (int r = 0; r < m; r++) {
-        memcpy(word + r, from + r * stride, sizeof word[r]);
-        for (int t = 0; t < n; t++) part[r][t] = (vf){0};
-    }
-}
-
-/* One step of m rows with n tokens. */
-INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
-                          const int n, const int bits, vf y[FEW_ROWS][4]) {
-    vi word[FEW_ROWS];
-    vf part[FEW_ROWS][4];
-    ISA(few_words)(from, stride, m, n, word, part);
-#pragma GCC unroll 16
-    for (int j = 0; j < 32 / bits; j++) {
-        vf q[FEW_ROWS];
-        for (int r = 0; r < m; r++) q[r] = ISA(few_code)(word[r], j, bits);
-        for (int t = 0; t < n; t++) {
-            const vf a = ISA(v_load)(x + (t * (32 / bits) + j) * LANES);
-            for (int r = 0; r < m; r++) part[r][t] = ISA(v_fma)(q[r], a, part[r][t]);
-        }
-    }
-    ISA(few_add)(part, scale, apart, lane, m, n, y);
-}
-
-/* The same with the inputs whose code of grid levels has the bit `plane`. */
-INLINE void ISA(few_signs)(const uint8_t *from, int64_t stride, const float *x, const float *scale, int64_t apart, vi lane, const int m,
-                           const int n, const int plane, vf y[FEW_ROWS][4]) {
-    vi word[FEW_ROWS];
-    vf part[FEW_ROWS][4];
-    ISA(few_words)(from, stride, m, n, word, part);
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; j++)
-        for (int t = 0; t < n; t++) {
-            const vf a = ISA(v_load)(x + (t * 16 + j) * LANES);
-            for (int r = 0; r < m; r++) part[r][t] = ISA(v_add_where)(part[r][t], word[r], (int32_t)(1u << (2 * j + plane)), a);
-        }
-    ISA(few_add)(part, scale, apart, lane, m, n, y);
-}
-
-/* Scales and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of inputs is multiplied with. */
-INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
+/* Scales, times `units` unless that is NULL, and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of
+ * inputs is multiplied with. */
+INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const float *units, const int bits, const int grid,
+                          float *to) {
     ISA(grid_values) v;
     memset(&v, 0, sizeof v);
     for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups)
@@ -140,18 +76,19 @@ INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_grou
                     ISA(v_store)(place + 2 * n_groups, 2.0f * minor);
                 }
                 if (grid == ISA(ZERO_POINT)) m = -(m * s);
-                ISA(v_store)(place, s);
+                ISA(v_store)(place, units ? s * ISA(v_load)(units + group + p * LANES) : s);
                 ISA(v_store)(place + n_groups, m);
             }
             for (int i = n; i < STEP; i++) to[n_groups + group + i] = 0.0f;
         }
 }
 
-static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, int64_t n_groups, float *to) {
-#define BITS(n)                                                            \
-    if (w->minimum) ISA(few_grid)(w, first, n_groups, n, ISA(MINIMUM), to); \
-    else ISA(few_grid)(w, first, n_groups, n, ISA(ZERO_POINT), to);
-    if (w->levels) ISA(few_grid)(w, first, n_groups, 2, ISA(LEVELS), to);
+static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, const ISA(few_layout) *l, float *to) {
+    const float *units = ISA(HAS_UNITS) ? l->units : NULL;
+#define BITS(n)                                                                        \
+    if (w->minimum) ISA(few_grid)(w, first, l->n_groups, units, n, ISA(MINIMUM), to); \
+    else ISA(few_grid)(w, first, l->n_groups, units, n, ISA(ZERO_POINT), to);
+    if (w->levels) ISA(few_grid)(w, first, l->n_groups, units, 2, ISA(LEVELS), to);
     else if (w->bits == 2) BITS(2)
     else if (w->bits == 4) BITS(4)
     else BITS(8)
@@ -174,6 +111,18 @@ INLINE void ISA(few_ask)(const dequantize_job *w, int64_t first) {
     for (int64_t i = 0; i < FEW_ROWS * zeros; i += 64) __builtin_prefetch(w->zeros + first * zeros + i);
 }
 
+/* One step of FEW_ROWS rows, m at a time. */
+INLINE void ISA(few_steps)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *grids, const int m,
+                           const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+    const int64_t apart = 3 * l->n_groups;
+    const float *scale = grids + l->start[step];
+    vi lane;
+    memcpy(&lane, l->lanes + step * LANES, sizeof lane);
+#pragma GCC unroll 4
+    for (int r = 0; r < FEW_ROWS; r += m)
+        ISA(few_step)(from + r * stride, stride, ISA(few_at)(l, step, n), scale + r * apart, apart, lane, m, n, bits, levels, y + r);
+}
+
 /* FEW_ROWS rows from `first` on with n tokens: their sums, row after row. Asks for the codes of those from `next` on. */
 INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, int64_t next, const int n, const int bits,
                           const int levels, const float *grids, vf y[FEW_ROWS][4]) {
@@ -185,33 +134,18 @@ INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int
         for (int64_t group = 0; group < w->n_groups; group += LANES)
             for (int t = 0; t < n; t++)
                 y[r][t] = ISA(v_fma)(ISA(v_load)(grids + (3 * r + 1) * n_groups + group), ISA(v_load)(l->sums + t * n_groups + group), y[r][t]);
-    for (int64_t step = 0; step < l->n_steps; step++) {
-        uint8_t copy[FEW_ROWS * STEP_BYTES];
-        const uint8_t *from = w->packed + first * stride + STEP_BYTES * step;
-        int64_t between = stride;
-        if (step < whole)
-            for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + (next - first + r) * stride);
-        else {
-            memset(copy, 0, sizeof copy);
-            for (int r = 0; r < FEW_ROWS; r++) {
-                const int64_t row = first + r < w->rows ? first + r : w->rows - 1, left = stride - STEP_BYTES * step;
-                const int64_t n_bytes = left < STEP_BYTES ? left : STEP_BYTES;
-                memcpy(copy + STEP_BYTES * r, w->packed + row * stride + STEP_BYTES * step, (size_t)n_bytes);
-            }
-            from = copy;
-            between = STEP_BYTES;
-        }
-        vi lane;
-        memcpy(&lane, l->lanes + step * LANES, sizeof lane);
-        const float *x = l->x + step * n * l->columns, *scales = grids + l->start[step];
-        for (int r = 0; r < FEW_ROWS; r += m) {
-            const uint8_t *rows = from + r * between;
-            const float *scale = scales + 3 * r * n_groups;
-            if (levels) {
-                ISA(few_signs)(rows, between, x, scale, 3 * n_groups, lane, m, n, 1, y + r);
-                ISA(few_signs)(rows, between, x, scale + 2 * n_groups, 3 * n_groups, lane, m, n, 0, y + r);
-            } else ISA(few_step)(rows, between, x, scale, 3 * n_groups, lane, m, n, bits, y + r);
-        }
+    const uint8_t *from = w->packed + first * stride;
+    for (int64_t step = 0; step < whole; step++) {
+#pragma GCC unroll 4
+        for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + STEP_BYTES * step + (next - first + r) * stride);
+        ISA(few_steps)(l, step, from + STEP_BYTES * step, stride, grids, m, n, bits, levels, y);
+    }
+    for (int64_t step = whole; step < l->n_steps; step++) {
+        uint8_t copy[FEW_ROWS * STEP_BYTES] = {0};
+        const int64_t left = stride - STEP_BYTES * step, n_bytes = left < STEP_BYTES ? left : STEP_BYTES;
+        for (int r = 0; r < FEW_ROWS && first + r < w->rows; r++)
+            memcpy(copy + STEP_BYTES * r, from + STEP_BYTES * step + r * stride, (size_t)n_bytes);
+        ISA(few_steps)(l, step, copy, STEP_BYTES, grids, m, n, bits, levels, y);
     }
 }
 
@@ -221,10 +155,10 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
     for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += FEW_ROWS) {
         vf y[FEW_ROWS][4], all[4 * FEW_ROWS];
         float folded[4 * FEW_ROWS];
-        const int64_t next = ISA(few_next)(job, first);
+        const int64_t next = ISA(few_next)(job, ISA(few_next)(job, first)); /* memory takes longer than FEW_ROWS rows */
         for (int i = 0; i < 4 * FEW_ROWS; i++) y[i / 4][i % 4] = (vf){0};
         ISA(few_ask)(w, next);
-        ISA(few_grids)(w, first, l.n_groups, scratch);
+        ISA(few_grids)(w, first, &l, scratch);
         ISA(few_rows)(w, &l, first, next, n, bits, levels, scratch, y);
         for (int i = 0; i < 4 * FEW_ROWS; i++) all[i] = y[i / 4][i % 4];
         for (vf *four = all; four < all + 4 * FEW_ROWS; four += LANES) ISA(v_store)(folded + (four - all), FOLD_TREE(four, ADD));
@@ -237,6 +171,10 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
 /* One copy for each number of tokens and width. */
 static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t panel, float *scratch) {
     const dequantize_job *w = &job->weight;
+#ifdef WITH_VNNI
+    if (w->bits == 2) ISA(few_panel)(job, panel, 1, 2, 0, scratch);
+    else ISA(few_panel)(job, panel, 1, 4, 0, scratch);
+#else
 #define TOKENS(bits, levels)                                                                \
     if (job->tokens == 1) ISA(few_panel)(job, panel, 1, bits, levels, scratch);             \
     else if (job->tokens == 2) ISA(few_panel)(job, panel, 2, bits, levels, scratch);        \
@@ -246,6 +184,7 @@ static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t
     else if (w->bits == 4) { TOKENS(4, 0) }
     else { TOKENS(8, 0) }
 #undef TOKENS
+#endif
 }
 
 #undef FEW_ROWS

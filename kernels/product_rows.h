@@ -4,10 +4,12 @@
 #include "codes.h"
 #include "grid_values.h"
 #include "product_turn.h"
-#ifndef WITH_VNNI
 #if LANES >= 8
 #include "product_few.h"
 #endif
+#ifdef WITH_VNNI
+#include "product_floats_vnni.h"
+#else
 #include "product_floats.h"
 #endif
 #include "product_codes.h"

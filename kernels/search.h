@@ -34,10 +34,11 @@ INLINE vf ISA(scale_up)(vf lo, vf hi, int n, int wide) {
     return v_max(ISA(v_from_half)(half), ISA(v_splat)(FLOAT16_TINY));
 }
 
+/* Whether float16 cannot hold the scale of a range, or the one value of a group without a range. */
 INLINE vi ISA(misfit)(vf lo, vf hi, int n, int wide) {
     if (wide) return (vi){0};
-    vf exact = (hi - lo) / ISA(v_splat)((float)n);
-    vi flushed = (hi > lo) & (exact <= ISA(v_splat)(FLOAT16_FLUSH));
+    const vf exact = (hi - lo) / ISA(v_splat)((float)n), flush = ISA(v_splat)(FLOAT16_FLUSH), size = v_max(lo, -lo);
+    const vi flushed = ((hi > lo) & (exact <= flush)) | ((hi == lo) & (size > (vf){0}) & (size <= flush));
     return flushed | (ISA(v_round_half)(exact) > ISA(v_splat)(65504.0f));
 }
 

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+accelerate = pytest.importorskip("accelerate")
 
 import tiny_torch  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
@@ -420,6 +421,36 @@ def test_loading_does_not_quantize(folders):
     config = ArrowQuantConfig(FolderSettings({}))
     with pytest.raises(ConfigurationError, match="to quantize a float model, load it and call"):
         diffusers.DiTTransformer2DModel.from_pretrained(folders.of("DiT")[0], quantization_config=config)
+
+
+@pytest.mark.parametrize("name", ["DiT", "BERT"])
+def test_a_part_on_the_disk_is_refused_and_the_loaded_model_goes_there(name, folders, tmp_path):
+    exported = folders.of(name)[2]
+    kind = transformers.BertForMaskedLM if name == "BERT" else diffusers.DiTTransformer2DModel
+    call = {"input_ids": torch.arange(5, 25)[None]} if name == "BERT" else tiny_torch.seeded(name)[1](500)
+    with pytest.raises(ConfigurationError, match=r"'the model' on the disk.*disk_offload\(.*offload_buffers=True\)"):
+        kind.from_pretrained(exported, device_map={"": "disk"}, offload_folder=tmp_path)
+    model = kind.from_pretrained(exported, device_map={"": "cpu"})
+    expected = output_of(model, call)
+    accelerate.disk_offload(model, str(tmp_path), torch.device("cpu"), offload_buffers=True)
+    assert torch.equal(output_of(model, call), expected)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_pipeline_offloads_codes_as_it_does_weights(swapped, folders):
+    """Not to a real device: what its hooks will bring and take away is looked at."""
+    _, master, exported = folders.of("DiT")
+    model = diffusers.DiTTransformer2DModel.from_pretrained(exported)
+    if swapped:
+        model = aq.load_quantized(tiny_torch.seeded("DiT")[0], master)
+    names = set(model.state_dict())
+    pipeline = PixelDiTPipeline(model, diffusers.DDIMScheduler())
+    pipeline.enable_sequential_cpu_offload(device="meta")
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    assert all(layer.weight._hf_hook.offload_buffers for layer in layers)
+    assert all(layer.weight._hf_hook.weights_map["packed"].device.type == "cpu" for layer in layers)
+    assert set(model.state_dict()) == names
 
 
 def loading(folder, kind=None):

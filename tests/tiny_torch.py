@@ -18,7 +18,10 @@ from diffusers import (
     DiTTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HunyuanImageTransformer2DModel,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -134,6 +137,30 @@ def hunyuan_video(**options):
     }  # fmt: skip
 
 
+def hunyuan_video15():
+    model = HunyuanVideo15Transformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, num_layers=1, num_refiner_layers=1,
+        text_embed_dim=64, text_embed_2_dim=32, image_embed_dim=32, rope_axes_dim=(8, 12, 12),
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 4, 2, 4, 4), "timestep": torch.full((N,), float(t)),
+        "encoder_hidden_states": _randn(N, 5, 64), "encoder_attention_mask": torch.ones(N, 5, dtype=torch.bool),
+        "encoder_hidden_states_2": _randn(N, 3, 32), "encoder_attention_mask_2": torch.ones(N, 3, dtype=torch.bool),
+        "image_embeds": _randn(N, 2, 32),
+    }  # fmt: skip
+
+
+def hunyuan_image():
+    model = HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=64, rope_axes_dim=(16, 16),
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 4, 4, 4), "timestep": torch.full((N,), float(t)),
+        "encoder_hidden_states": _randn(N, 5, 64), "encoder_attention_mask": torch.ones(N, 5, dtype=torch.bool),
+    }  # fmt: skip
+
+
 def ltx():
     model = LTXVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, cross_attention_dim=128,
@@ -143,6 +170,21 @@ def ltx():
         "hidden_states": _randn(N, 16, 4), "encoder_hidden_states": _randn(N, 5, 64),
         "timestep": torch.full((N,), t), "encoder_attention_mask": torch.ones(N, 5, dtype=torch.bool),
         "num_frames": 1, "height": 4, "width": 4,
+    }  # fmt: skip
+
+
+def ltx2(**options):
+    """Two blocks: what the video says to the audio in the first is heard in the video of the second."""
+    model = LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=32, cross_attention_dim=128,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=4, audio_attention_head_dim=16,
+        audio_cross_attention_dim=64, num_layers=2, caption_channels=64, **options,
+    )  # fmt: skip
+    return model, lambda t: {
+        "hidden_states": _randn(N, 16, 4), "audio_hidden_states": _randn(N, 6, 4),
+        "encoder_hidden_states": _randn(N, 5, 64), "audio_encoder_hidden_states": _randn(N, 5, 64),
+        "timestep": torch.full((N, 16), float(t)), "audio_timestep": torch.full((N, 6), float(t)),
+        "sigma": torch.full((N,), float(t)), "num_frames": 1, "height": 4, "width": 4, "audio_num_frames": 6,
     }  # fmt: skip
 
 

@@ -65,6 +65,7 @@ class _Fits(NamedTuple):
     follow: Floats
     spread: Floats
     span: Floats
+    """Of the range; of a group without one its value, which is not positive."""
 
 
 def search(weight: Floats, importance: Floats | None, bit_width: int, group_size: int, wide: bool) -> Pairs:
@@ -82,8 +83,8 @@ def search(weight: Floats, importance: Floats | None, bit_width: int, group_size
         dmin = (dmin * back).astype(F32)
         misfit = np.zeros(len(d), np.bool_)
     else:
-        span = fits.span.max(axis=1)
-        flushed = (span > 0) & ((span / F32(n)) / most <= FLOAT16_FLUSH)
+        span, flat = fits.span.max(axis=1), fits.span.min(axis=1)
+        flushed = np.where(span > 0, (span / F32(n)) / most, np.where(flat < 0, -flat / most, np.inf)) <= FLOAT16_FLUSH
         misfit = flushed | ~(d <= 65504)[:, 0] | ~(dmin <= 65504)[:, 0]  # a NaN counts as one
     bad = np.asarray(misfit.reshape(rows, -1).any(axis=1))
     scales, minima = (np.nan_to_num(a).astype(np.uint8).reshape(rows, -1)[:, :n_groups] for a in (sc, mn))
@@ -159,7 +160,8 @@ def _fit(blocks: _Blocks, n: int, wide: bool) -> _Fits:
     spread = np.maximum(fit.sqq - fit.sq * follow, F32(0))
     m = np.minimum(fit.m + centre, F32(0))
     shape = blocks.used.shape
-    found = (np.where(blocks.used, a.reshape(shape), F32(0)) for a in (fit.s, m, sv, follow, spread, span))
+    extent = np.where(span > 0, span, lo)
+    found = (np.where(blocks.used, a.reshape(shape), F32(0)) for a in (fit.s, m, sv, follow, spread, extent))
     return _Fits(*found)
 
 

@@ -106,10 +106,12 @@ def _scale_up(lo: Floats, hi: Floats, grid: Grid) -> Floats:
 
 
 def _misfit(lo: Floats, hi: Floats, grid: Grid) -> NDArray[np.bool_]:
+    """Tell whether float16 cannot hold the scale of a range, or the one value of a group without a range."""
     if grid.wide:
         return np.zeros(lo.shape, np.bool_)
-    exact = (hi - lo) / F32(grid.n)
-    return np.isinf(exact.astype(np.float16)) | ((hi > lo) & (exact <= FLOAT16_FLUSH))
+    exact, size = (hi - lo) / F32(grid.n), np.abs(lo)
+    flushed = ((hi > lo) & (exact <= FLOAT16_FLUSH)) | ((hi == lo) & (size > 0) & (size <= FLOAT16_FLUSH))
+    return np.asarray(np.isinf(exact.astype(np.float16)) | flushed)
 
 
 def total(values: Floats) -> Floats:

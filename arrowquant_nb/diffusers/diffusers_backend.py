@@ -11,7 +11,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.folder_loader import FolderLoader
-from arrowquant_nb.diffusers.skeleton import finish, stored_weight_at
+from arrowquant_nb.diffusers.skeleton import finish, offload_codes, stored_weight_at
 from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.export.folder_settings import QUANT_METHOD
 from arrowquant_nb.runtime.float_layers import restore_floats
@@ -115,3 +115,4 @@ def attach(model: Any, folder: QuantizedModel) -> None:
     model.hf_quantizer = ArrowQuantizer(config, pre_quantized=True)
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
+    offload_codes(model)

@@ -25,9 +25,21 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.export.folder_settings import FolderSettings
 
-__all__ = ["check_model", "decode_rest", "finish", "headers", "make_room", "stored_weight_at", "tied_names"]
+__all__ = [
+    "SHOWN",
+    "check_model",
+    "decode_rest",
+    "finish",
+    "headers",
+    "make_room",
+    "offload_codes",
+    "stored_weight_at",
+    "tied_names",
+]
 
 SHOWN = 5
+NO_PARAMETER = "arrowquant_codes"
+"""Name of a parameter that is None, see `offload_codes`."""
 
 
 def headers(files: Iterable[str | Path], settings: FolderSettings) -> dict[str, TensorEntry]:
@@ -174,7 +186,18 @@ def finish(model: Any, settings: FolderSettings) -> list[str]:
             )
     if any(layer.inputs.table is not None for layer in layers.values()):
         follow_tables(model, settings.time_aware)
+    offload_codes(model)
     return decoded
+
+
+def offload_codes(model: Any) -> None:
+    """Have `enable_sequential_cpu_offload` of a pipeline take the codes off the device, which are buffers.
+
+    It leaves the buffers of a model there unless the model itself, and not only its layers, has parameters: even one
+    that is None.
+    """
+    if next(model.named_parameters(recurse=False), None) is None:
+        model.register_parameter(NO_PARAMETER, None)
 
 
 def _check_parts(name: str, weight: StoredWeight) -> None:

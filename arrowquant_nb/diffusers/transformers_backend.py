@@ -10,7 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.folder_loader import FolderLoader
-from arrowquant_nb.diffusers.skeleton import decode_rest, finish, tied_names
+from arrowquant_nb.diffusers.skeleton import decode_rest, finish, offload_codes, tied_names
 from arrowquant_nb.export.folder_settings import QUANT_METHOD
 from arrowquant_nb.runtime.float_layers import restore_floats
 from arrowquant_nb.runtime.loading import layer_over
@@ -100,3 +100,4 @@ def attach(model: Any, folder: QuantizedModel) -> None:
     model.is_quantized = True
     model.quantization_method = config.quant_method
     model.config.quantization_config = config
+    offload_codes(model)

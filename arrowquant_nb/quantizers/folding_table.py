@@ -49,7 +49,7 @@ _JOINT_OUT: Final = Place(_JOINT_VALUES, (("{}.attn.to_out.0",), (_ADDED_OUT,)))
 _SECOND: Final = "{}.attn2.to_q"
 # AdaLayerNormContinuous before the last layer: scale first.
 _LAST: Final = (r"", (_modulated("norm_out.linear", 1, 0, 2, "proj_out"),))
-# FLUX and HunyuanVideo.
+# FLUX and the Hunyuan models.
 _TWO_STREAM_BLOCKS: Final = (
     r"transformer_blocks\.\d+",
     (
@@ -63,7 +63,7 @@ _TWO_STREAM_BLOCKS: Final = (
 _SINGLE_BLOCKS: Final = (
     r"single_transformer_blocks\.\d+", (_modulated("{}.norm.linear", 0, 1, 3, *_JOINT, "{}.proj_mlp"),)
 )  # fmt: skip
-# HunyuanVideo's blocks over the text alone.
+# The Hunyuan models' blocks over the text alone.
 _REFINER_BLOCKS: Final = (
     r"context_embedder\.token_refiner\.refiner_blocks\.\d+",
     (
@@ -96,6 +96,12 @@ ARCHITECTURES: Final[dict[str, Blocks]] = {
     ),
     "PixArtTransformer2DModel": (_ATTENTIONS_OUT,),
     "LTXVideoTransformer3DModel": (_ATTENTIONS_OUT,),
+    "LTX2VideoTransformer3DModel": (
+        (  # video and audio look at themselves, at the text and at each other
+            r"transformer_blocks\.\d+\.(?:(?:audio_)?attn[12]|(?:audio_to_video|video_to_audio)_attn)",
+            (_after("{}.to_v", "{}.to_out.0"),),
+        ),
+    ),
     "SanaTransformer2DModel": (
         (
             r"transformer_blocks\.\d+",
@@ -135,6 +141,8 @@ ARCHITECTURES: Final[dict[str, Blocks]] = {
     ),
     "FluxTransformer2DModel": (_TWO_STREAM_BLOCKS, _SINGLE_BLOCKS, _LAST),
     "HunyuanVideoTransformer3DModel": (_TWO_STREAM_BLOCKS, _SINGLE_BLOCKS, _REFINER_BLOCKS, _LAST),
+    "HunyuanVideo15Transformer3DModel": (_TWO_STREAM_BLOCKS, _REFINER_BLOCKS, _LAST),
+    "HunyuanImageTransformer2DModel": (_TWO_STREAM_BLOCKS, _SINGLE_BLOCKS, _REFINER_BLOCKS, _LAST),
     "Flux2Transformer2DModel": (
         (
             r"transformer_blocks\.\d+",

@@ -72,11 +72,13 @@ def factors_of(residual: NDArray[np.float32], rank: int, weights: NDArray[np.flo
     rank : int
         At least 1, at most the smaller side.
     weights : float64 (columns,), positive, optional
-        d: the product is best for (residual - A B) diag(d).
+        d: the product is best for (residual - A B) diag(d). How large they are together changes nothing.
 
     """
-    d = np.ones(residual.shape[1]) if weights is None else weights
-    matrix = residual * d.astype(np.float32)
+    # Powers of two take the sizes out, so that float32 holds every square and A and B are of one size.
+    d = np.ones(residual.shape[1]) if weights is None else np.ldexp(weights, -_exponent(weights.mean()))
+    exponent = _exponent(np.abs(residual).max())
+    matrix = np.ldexp(residual, -exponent) * d.astype(np.float32)
     width = min(rank + EXTRA, *matrix.shape)
     basis = signs(0, matrix.shape[1] * width).reshape(matrix.shape[1], width).astype(np.float32)
     with single_threaded_blas():
@@ -85,11 +87,17 @@ def factors_of(residual: NDArray[np.float32], rank: int, weights: NDArray[np.flo
             basis = np.linalg.qr(matrix.T @ left)[0]
         left = np.linalg.qr(matrix @ basis)[0]
         u, s, vt = np.linalg.svd(left.T @ matrix, full_matrices=False)
-        a = (left @ u[:, :rank]).astype(np.float64) * np.sqrt(s[:rank])
-    b = np.sqrt(s[:rank])[:, None] * vt[:rank] / d
+        root = np.sqrt(np.ldexp(s[:rank].astype(np.float64), exponent))
+        a = (left @ u[:, :rank]) * root
+    b = root[:, None] * vt[:rank] / d
     with np.errstate(over="ignore"):  # reported by the return value
         halves = a.astype(np.float16), b.astype(np.float16)
     return halves if all(np.isfinite(half).all() for half in halves) else None
+
+
+def _exponent(size: np.floating[Any]) -> int:
+    """Return the power of two that a size is just below."""
+    return int(np.frexp(size)[1])
 
 
 def add_product(a: NDArray[np.float16], b: NDArray[np.float16], values: NDArray[Any], sign: float = 1.0) -> None:

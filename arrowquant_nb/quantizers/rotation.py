@@ -84,6 +84,8 @@ def rotated_hessian(hessian: NDArray[np.float64], seed: int) -> NDArray[np.float
     rotate(half, seed)
     whole = np.ascontiguousarray(half.T)
     rotate(whole, seed)
+    # Inputs that vanish in a rotated direction leave sums of differences there, which may end just below 0.
+    np.fill_diagonal(whole, np.maximum(whole.diagonal(), 0.0))
     return whole
 
 

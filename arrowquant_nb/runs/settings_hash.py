@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.core.task import LayerTask
 
 # Raised whenever the bytes that a setting produces change.
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 
 
 def settings_hash(task: LayerTask, facts: dict[str, Any], source_file: str, calibration: str) -> str:

@@ -12,7 +12,7 @@ from arrowquant_nb.core.batches import BATCH_WEIGHTS, TILE_WEIGHTS, batches
 from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
-from arrowquant_nb.layer_reports import LayerReport
+from arrowquant_nb.runs.kept_tensors import kept_report
 
 
 def task(index, rows, columns, bit_width=4, min_accuracy=0.5, **changes):
@@ -91,28 +91,7 @@ class Writer:
 
 
 def kept(task):
-    return LayerReport(
-        name=task.name,
-        shape=task.shape,
-        dtype=task.dtype,
-        action="kept",
-        role=task.role,
-        reason=task.reason,
-        rule=task.rule,
-        requested_bit_width=16,
-        bit_width=16,
-        method="",
-        grid="",
-        group_size=0,
-        n_weights=task.n_weights,
-        source_nbytes=task.source_nbytes,
-        nbytes=task.source_nbytes,
-        sqnr_db=float("inf"),
-        cosine=1.0,
-        mse=0.0,
-        gain=1.0,
-        w_absmax=1.0,
-    )
+    return kept_report(task, w_absmax=1.0)
 
 
 def gaussian(*shape, seed=0):

@@ -230,9 +230,21 @@ def test_rows_that_float16_cannot_hold_are_marked_on_every_path(method):
     w = rows_like_real_weights(2, 20, 200, "float32", False)
     w[3], w[7, 64:128], w[11] = -1e30, 1e6, w[11] * np.float32(1e-9)
     w[12] = 0.25 + (np.arange(200) == 5) * 1e7
+    w[13], w[15, 128:192], w[17] = 1e-27, -2e-8, -1e-9
     status = [quantize(w, 2, 64, method, True, None, False, isa, 1)[4] for isa in _kernels.available_isas()]
     assert all(s.tolist() == status[0].tolist() for s in status)
-    assert set(np.flatnonzero(status[0])) >= {3, 7, 11, 12}
+    assert set(np.flatnonzero(status[0])) >= {3, 7, 11, 12, 13, 15, 17}
+
+
+@needs_compiled
+@pytest.mark.parametrize("sizes", K_FORMATS)
+def test_rows_whose_float_pairs_float16_cannot_hold_are_marked_on_every_path(sizes):
+    w = rows_like_real_weights(2, 20, 600, "float32", False)
+    w[3], w[7, 256:512], w[11] = -1e30, -1e-8, 1e-9
+    w[13, 512:] = np.where(np.arange(88) < 40, -1e-10, 0)  # groups of one value, one of them of two
+    status = [quantize(w, *sizes, "uls", True, None, False, isa, 1, "k")[4] for isa in _kernels.available_isas()]
+    assert all(s.tolist() == status[0].tolist() for s in status)
+    assert set(np.flatnonzero(status[0])) >= {3, 7, 11, 13}
 
 
 @needs_compiled

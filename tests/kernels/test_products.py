@@ -66,6 +66,48 @@ def test_float_products_equal_the_dequantized_weight_in_float64(grid):
 
 
 @every_grid
+def test_inputs_lose_no_more_than_the_last_bits_of_the_largest_of_their_group(grid):
+    """Channels of a token differ by 2^40; a single one may be multiplied in integers with a unit per group."""
+    rows, columns, group = 37, 1100, grid[1]
+    form, weight = stored(rows, columns, grid)
+    x = np.ldexp(random(2, columns, seed=1), np.random.default_rng(2).integers(-20, 20, columns)).astype(np.float32)
+    x[:, 256:512] = 0
+    starts = range(0, columns, group)
+    largest = np.stack([np.abs(x[:, k : k + group]).max(1) for k in starts], 1).astype(np.float64)
+    sizes = np.stack([np.ptp(weight[:, k : k + group], axis=1) * group for k in starts], 1)
+    allowed = 2**-22 * (largest @ sizes.T) + 3e-6 * (np.abs(x).astype(np.float64) @ np.abs(weight.T))
+    for isa in _kernels.product_isas():
+        for tokens in (slice(0, 2), slice(0, 1), slice(1, 2)):
+            given = x[tokens]
+            error = np.abs(floats(given, form, None, isa) - given.astype(np.float64) @ weight.T)
+            assert (error <= allowed[tokens]).all(), isa
+
+
+@every_grid
+@pytest.mark.parametrize("power", [-60, 40])
+def test_inputs_times_a_power_of_two_give_outputs_times_it(grid, power):
+    form, _ = stored(40, 200, grid)
+    for tokens in (1, 3):
+        x = random(tokens, 200, seed=1)
+        for isa in _kernels.product_isas():
+            assert np.array_equal(
+                floats(np.ldexp(x, power), form, None, isa), np.ldexp(floats(x, form, None, isa), power)
+            )
+
+
+@every_grid
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_not_finite_shows_in_the_outputs_of_its_token_only(grid, bad):
+    form, _ = stored(40, 256, grid)
+    x = random(6, 256)
+    x[1, 77] = bad
+    for isa in _kernels.product_isas():
+        with np.errstate(invalid="ignore"):
+            assert np.isfinite(floats(x, form, None, isa)).all(1).tolist() == [True, False, True, True, True, True]
+            assert not np.isfinite(floats(x[1:2], form, None, isa)).any()
+
+
+@every_grid
 def test_products_of_codes_are_the_same_bytes_everywhere(grid):
     for rows, columns in SIZES:
         form, _ = stored(rows, columns, grid)

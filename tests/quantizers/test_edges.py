@@ -38,6 +38,18 @@ def test_groups_of_one_value(method, bits, value):
         assert tensor.statistics.cosine == 1.0
 
 
+@pytest.mark.parametrize(
+    ("method", "bits", "group_size", "scale_format"),
+    [*((m, b, 64, "float16") for m, b in METHODS_AND_BITS), ("uls", 4, 32, "k"), ("uls", 2, 16, "k")],
+)
+@pytest.mark.parametrize("value", [1e-8, -1e-8, 1e-27, -1e-27, -1e-38])
+def test_one_value_that_float16_would_flush_to_zero_is_kept(method, bits, group_size, scale_format, value):
+    w = np.full((2, 70), value, np.float32)
+    tensor = quantize_array(w, bits, group_size, method, scale_format=scale_format)
+    assert tensor.layout.scale_dtype(tensor.scales) == np.float32
+    assert np.abs(tensor.dequantize() - w).max() <= abs(w[0, 0]) * 2**-10
+
+
 @pytest.mark.parametrize(("method", "bits"), METHODS_AND_BITS)
 def test_one_element(method, bits):
     tensor = quantize_array(np.array([-2.5], np.float32), bits, 64, method)

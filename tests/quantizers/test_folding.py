@@ -216,6 +216,8 @@ JOINT = (
     "attn.to_add_out", "ff.net.0.proj", "ff_context.net.0.proj", "proj_out",
 )  # fmt: skip
 HUNYUAN = (*JOINT, "proj_mlp")
+LTX2 = tuple(f"{name}.to_out.0" for name in ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn",
+                                             "video_to_audio_attn"))  # fmt: skip
 UNET = (*SELF, "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in")
 CROSS = ("attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 # Builder of the model, its options, the layers that are folded by how their names end.
@@ -235,8 +237,12 @@ FOLDABLE = [
     ("flux", {}, (*JOINT, "proj_mlp")),
     ("hunyuan_video", {}, HUNYUAN),
     ("hunyuan_video", {"image_condition_type": "token_replace"}, HUNYUAN),
+    ("hunyuan_video15", {}, JOINT),
+    ("hunyuan_image", {}, HUNYUAN),
     ("flux2", {}, ("attn.to_out.0", "attn.to_add_out", "ff.linear_out", "ff_context.linear_out", "attn.to_out")),
     ("ltx", {}, ("attn1.to_out.0", "attn2.to_out.0")),
+    ("ltx2", {}, LTX2),
+    ("ltx2", dict.fromkeys(("gated_attn", "audio_gated_attn", "cross_attn_mod", "audio_cross_attn_mod"), True), LTX2),
     ("chroma", {}, ("attn.to_out.0", "attn.to_add_out")),
     ("qwen_image", {}, (*JOINT, "img_mlp.net.0.proj", "txt_mlp.net.0.proj")),
     ("sana", {}, ("attn1.to_out.0", "attn2.to_out.0", "ff.conv_point")),

@@ -64,6 +64,24 @@ def test_weights_of_columns_enter_the_factors():
     assert np.linalg.norm((a @ b - best) * d) < 3e-3 * np.linalg.norm(best * d)
 
 
+@pytest.mark.parametrize("exponent", [-300, -40, 40, 300])
+def test_the_size_of_all_weights_of_columns_together_changes_nothing(exponent):
+    w, d = with_strong_directions(60, 50), np.exp(np.random.default_rng(0).normal(0, 1, 50))
+    for found, expected in zip(factors_of(w, 3, np.ldexp(d, exponent)), factors_of(w, 3, d), strict=True):
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-20, 1e20, 1e36])
+def test_matrices_of_any_size_have_factors_or_none(size):
+    w = with_strong_directions(60, 50) * np.float32(size)
+    factors = factors_of(w, 3, None)
+    assert (factors is None) == (size > 1e10)  # float16 ends at 65504
+    h = correlated(50)
+    for job in (job_of(w, 3), job_of(w, 0)):
+        tensor, _ = quantize_compensated(job, h)
+        assert objective(tensor, w, h) <= objective(quantized(job_of(w, 0)), w, h)
+
+
 @given(st.integers(1, 80), st.integers(16, 120), st.sampled_from([2, 4, 8]), st.integers(1, 8), st.integers(0, 9))
 @few
 def test_a_branch_never_raises_the_error(rows, columns, bits, rank, seed):

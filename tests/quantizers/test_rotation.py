@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arrowquant_nb import _kernels, quantize_tensor
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
-from arrowquant_nb.quantizers import MatrixJob, quantize_matrices, quantize_transformed
+from arrowquant_nb.quantizers import MatrixJob, quantize_compensated, quantize_matrices, quantize_transformed
 from arrowquant_nb.quantizers.rotation import rotate, rotated_hessian, rotated_importance, signs, unrotate
 
 few = settings(max_examples=25)
@@ -132,6 +132,16 @@ def test_what_is_dequantized_is_the_grid_rotated_back(columns, bits, method, see
     assert tensor.statistics.sum_ee == pytest.approx(((q - x) ** 2).sum(), rel=1e-3)
     assert tensor.statistics.w_absmax == np.abs(w).max()
     assert tensor.nbytes == quantize_tensor(w, bits, 32, method).nbytes
+
+
+def test_inputs_that_are_all_the_same_have_a_hessian_in_the_rotated_basis():
+    """Most of its diagonal is 0 but for rounding, which fell below 0 and was refused as no sum of squares."""
+    hessian = np.full((384, 384), 0.37)
+    assert all(rotated_hessian(hessian, seed).diagonal().min() >= 0 for seed in range(20))
+    w = np.random.default_rng(0).standard_normal((8, 384)).astype(np.float32)
+    job = MatrixJob(w, "w", w.shape, 4, 32, "uls", rotation="hadamard", seed=4)
+    _, report = quantize_compensated(job, hessian)
+    assert report.objective_gptq <= report.objective_direct
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

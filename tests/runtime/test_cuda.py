@@ -20,6 +20,7 @@ from arrowquant_nb.runtime import (  # noqa: E402
     QuantizedLinear,
     time_context,
 )
+from arrowquant_nb.runtime.module_tree import quantized_layers  # noqa: E402
 from arrowquant_nb.torch_models import load_quantized  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
@@ -132,6 +133,27 @@ def test_a_pipeline_is_calibrated_quantized_saved_and_loaded_there(tmp_path, act
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "saved").to("cuda")
     np.testing.assert_allclose(draw(again), after, atol=1e-5)
     np.testing.assert_allclose(draw(again.to("cpu")), after, atol=1e-3 if activation_bit_width is None else 0.05)
+
+
+def test_a_pipeline_that_offloads_layer_by_layer_leaves_no_codes_there(folders):
+    pytest.importorskip("diffusers")
+    from arrowquant_nb.diffusers import PixelDiTPipeline
+
+    pipeline = PixelDiTPipeline.from_sample("digits-dit")
+    load_quantized(pipeline.transformer, folders("digits-dit", bit_width=4))
+    pipeline.set_progress_bar_config(disable=True)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+
+    def draw():
+        return pipeline([3, 5], num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images
+
+    here = draw()
+    pipeline.enable_sequential_cpu_offload()
+    assert torch.cuda.memory_allocated() - before <= 64 << 10  # tables of positions, which are not stored
+    np.testing.assert_allclose(draw(), here, atol=1e-3)
+    layers = quantized_layers(pipeline.transformer).values()
+    assert all(part.is_meta for layer in layers for part in layer.weight.arrays().values())
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch says of its own compiling

@@ -17,7 +17,18 @@ from arrowquant_nb.samples.dit import DiT
 from arrowquant_nb.samples.judge import Judge
 
 from .card import write_card
-from .dit import Pictures, Recipe, config, difference_from_diffusers, mean_loss, new_model, new_scheduler, save, train
+from .dit import (
+    CARD_TRAINING,
+    Pictures,
+    Recipe,
+    config,
+    difference_from_diffusers,
+    mean_loss,
+    new_model,
+    new_scheduler,
+    save,
+    train,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +40,8 @@ N_TRAIN = 1437
 N_CLASSES = 10
 IMAGE_SIZE, PATCH_SIZE = 8, 2
 
-CARD = """\
+CARD = (
+    """\
 ---
 license: mit
 library_name: diffusers
@@ -67,12 +79,10 @@ and 360 for testing, so both parts hold the same writers.
 
 ## Training
 
-`python -m arrowquant_nb.samples.train digits-dit` (extra `train`): {steps} steps of AdamW, batch {batch_size},
-peak rate 1e-3 with 100 steps of warm-up and half a cosine down to zero, no weight decay, gradient norm clipped at 1,
-betas 0.9 and 0.99; mean squared error of v at timesteps spread evenly over the schedule; labels dropped with
-probability 0.1; saved is the moving average of the weights (decay 0.995). Seed {seed}, torch threads: {threads}.
-Another machine or torch build gives other roundings, so other weights.
-
+`python -m arrowquant_nb.samples.train digits-dit` \
+"""
+    + CARD_TRAINING
+    + """\
 ## Measured
 
 | Figure | Value |
@@ -103,6 +113,7 @@ use for reading digits.
 
 The weights are under the MIT licence of arrowquant_nb.
 """
+)
 
 
 @dataclass(frozen=True)

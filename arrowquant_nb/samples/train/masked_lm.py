@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import math
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from arrowquant_nb.samples.vocabulary import MASK, SPECIAL, TOKENS
 
 from .card import tidy_config, write_card, write_json
 from .corpora import licence
+from .descent import descend
 from .masked_lm_figures import measure, written
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from .corpora import Corpus
-
-logger = logging.getLogger(__name__)
 
 LEAST_MASKED = 0.02
 """Least share of masked characters in training."""
@@ -128,12 +126,6 @@ def _look_aside(attention: Any, offsets: tuple[int, ...], frequencies: torch.Ten
         attention.query.weight[rows] += SHARPNESS * mixed @ turned @ turn[:head_width]
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Rate of optimizer step `step`, counted from 0."""
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * rise * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
-
-
 def masked_batch(ids: torch.Tensor, recipe: Recipe, highest: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw windows of `ids` (characters,); return them (n, window), what is masked (bool), and its shares (n, 1)."""
     import torch
@@ -154,25 +146,14 @@ def train(ids: torch.Tensor, recipe: Recipe) -> tuple[Any, float]:
     from torch.nn import functional
 
     model = new_model()
-    average = copy.deepcopy(model)
-    kept, trained = list(average.parameters()), list(model.parameters())
-    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
-    running = math.nan
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+
+    def loss_of(step: int) -> torch.Tensor:
         windows, masked, _ = masked_batch(ids, recipe, min(1.0, 0.2 + 0.8 * step / recipe.gentle_steps))
         hidden = model.bert(torch.where(masked, MASK, windows)).last_hidden_state
-        loss = functional.cross_entropy(model.cls(hidden[masked]), windows[masked])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(kept, trained, 1 - min(recipe.ema_decay, (step + 1) / (step + 10)))
-        running = loss.item() if math.isnan(running) else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 0 or step + 1 == recipe.steps:
-            logger.info("step %d of %d, loss %.4f", step + 1, recipe.steps, running)
-    return average.eval(), running
+        return functional.cross_entropy(model.cls(hidden[masked]), windows[masked])
+
+    average, loss = descend(model, recipe, loss_of, weight_decay=recipe.weight_decay, report_every=100)
+    return average.eval(), loss
 
 
 def save(model: Any, folder: Path, recipe: Recipe, corpus: Corpus, metadata: dict[str, Any]) -> None:

@@ -14,7 +14,18 @@ from arrowquant_nb.samples.spectrogram import DB_PER_UNIT, SAMPLE_RATE, SIZE, gr
 from arrowquant_nb.samples.tones import CLASSES, draw
 
 from .card import write_card
-from .dit import Pictures, Recipe, config, difference_from_diffusers, mean_loss, new_model, new_scheduler, save, train
+from .dit import (
+    CARD_TRAINING,
+    Pictures,
+    Recipe,
+    config,
+    difference_from_diffusers,
+    mean_loss,
+    new_model,
+    new_scheduler,
+    save,
+    train,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +43,8 @@ METADATA = {
     "data": "plucked strings and FM tones synthesized from a seed",
     "licence": "MIT",
 }
-CARD = """\
+CARD = (
+    """\
 ---
 license: mit
 library_name: diffusers
@@ -72,12 +84,10 @@ frequencies of 220 to 900 Hz in three bands. Nothing is recorded and nobody's.
 
 ## Training
 
-`python -m arrowquant_nb.samples.train plucks-dit` (extra `train`): {steps} steps of AdamW, batch {batch_size},
-peak rate 1e-3 with 100 steps of warm-up and half a cosine down to zero, no weight decay, gradient norm clipped at 1,
-betas 0.9 and 0.99; mean squared error of v at timesteps spread evenly over the schedule; labels dropped with
-probability 0.1; saved is the moving average of the weights (decay 0.995). Seed {seed}, torch threads: {threads}.
-Another machine or torch build gives other roundings, so other weights.
-
+`python -m arrowquant_nb.samples.train plucks-dit` \
+"""
+    + CARD_TRAINING
+    + """\
 ## Measured
 
 | Figure | Value |
@@ -106,6 +116,7 @@ Six kinds of synthetic sound, half a second long, up to 4 kHz. A demonstration a
 
 The weights are under the MIT licence of arrowquant_nb.
 """
+)
 
 
 @dataclass(frozen=True)
