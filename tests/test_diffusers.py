@@ -562,3 +562,8 @@ def test_refusals_of_the_pipeline_functions():
     pipeline = quiet(PixelDiTPipeline.from_sample("digits-dit"))
     with pytest.raises(ConfigurationError, match=r"classes in 0..9, got \[10\]"):
         pipeline([10])
+    pipeline.enable_sequential_cpu_offload(device="meta")
+    with pytest.raises(
+        ConfigurationError, match=r"DiTTransformer2DModel has weights on the meta device.*remove_all_hooks"
+    ):
+        quantize_pipeline(pipeline)

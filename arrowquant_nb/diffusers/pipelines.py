@@ -116,6 +116,11 @@ def quantize_pipeline(
     model = component_of(pipeline, component) if whole else pipeline
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "save_pretrained"):
         raise ConfigurationError(f"{type(model).__name__} is no pipeline and no model of diffusers or transformers")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigurationError(
+            f"{type(model).__name__} has weights on the meta device, without values: load them, or take the pipeline's "
+            "offloading back (remove_all_hooks()) and turn it on again when it is quantized"
+        )
     name = next(k for k, m in pipeline.components.items() if m is model) if whole else ""
     widest = max((layer.columns for same in torch_layers(model).values() for layer in same), default=0)
     drawn = None

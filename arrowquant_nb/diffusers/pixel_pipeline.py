@@ -101,7 +101,7 @@ class PixelDiTPipeline(DiffusionPipeline):
             A label that the model does not have.
 
         """
-        config, device = self.transformer.config, self.transformer.device
+        config, device = self.transformer.config, self._execution_device  # not where offloaded weights lie
         null = config.num_embeds_ada_norm
         labels = torch.as_tensor(class_labels, device=device)
         if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() >= null:

@@ -107,7 +107,8 @@ def blocks_of_values(values: Floats, kind: str, n_threads: int = 0) -> Bytes:
         return _rows(_q6_k(values.reshape(-1, 256)), len(values))
     import gguf  # noqa: PLC0415 - an optional extra
 
-    done: Bytes = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    with np.errstate(over="ignore"):  # as in `_half`
+        done: Bytes = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     return done
 
 

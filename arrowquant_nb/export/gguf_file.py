@@ -157,7 +157,7 @@ def _data(tensor: LazyTensor, plan: GgufTensor, gguf: Any) -> tuple[NDArray[Any]
         else:
             part = block.dequantize(plan.dtype)
         if not plan.exact:
-            decoded = part.astype(np.float32) if plan.source == "floats" else _decoded(part, plan.kind, gguf)
+            decoded = part.astype(np.float32) if plan.source == "floats" else _decoded(part, plan, gguf)
             error.add(block.dequantize(), decoded)
         parts.append(part)
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -169,11 +169,14 @@ def _raw(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _decoded(blocks: NDArray[np.uint8], kind: str, gguf: Any) -> NDArray[np.float32]:
+def _decoded(blocks: NDArray[np.uint8], plan: GgufTensor, gguf: Any) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):
-        values: NDArray[np.float32] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind])
+        values: NDArray[np.float32] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[plan.kind])
     if not np.isfinite(values).all():
-        raise QuantizationError(f"{kind} cannot hold values of this size: its float16 scale overflows")
+        raise QuantizationError(
+            f"{plan.name}: {plan.kind} cannot hold values of this size, its float16 scale overflows: keep this layer "
+            f"(layer_bit_widths {{{plan.name!r}: 16}}), or export to safetensors or diffusers"
+        )
     return values
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from arrowquant_nb.errors import OutputError
+from arrowquant_nb.errors import CheckpointError, OutputError
 from arrowquant_nb.runs.source_layout import write_source_layout
 from arrowquant_nb.storage.dtypes import numpy_dtype
 from arrowquant_nb.storage.durable import refuse_used
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from arrowquant_nb.storage.lazy_tensor import LazyTensor
 
+LARGEST_FLOAT16: Final = np.float16(65504)
 # A float8 source comes back as bfloat16: its values times their scale do not fit float8 again.
 _DTYPE_BACK = {"float8_e4m3fn": "bfloat16", "float8_e5m2": "bfloat16"}
 
@@ -38,12 +39,13 @@ def dequantize_model(
     Returns
     -------
     Path
-        The folder. A float8 source comes back as bfloat16.
+        The folder. A float8 source comes back as bfloat16; weights that round to more than the float16 of their source
+        can hold come back as the largest it has.
 
     Raises
     ------
-    ModelNotFoundError, ValidationError, OutputError
-        No such model, damaged, or an output that cannot be written.
+    ModelNotFoundError, ValidationError, OutputError, CheckpointError
+        No such model, damaged, an output that cannot be written, or a folded weight that float16 cannot hold.
     """
     folder = Path(output)
     if "\0" in f"{folder}{quantized}" or len(folder.name.encode()) > 255:
@@ -88,4 +90,12 @@ def bytes_back(model: QuantizedModel, name: str) -> memoryview:
         return tensor.bytes_view()
     dtype = float_dtype(tensor)
     array = np.empty(tensor.shape, numpy_dtype(dtype))
-    return tensor.dequantize(dtype, out=array).reshape(-1).view(np.uint8).data
+    tensor.dequantize(dtype, out=array)
+    if dtype == "float16" and np.isinf(array).any():
+        if tensor.folding:
+            raise CheckpointError(
+                f"{model.path}: {name!r}, folded, overflows the float16 of its source: quantize it again with "
+                "fold_equalization false, or load it in bfloat16 or float32 by load_quantized"
+            )
+        np.clip(array, -LARGEST_FLOAT16, LARGEST_FLOAT16, out=array)  # no weight was larger, only what it rounds to
+    return array.reshape(-1).view(np.uint8).data

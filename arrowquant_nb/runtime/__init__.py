@@ -4,9 +4,10 @@
         model = load_into(DiTTransformer2DModel.from_config(config), folder)
 
 `stored_weight` holds the codes, `input_format` says how inputs are rounded, `time` carries the timestep from a model's
-`forward` to its layers, `modules` and `embedding` are the layers, `product` multiplies, `loading` swaps, `float_layers`
-swaps back. torch is imported with the first name that needs it. Knows nothing of how codes were chosen, nor of
-diffusers' own loaders.
+`forward` to its layers; `modules` and `embedding` are the layers, over `quantized_layer`. `product` multiplies, by
+`kernel_calls` on the processor, else by `decoding` and `rounding` in operations of torch, whose compiler `tracing`
+tells of them. `loading` swaps, `float_layers` swaps back, `plain_weights` gives floats without a model. torch is
+imported with the first name that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
 """
 
 from importlib import import_module

@@ -162,6 +162,16 @@ def quantized(source, path, **given):
     return path
 
 
+def test_values_beyond_a_float16_scale_name_the_layer_and_the_fix(tmp_path):
+    tensors = dit_tensors(3, width=256, n_blocks=1)
+    name = next(n for n in tensors if n.endswith("attn1.to_q.weight"))
+    tensors[name] = tensors[name].astype(np.float32) * np.float32(1e9)
+    model = quantized(write_checkpoint(tmp_path / "large", tensors), tmp_path / "m", bit_width=8, method="rtn")
+    with pytest.raises(QuantizationError, match=rf"{name}: Q8_0 cannot hold.*'{name}': 16"):
+        export_model(model, "gguf", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
 @pytest.mark.parametrize(("bit_width", "group_size", "kind"), [(4, 32, "Q4_K"), (2, 16, "Q2_K")])
 def test_a_k_model_is_written_without_rounding(wide, tmp_path, bit_width, group_size, kind):
     model = quantized(wide, tmp_path / "m", bit_width=bit_width, group_size=group_size, scale_format="k", method="uls")
