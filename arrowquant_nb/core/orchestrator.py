@@ -7,8 +7,9 @@ tiles, so that a worker thread never starves the interpreter.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from arrowquant_nb.core.batches import batches, rows_at_once, tile_rows
 from arrowquant_nb.core.gates import OutputFigures, fallback_chain, judge
 from arrowquant_nb.core.pending import Pending
 from arrowquant_nb.core.recipes import recipes
@@ -30,38 +31,6 @@ if TYPE_CHECKING:
     from arrowquant_nb.events import Event
     from arrowquant_nb.layer_reports import AttemptReport, LayerReport
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
-
-# A tile is the unit of reading, quantizing and storing: 8 Mi weights are 32 MiB of float32 and at most 8 MiB of codes.
-TILE_WEIGHTS: Final = 1 << 23
-# Layers are gathered until they hold this many weights, so that one parallel region covers many small ones.
-BATCH_WEIGHTS: Final = 1 << 21
-
-
-def batches(tasks: list[LayerTask]) -> list[list[LayerTask]]:
-    """Group consecutive tensors: small layers together up to `BATCH_WEIGHTS`, a large layer alone.
-
-    Kept tensors take no part in the kernels and ride along with whatever batch they stand in.
-    """
-    groups: list[list[LayerTask]] = [[]]
-    open_weights = 0
-    for task in tasks:
-        weights = 0 if task.kept else task.n_weights
-        if open_weights and open_weights + weights > BATCH_WEIGHTS:
-            groups.append([])
-            open_weights = 0
-        groups[-1].append(task)
-        open_weights += weights
-    return groups
-
-
-def tile_rows(columns: int) -> int:
-    """Rows of one tile of a matrix with so many columns."""
-    return max(1, TILE_WEIGHTS // max(1, columns))
-
-
-def rows_at_once(task: LayerTask) -> int:
-    """Rows of a layer that are read and quantized together: one tile, or all of them for GPTQ or a low-rank branch."""
-    return task.rows if task.low_rank or task.compensated else tile_rows(task.columns)
 
 
 class Unstoppable:

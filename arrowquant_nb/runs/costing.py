@@ -17,7 +17,7 @@ from arrowquant_nb.quantizers.blas import single_threaded_blas
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.runs.cost_cache import FOLDER, content_key, read_costs, write_costs
 from arrowquant_nb.runs.measuring import SampledLayer, judged, kept_nbytes, measure_layers, pieces_of
-from arrowquant_nb.runs.sink import ALGORITHM_VERSION
+from arrowquant_nb.runs.settings_hash import ALGORITHM_VERSION
 from arrowquant_nb.samples.probe import Probe
 from arrowquant_nb.samples.runnable import CALIBRATION
 from arrowquant_nb.storage.policy_table import ROLES

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from arrowquant_nb.core.orchestrator import rows_at_once
+from arrowquant_nb.core.batches import rows_at_once
 from arrowquant_nb.quantizers.equalization import ALPHAS
 from arrowquant_nb.quantizers.layer_inputs import InputRounding, LayerInputs
 from arrowquant_nb.quantizers.spatial import SpatialQuantizer

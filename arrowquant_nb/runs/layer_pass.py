@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from arrowquant_nb.core.orchestrator import batches
+from arrowquant_nb.core.batches import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import xxhash
 
-from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, rows_at_once
+from arrowquant_nb.core.batches import BATCH_WEIGHTS, rows_at_once
 from arrowquant_nb.storage.dtypes import numpy_dtype
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ NO_RANGES: Final = (
     "put a calibration file beside it (aq.calibrate)."
 )
 NOT_LOOKED: Final = "Click a layer to see its inputs over time."
+NOT_AT_HAND: Final = "Not at hand: the model of this run cannot be opened."
 
 
 class CloseUp:

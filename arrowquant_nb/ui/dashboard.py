@@ -15,7 +15,7 @@ import ipywidgets as widgets
 
 from arrowquant_nb.tables import html_table
 from arrowquant_nb.ui.charts.block_map import BlockMap
-from arrowquant_nb.ui.close_up import NO_RANGES, NOT_LOOKED, CloseUp
+from arrowquant_nb.ui.close_up import NO_RANGES, NOT_AT_HAND, NOT_LOOKED, CloseUp
 from arrowquant_nb.ui.figure_box import FigureBox
 from arrowquant_nb.ui.layer_card import LayerCard
 from arrowquant_nb.ui.layer_list import ListView, list_page, ordered, page_rows, ranks
@@ -49,7 +49,7 @@ _LEGEND: Final = (
     "<span class='aq-quiet'>&#9660; INT2 &nbsp; &#9679; INT4 &nbsp; &#9632; INT8 &nbsp; &mdash; "
     "down to the worst time group &nbsp; | gate "
     "(short: of the worst group) &nbsp; &#9650; fell back &nbsp; &#9633; kept &nbsp; "
-    "&#10005; + &#9671; on Gaussian weights. Click a layer to see its weights and its error.</span>"
+    "on Gaussian weights: &#10005; NF4, + Q4_K, &#9671; bound. Click a layer for its weights and error.</span>"
 )
 
 
@@ -281,6 +281,8 @@ class Dashboard:
         shown = near.view if self._selected else None
         calibrated = any(layer.worst_db is not None for layer in self.state.decided)
         words = NOT_LOOKED if calibrated or not self.state.decided else NO_RANGES
+        if self._selected and self._trouble[0] == self._selected and self._trouble[1]:
+            words = NOT_AT_HAND
         if near.ranges_of in self.state.layers:
             name = list_name(self.state.layers[near.ranges_of], 28)
             words = f"inputs of {name}" if near.ranges is not None else NO_RANGES

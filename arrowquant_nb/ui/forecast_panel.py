@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ForecastPanel", "allocation_words", "forecast_words"]
 
-_HINT: Final = "<span class='aq-quiet'>slides after Forecast quality</span>"
+_HINT: Final = "<span class='aq-quiet'>forecast first</span>"
 
 
 class ForecastPanel:
@@ -63,7 +63,7 @@ class ForecastPanel:
         )  # fmt: skip
         self.button.on_click(lambda _: self.measure())
         self.slider = widgets.FloatSlider(
-            min=0.0, max=1.0, step=0.001, disabled=True, readout=False, layout={"width": "190px"}
+            min=0.0, max=1.0, step=0.001, disabled=True, readout=False, layout={"width": "140px"}
         )
         self.slider.tooltip = "Size limit in MB; bits and group size of each layer follow at once"
         self.hint = widgets.HTML(_HINT)

@@ -49,7 +49,10 @@ class LayerCard:
         self.attempts.add_class("aq-across")
         self.why = widgets.HTML()
         self.trouble = widgets.HTML()
-        head = widgets.HBox([self.title, self.worse, self.better, self.close])
+        self.title.layout.flex = "1 1 340px"
+        steps = widgets.HBox([self.worse, self.better, self.close])
+        steps.add_class("aq-together")  # they go to the next line as one
+        head = widgets.HBox([self.title, steps])
         head.add_class("aq-row")
         parts = [head, self.trouble, self.attempts, self.why]
         self.widget = widgets.VBox(parts if change is None else [*parts, change.widget])

@@ -69,7 +69,9 @@ class ListControls:
         """Say which rows are shown, and offer the pages there are."""
         self._page = min(self._page, max(0, (page.total - 1) // n_rows))
         first = self._page * n_rows
-        text = f"{first + 1}-{min(first + n_rows, page.total)} of {page.total}" if page.total else "no layer matches"
+        text = (
+            f"{first + 1:,}-{min(first + n_rows, page.total):,} of {page.total:,}" if page.total else "no layer matches"
+        )
         if self.place.value != text:
             self.place.value = text
         self.previous.disabled = self._page == 0

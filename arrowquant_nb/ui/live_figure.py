@@ -54,7 +54,10 @@ class Scene:
     def selected_gate(self) -> float | None:
         """What every timestep group of the selected layer must reach, in dB."""
         found = self.state.layers.get(self.layer.name) if self.layer is not None else None
-        return None if found is None else found.worst_gate_db
+        if self.layer is None or found is None or found.report is None:
+            return None
+        # A layer that was just done at another width is still shown as it was, which that gate is not for.
+        return found.worst_gate_db if found.report.bit_width == self.layer.bit_width else None
 
 
 def shape_of(scene: Scene, *, wide: bool = True, width: int | None = None) -> FigureShape:

@@ -80,7 +80,7 @@ class ModelPicker:
             placeholder=empty, description=name.capitalize(), tooltip=tooltip, continuous_update=False,
             layout={"width": width},
         )  # fmt: skip
-        box.style.description_width = "80px" if name != "variant" else "50px"
+        box.style.description_width = "initial"
         box.observe(lambda _: self._typed_part(), names="value")
         return box
 

@@ -6,6 +6,7 @@ Runs the work beside the kernel and keeps the state that its events make. Knows 
 from __future__ import annotations
 
 import queue
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from arrowquant_nb.ui.layer_order import KEEP, LayerOrder, applied
 from arrowquant_nb.ui.run_state import FAILED, RunState
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from arrowquant_nb.events import Event
@@ -42,6 +42,7 @@ class RunSession:
     worker : where the work is done.
     on_state : called with every newer state.
     on_end : called when a run ends, in whatever way.
+    on_begin : called when a run is about to begin, before its thread works.
     on_redone : called when a layer that was ordered otherwise in mid-run is done again.
 
     Attributes
@@ -59,9 +60,10 @@ class RunSession:
         on_state: Callable[[RunState], None],
         on_end: Callable[[], None],
         on_redone: Callable[[], None] = lambda: None,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker = worker
-        self._on_state, self._on_end, self._on_redone = on_state, on_end, on_redone
+        self._on_state, self._on_end, self._on_redone, self._on_begin = on_state, on_end, on_redone, on_begin
         self._stop: threading.Event | None = None
         self._hidden: RunState | None = None
         self._newer: queue.SimpleQueue[DiffusionQuantConfig] = queue.SimpleQueue()
@@ -179,7 +181,9 @@ class RunSession:
                 choice.model, output, on_event=tell, stop=stop, newer_settings=newest, **choice.parts
             )
 
-        self._stop = self._worker.start("run", work, self._ended)
+        self._stop = threading.Event()
+        self._on_begin()
+        self._worker.start("run", work, self._ended, self._stop)
 
     def _event(self, event: Event) -> None:
         if self._hidden is not None:

@@ -47,7 +47,7 @@ class RunView:
     def __init__(self, worker: Worker, on_change: Callable[[], None], on_settings: Callable[[], None]) -> None:
         self._worker = worker
         self._on_change = on_change
-        self.session = RunSession(worker, self._newer, self._ended, self._redone)
+        self.session = RunSession(worker, self._newer, self._ended, self._redone, self._begun)
         self.samples = SamplesFold(worker)
         self.compare = ComparePanel(worker)
         self.change = LayerChange(self._override, self._undo)
@@ -78,19 +78,22 @@ class RunView:
         """Begin a run and show it."""
         self.dashboard.restart()
         self.compare.hide()
-        self.session.start(choice, output, config)
         self.title.value = f"<h3>{escape(str(choice.model))} &rarr; {escape(output.name)}</h3>"
         self.error.value = ""
         self.change.note.value = ""
         self.dashboard.announce("Started. The plan is being made.")
-        self._buttons()
-        self._on_change()
+        self.session.start(choice, output, config)
 
     def tick(self) -> bool:
         """Paint what is due."""
         return self.dashboard.tick()
 
     # -- what the session says ---------------------------------------------------------------------------------------
+
+    def _begun(self) -> None:
+        """Say that a run is about to begin."""
+        self._buttons()
+        self._on_change()
 
     def _newer(self, state: RunState) -> None:
         if state.layers and not self.session.overriding:

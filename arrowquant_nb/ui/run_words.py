@@ -57,7 +57,7 @@ def progress(state: RunState) -> str:
     n, done = len(state.quantized), len(state.decided)
     if state.phase:
         return f"{100 * state.fraction:.0f} % of calibration: {state.phase}"
-    words = [f"{done} of {n} layers"]
+    words = [f"{done:,} of {n:,} layers"]
     if state.status == RUNNING:
         if state.mb_per_s is not None:
             words.append(f"{state.mb_per_s:.3g} MB/s")
@@ -81,19 +81,21 @@ def waiting(state: RunState, silent_s: float) -> str:
     return "" if state.decided else f"Started. The first layer is {_bare(current.name)} ({size})."
 
 
-def facts(state: RunState) -> str:
-    """Return quality, size and counts."""
+def facts(state: RunState) -> list[tuple[str, str]]:
+    """Return quality, size and counts, label and value."""
     worst = state.worst()
-    quality = "Quality: no layer yet"
+    label, quality = "Quality", "no layer yet"
     if worst is not None:
-        of = "of layer outputs" if worst.measured_output else "of weights"
-        quality = f"Quality {decibels(state.median_db())} median, {decibels(worst.sqnr_db)} worst ({of})"
-    done = state.written_nbytes
-    size = f"Size {done / 1e6:.2f} of {megabytes(state.planned_nbytes)} planned"
+        label = "SQNR of layer outputs" if worst.measured_output else "SQNR of weights"
+        quality = f"{decibels(state.median_db())} median, {decibels(worst.sqnr_db)} worst"
     n_kept = sum(not layer.quantized for layer in state.layers.values())
-    kept = f"Kept {n_kept} tensor{'' if n_kept == 1 else 's'}"
-    counts = f"Fell back {state.n_fell_back} | Below gate {state.n_below_gate} | {kept}"
-    return f"{quality} | {size} | {counts}"
+    return [
+        (label, quality),
+        ("Stored size", f"{state.written_nbytes / 1e6:.2f} of {megabytes(state.planned_nbytes)} planned"),
+        ("Fell back", f"{state.n_fell_back} of {len(state.quantized):,}"),
+        ("Below gate", f"{state.n_below_gate} of {len(state.quantized):,}"),
+        ("Kept in float", f"{n_kept:,} tensor{'' if n_kept == 1 else 's'}"),
+    ]
 
 
 def ending(state: RunState) -> str:
@@ -105,11 +107,11 @@ def ending(state: RunState) -> str:
         sentence = f"Finished: {megabytes(state.written_nbytes)} of tensors stored, {size:.2f} MB on disk with records"
         if worst is not None:
             sentence += f", median {decibels(state.median_db())}, worst {decibels(worst.sqnr_db)}"
-        return f"{sentence}, {state.n_fell_back} of {n} fell back."
+        return f"{sentence}, {state.n_fell_back} of {n:,} fell back."
     if state.status == CANCELLED:
         if not done:
             return f"Cancelled before the first layer was done. {going_on(state)} begins it again."
-        return f"Cancelled after {done} of {n} layers. They are kept: {going_on(state)} goes on from there."
+        return f"Cancelled after {done:,} of {n:,} layers. They are kept: {going_on(state)} goes on from there."
     if state.status == FAILED:
         first = state.message.partition("\n")[0].removeprefix("QuantizationError: ").rstrip(":. ")
         return f"Failed: {first}. {done - state.n_below_gate} of {n} layers are kept. {_advice(state)}"
@@ -126,7 +128,7 @@ def stopped(state: RunState) -> str:
     n, done = len(state.quantized), len(state.decided)
     if not done:
         return "The run stopped here before its first layer was done. Run it again: it begins anew."
-    return f"The run stopped here at {done} of {n} layers. Run it again to resume: what is done is kept."
+    return f"The run stopped here at {done:,} of {n:,} layers. Run it again to resume: what is done is kept."
 
 
 def _advice(state: RunState) -> str:
@@ -146,7 +148,7 @@ def layer_headline(layer: LayerState, rank: int, n: int) -> str:
     count = f"{weights / 1e6:.2f} M" if weights >= 100_000 else f"{weights:,}"
     worst = " (worst)" if rank == 0 else ""
     bits = "" if layer.report is None else f", {WIDTH_NAMES[layer.report.bit_width]} {layer.report.method}".rstrip()
-    return f"{_bare(layer.name)}: {shape}, {count} weights{bits}, rank {rank + 1} of {n}{worst}"
+    return f"{_bare(layer.name)}: {shape}, {count} weights{bits}, rank {rank + 1:,} of {n:,}{worst}"
 
 
 def attempt_rows(layer: LayerState) -> list[list[str]]:

@@ -59,7 +59,8 @@ class StatusLine:
             self.bar.value = bar
         if state is not self._told:
             self._told = state
-            self.facts.value = escape(facts(state)).replace(" | ", " &nbsp;|&nbsp; ")
+            pairs = "".join(f"<div><span>{escape(a)}</span><br>{escape(b)}</div>" for a, b in facts(state))
+            self.facts.value = f"<div class='aq-facts'>{pairs}</div>"
         final = state.written_nbytes if state.status != RUNNING else 0
         spoken = (state.status, int(4 * share), len(state.layers), final)
         if spoken != self._spoken:

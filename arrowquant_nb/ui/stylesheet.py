@@ -6,6 +6,7 @@ __all__ = ["STYLE"]
 
 _DARK: Final = """
   --aq-ink: #E8EAED; --aq-quiet: #9AA0A6; --aq-line: #3A424B; --aq-ground: #111111; --aq-raised: #1D2126;
+  --aq-focus: #56B4E9;
   --jp-ui-font-color0: #E8EAED; --jp-ui-font-color1: #E8EAED; --jp-ui-font-color2: #C3C7CC;
   --jp-layout-color0: #111111;
   --jp-layout-color1: #16191D; --jp-layout-color2: #23282E; --jp-layout-color3: #353C44; --jp-border-color1: #4A525C;
@@ -21,6 +22,7 @@ _ARROW: Final = (
 )
 _LIGHT: Final = """
   --aq-ink: #1B1B1B; --aq-quiet: #5F6368; --aq-line: #D5D9DE; --aq-ground: #FFFFFF; --aq-raised: #F4F6F8;
+  --aq-focus: #0072B2;
   --jp-ui-font-color0: #1B1B1B; --jp-ui-font-color1: #1B1B1B; --jp-ui-font-color2: #3C4043;
   --jp-layout-color0: #FFFFFF;
   --jp-layout-color1: #FFFFFF; --jp-layout-color2: #EEF0F2; --jp-layout-color3: #D5D9DE; --jp-border-color1: #B0B6BD;
@@ -45,7 +47,10 @@ STYLE: Final = f"""<style>
 .aq-message {{ color: var(--aq-ink); }}
 .aq-message [role=alert], .aq-error {{ border-left: 4px solid #D55E00; padding: 2px 8px; display: inline-block;
   background: var(--aq-raised); color: var(--aq-ink); }}
-.aq-refused input, .aq-refused textarea, .aq-refused select {{ outline: 2px solid #D55E00 !important; }}
+/* Jupyter's own rules take outlines away, and mean it: these outweigh them. */
+.aq .jupyter-widgets.aq-refused input, .aq .jupyter-widgets.aq-refused textarea,
+.aq .jupyter-widgets.aq-refused select {{ outline: 2px solid #D55E00 !important; outline-offset: -2px; }}
+.aq-row > .aq-message:has([role=alert]) {{ flex: 1 0 100%; padding-left: min(196px, 20%); box-sizing: border-box; }}
 .aq-changed {{ color: var(--aq-quiet); font-size: 12px; padding-left: 6px; }}
 .aq-plan {{ background: var(--aq-raised); border: 1px solid var(--aq-line); border-radius: 6px; padding: 8px 12px; }}
 .aq-plan .big {{ font-size: 17px; font-weight: 650; }}
@@ -56,9 +61,11 @@ STYLE: Final = f"""<style>
   border-radius: 4px;
   border: 1px solid var(--jp-border-color2); height: 30px; line-height: 28px; font-size: 13px; width: auto;
   padding: 0 12px; }}
-.aq .jupyter-button:focus-visible, .aq input:focus-visible, .aq select:focus-visible, .aq textarea:focus-visible {{
-  outline: 2px solid #0072B2; outline-offset: 1px; }}
-.aq.aq-dark .jupyter-button:focus-visible, .aq.aq-dark input:focus-visible {{ outline-color: #56B4E9; }}
+.aq .jupyter-widgets:focus-visible, .aq .jupyter-widgets input:focus-visible, .aq .jupyter-widgets select:focus-visible,
+.aq .jupyter-widgets textarea:focus-visible, .aq summary:focus-visible, .aq .noUi-handle:focus-visible {{
+  outline: 2px solid var(--aq-focus) !important; outline-offset: -2px; }}
+.aq .aq-run:focus-visible, .aq .aq-choices .jupyter-button.mod-active:focus-visible {{
+  outline-color: #FFFFFF !important; outline-offset: -5px; }}
 .aq .jupyter-button:disabled {{ opacity: .55; }}
 .aq .jupyter-button.aq-narrow {{ padding: 0; }}
 .aq .aq-run {{ background: #0072B2; color: #FFFFFF; border-color: #0072B2; font-weight: 650; min-width: 84px; }}
@@ -74,6 +81,12 @@ STYLE: Final = f"""<style>
   color: var(--aq-ink);
   background: transparent; }}
 .aq tr {{ background: transparent !important; }}
+.aq .aq-across td:not(:last-child), .aq .aq-across th {{ white-space: nowrap; }}
+.aq-facts {{ display: flex; flex-wrap: wrap; gap: 6px; margin: 4px 0; }}
+.aq-facts > div {{ background: var(--aq-raised); border: 1px solid var(--aq-line); border-radius: 6px;
+  padding: 3px 10px 4px; }}
+.aq-facts span {{ color: var(--aq-quiet); font-size: 12px; }}
+.aq-together {{ flex: 0 0 auto; gap: 6px; }}
 .aq caption {{ color: var(--aq-quiet); padding-bottom: 3px; }}
 .aq .jupyter-widgets {{ max-width: 100%; }}
 .aq .widget-box, .aq .widget-html, .aq .widget-html-content {{ min-width: 0; }}

@@ -51,12 +51,14 @@ class Worker:
         name: str,
         work: Callable[[threading.Event], _Result],
         done: Callable[[Outcome[_Result]], None],
+        stop: threading.Event | None = None,
     ) -> threading.Event:
         """Run `work(stop)` in a thread of its own; `done(outcome)` follows on the loop. Returns the flag `stop`.
 
-        Whatever ends the work, an error or an exit of the interpreter included, `done` is told.
+        Whatever ends the work, an error or an exit of the interpreter included, `done` is told. What the page must know
+        is told before: once the thread works, each message waits for it to let go of the interpreter.
         """
-        stop = threading.Event()
+        stop = threading.Event() if stop is None else stop
 
         def run() -> None:
             outcome: Outcome[_Result]

@@ -137,6 +137,10 @@ def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     wait_for_words(page, "Run is off")
     assert not button(page, "Run").is_enabled()
     assert "must be" in words_of(page)
+    refused = after(page, "Quality floor")
+    assert refused.evaluate("e => getComputedStyle(e).outline") == "rgb(213, 94, 0) solid 2px", (
+        "the field is marked too"
+    )
     shoot("voila-2-refused-value")
     set_number(page, "Quality floor", "0.98")
     page.wait_for_function(f"!{APP}.innerText.includes('Run is off')")
@@ -161,6 +165,8 @@ def test_voila_is_a_working_app(page, server, studio_notebook, shoot):
     shoot("voila-4-in-grey")
     page.evaluate("document.documentElement.style.filter = ''")
     tab_to(page, "Find")
+    focus = page.evaluate("getComputedStyle(document.activeElement).outline")
+    assert focus.endswith("solid 2px"), "where the keyboard is can be seen"
     page.keyboard.type("b2.ff.net.0")
     press(page, "Open")
     wait_for_words(page, "transformer_blocks.2.ff.net.0.proj: ")

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arrowquant_nb import QuantizationError, quantize_tensor
-from arrowquant_nb.core.orchestrator import BATCH_WEIGHTS, TILE_WEIGHTS, batches, quantize_layers
+from arrowquant_nb.core.batches import BATCH_WEIGHTS, TILE_WEIGHTS, batches
+from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.core.task import LayerTask
 from arrowquant_nb.events import AttemptFinished, LayerFinished, LayerProgress, LayerStarted
 from arrowquant_nb.runs.kept_tensors import kept_report

@@ -10,7 +10,7 @@ from arrowquant_nb.samples.vocabulary import MASK, encode
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from arrowquant_nb.samples.train import masked_lm  # noqa: E402
+from arrowquant_nb.samples.train import masked_lm, masked_lm_figures  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -75,7 +75,7 @@ def test_training_lowers_the_loss_repeats_itself_and_what_is_saved_runs_in_numpy
     ours = MaskedLM.from_folder(tmp_path / "tiny")
     steps = list(ours.trajectories(2, 0))
     assert (steps[0].inputs["input_ids"] == MASK).any()
-    assert masked_lm.difference_from_transformers(tmp_path / "tiny", steps[:2]) <= 1e-4
+    assert masked_lm_figures.difference_from_transformers(tmp_path / "tiny", steps[:2]) <= 1e-4
 
 
 def test_cards_have_a_fact_for_every_place():

@@ -255,10 +255,10 @@ def test_at_a_thousand_layers_twenty_rows_are_drawn_and_the_map_has_them_all(tmp
     by_name = {trace.name: trace for trace in figure.data if trace.name}
     assert len(by_name["layers"].x) == 20
     assert sum(value is not None for row in by_name["map"].z for value in row) == 1001
-    assert run.dashboard.controls.place.value == "1-20 of 1001"
+    assert run.dashboard.controls.place.value == "1-20 of 1,001"
     run.dashboard.controls.next.click()
     drained(run)
-    assert run.dashboard.controls.place.value == "21-40 of 1001"
+    assert run.dashboard.controls.place.value == "21-40 of 1,001"
     run.dashboard.controls.find.value = "blocks.142.ff.net.2"
     drained(run)
     rows = next(trace for trace in run.dashboard.figure.figure.data if trace.name == "layers").customdata

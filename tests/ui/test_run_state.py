@@ -17,6 +17,7 @@ from arrowquant_nb.events import (
     event_from_dict,
 )
 from arrowquant_nb.ui.run_state import CANCELLED, FAILED, FINISHED, RUNNING, WAITING, RunState
+from arrowquant_nb.ui.run_words import facts, going_on
 
 
 def test_before_anything_is_known_there_is_nothing():
@@ -151,3 +152,17 @@ def test_layers_that_are_ordered_otherwise_keep_their_report_until_they_are_done
         after = after.apply(event)
     assert after.layers[name].report.bit_width == 8
     assert after.order == state.order, "it counts once"
+
+
+def test_figures_of_a_run_carry_their_labels_and_what_they_are_counted_against():
+    assert facts(RunState().apply(started(1200)))[0] == ("Quality", "no layer yet")
+    found = dict(facts(RunState.of(run_events(3))))
+    assert set(found) == {"SQNR of layer outputs", "Stored size", "Fell back", "Below gate", "Kept in float"}
+    assert found["Below gate"] == "0 of 3"
+    assert found["Stored size"].endswith("MB planned")
+    assert dict(facts(RunState().apply(started(1200))))["Fell back"] == "0 of 1,200"
+
+
+def test_a_run_is_resumed_only_where_a_layer_is_there_to_go_on_from():
+    assert going_on(RunState.of(run_events(3)[:1])) == "Run"
+    assert going_on(RunState.of(run_events(3))) == "Resume"

@@ -487,6 +487,21 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(tmp_path):
     app.close(30)
 
 
+def test_the_page_is_told_of_a_run_before_its_thread_works(still, tmp_path):
+    still.output.value = str(tmp_path / "out")
+    start, told = still._worker.start, []
+
+    def watched(name, *rest):
+        told.append((name, still.run_view.cancel.layout.display, "Started." in words_of(still), still.run.disabled))
+        return start(name, *rest)
+
+    still._worker.start = watched
+    still.run.click()
+    assert told[0] == ("run", "", True, True)
+    drained(still)
+    assert "Finished:" in words_of(still)
+
+
 def test_a_layer_ordered_in_mid_run_is_done_next(tmp_path):
     model = write_checkpoint(tmp_path / "model", dit_tensors(n_blocks=16, width=256))
     app = drained(Studio(model, DiffusionQuantConfig(method="mse")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import corpora, masked_lm
+from . import corpora, masked_lm, masked_lm_card
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ A masked diffusion language model over characters, trained on English technical 
 a laptop and real enough to show what quantization does to a text diffusion model. Bundled with arrowquant_nb.
 
 """
-    + masked_lm.CARD_MODEL
+    + masked_lm_card.CARD_MODEL
     + """\
 ## The data
 
@@ -41,7 +41,7 @@ Held out by topic: {calibration} (for calibration) and {evaluation} (for figures
 paragraph of theirs was struck out of the training text wherever it stood.
 
 """
-    + masked_lm.CARD_END
+    + masked_lm_card.CARD_END
 )
 
 
@@ -52,4 +52,4 @@ def run(folder: Path, steps: int | None) -> None:
 
 def card() -> str:
     """Return the card with the names of the held-out topics filled in."""
-    return masked_lm.with_held_out(CARD, corpora.HELD_OUT_TOPICS)
+    return masked_lm_card.with_held_out(CARD, corpora.HELD_OUT_TOPICS)

@@ -10,32 +10,23 @@ from __future__ import annotations
 import copy
 import json
 import math
-import platform
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from arrowquant_nb.samples import vocabulary
-from arrowquant_nb.samples.divergences import cross_entropy
-from arrowquant_nb.samples.evaluation import nelbo
-from arrowquant_nb.samples.masked_lm import HELD_OUT, WEIGHTS_FILE, MaskedLM
-from arrowquant_nb.samples.runnable import EVALUATION
+from arrowquant_nb.samples.masked_lm import HELD_OUT, WEIGHTS_FILE
 from arrowquant_nb.samples.vocabulary import MASK, SPECIAL, TOKENS
 
 from .card import tidy_config, write_card, write_json
 from .corpora import licence
 from .descent import descend
+from .masked_lm_figures import measure, written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
-    from numpy.typing import NDArray
-
-    from arrowquant_nb.samples.runnable import Step
 
     from .corpora import Corpus
 
@@ -61,69 +52,6 @@ SHARPNESS = 1.2
 """Factor of the query and key weights that look there; most of a head's weight then falls on that character."""
 POSITION_SHARE = 2.0
 """Size of the learned positions against that of the word embeddings, before training."""
-
-CARD_MODEL = """\
-## The model
-
-transformers' `BertForMaskedLM` with {n_parameters:,} parameters: 3 layers, 4 heads, width 128, windows of {window}
-characters. The tokens are printable ASCII, the newline, and `[PAD]`, `[UNK]`, `[MASK]`; `tokenizer.json` maps them.
-There is no time input (LLaDA style): how much is masked can be seen. {megabytes:.2f} MB in float16.
-
-```python
-from transformers import AutoTokenizer, BertForMaskedLM
-
-model = BertForMaskedLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-```
-
-or, without torch, `arrowquant_nb.samples.runnable(name).sample(n, seed)`: one character is unmasked per
-network call, in an order drawn from the seed, at temperature 0.7.
-
-"""
-CARD_END = """\
-## Training
-
-`python -m arrowquant_nb.samples.train` with the model's name (extra `train`): {steps} steps of AdamW, batch
-{batch_size}, peak rate {learning_rate} with {warmup} steps of warm-up and half a cosine down to zero, weight decay
-{weight_decay}, gradient norm clipped at 1, betas 0.9 and 0.99. In each window a share of characters between 2 % and
-100 % is masked, the shares spread evenly (over the first {gentle_steps} steps the largest share rises from 20 %); the
-loss is the cross entropy of masked characters. Before training the heads of the first two layers look at near
-neighbours. Saved is the moving average of the weights (decay {ema_decay}). Seed {seed}, torch threads: {threads}.
-Another machine or torch build gives other roundings, so other weights.
-
-## Measured
-
-Nats per character over {n_windows} windows of {window} characters, 25 shares of masked characters each, from the
-stored float16 weights by the NumPy forward pass.
-
-| Figure | Value |
-|---|---|
-| bound on the negative log-likelihood (NELBO), evaluation text | {nelbo:.3f} |
-| the same, calibration text | {nelbo_calibration:.3f} |
-| the same, training text | {nelbo_train:.3f} |
-| cross entropy of the evaluation text under the training text's character frequencies | {frequencies:.3f} |
-| cross entropy at masked characters, 10 % masked, evaluation text | {few:.3f} |
-| the same, half masked | {half:.3f} |
-| the same, 90 % masked | {most:.3f} |
-| masked characters guessed right, 10 % masked | {top1_few:.1%} |
-| last running mean of the training loss | {train_loss:.3f} |
-| largest difference, NumPy forward pass against transformers | {difference_transformers:.1e} |
-
-Drawn with seed 0:
-
-{texts}
-
-Measured with {versions}.
-
-## Limits
-
-It knows characters within a window of {window}, so it spells and imitates layout; what it writes means nothing. A
-demonstration and a test article.
-
-## Licence
-
-The weights are under the MIT licence of arrowquant_nb. The text in `held_out` is Python's, under the PSF licence.
-"""
 
 
 @dataclass(frozen=True)
@@ -228,32 +156,6 @@ def train(ids: torch.Tensor, recipe: Recipe) -> tuple[Any, float]:
     return average.eval(), loss
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a trained folder measures, in nats per character."""
-
-    nelbo: float
-    """Bound on the negative log-likelihood of the evaluation text."""
-    nelbo_calibration: float
-    """The same of the calibration text."""
-    nelbo_train: float
-    """The same of windows of the training text."""
-    frequencies: float
-    """Cross entropy of the evaluation text under the frequencies of characters in the training text."""
-    few: float
-    """Cross entropy at masked characters with 10 % masked, evaluation text."""
-    half: float
-    """The same with half masked."""
-    most: float
-    """The same with 90 % masked."""
-    top1_few: float
-    """Share of characters that the model has right with 10 % masked."""
-    n_windows: int
-    """Windows behind each figure."""
-    difference_transformers: float
-    """Largest absolute difference between the NumPy forward pass and transformers' class."""
-
-
 def save(model: Any, folder: Path, recipe: Recipe, corpus: Corpus, metadata: dict[str, Any]) -> None:
     """Write the transformers folder: config, float16 weights, tokenizer, held-out text with its licence, metadata."""
     (folder / HELD_OUT).mkdir(parents=True, exist_ok=True)
@@ -305,63 +207,6 @@ def tokenizer() -> Any:
     )
 
 
-def measure(folder: Path, train_ids: NDArray[np.int64], n_windows: int = 128) -> Figures:
-    """Measure the saved folder with the NumPy forward pass."""
-    model = MaskedLM.from_folder(folder)
-    windows = model.windows(n_windows, 0, EVALUATION)
-    steps = list(model.masked_steps(windows, 0))
-    outputs = [model.forward(step) for step in steps]
-    masks = [step.inputs["input_ids"] == MASK for step in steps]
-    few, half, most = (
-        float(cross_entropy(outputs[i][masks[i]], windows[masks[i]]).mean()) for i in _steps_at(steps, (100, 500, 900))
-    )
-    (tenth,) = _steps_at(steps, (100,))
-    right = outputs[tenth][masks[tenth]].argmax(-1) == windows[masks[tenth]]
-    length = model.config.n_positions
-    starts = np.random.default_rng(0).integers(len(train_ids) - length + 1, size=(n_windows, 1))
-    counts = np.bincount(train_ids, minlength=len(TOKENS)) + 1
-    held_out = vocabulary.encode((folder / HELD_OUT / f"{EVALUATION}.txt").read_text(encoding="utf-8"))
-    return Figures(
-        nelbo=nelbo(model, windows, 0),
-        nelbo_calibration=nelbo(model, model.windows(n_windows, 0), 0),
-        nelbo_train=nelbo(model, train_ids[starts + np.arange(length)], 0),
-        frequencies=float(-np.log(counts / counts.sum())[held_out].mean()),
-        few=few,
-        half=half,
-        most=most,
-        top1_few=float(right.mean()),
-        n_windows=n_windows,
-        difference_transformers=difference_from_transformers(folder, steps[:: len(steps) // 5]),
-    )
-
-
-def _steps_at(steps: list[Step], times: tuple[int, ...]) -> list[int]:
-    """Return which of `steps` lie nearest to `times`."""
-    return [min(range(len(steps)), key=lambda i: abs(steps[i].time - time)) for time in times]
-
-
-def difference_from_transformers(folder: Path, steps: list[Step]) -> float:
-    """Largest absolute difference of the two forward passes at `steps`."""
-    import torch
-    from transformers import BertForMaskedLM
-
-    theirs: Any = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32)
-    theirs.eval()
-    ours = MaskedLM.from_folder(folder)
-    worst = 0.0
-    for step in steps:
-        with torch.no_grad():
-            expected = theirs(torch.from_numpy(step.inputs["input_ids"])).logits.numpy()
-        worst = max(worst, float(np.abs(ours.forward(step) - expected).max()))
-    return worst
-
-
-def written(folder: Path, n: int, seed: int = 0) -> str:
-    """Return `n` texts that the saved model writes, indented for a card."""
-    texts = [vocabulary.decode(ids) for ids in MaskedLM.from_folder(folder).sample(n, seed)]
-    return "\n".join("    " + repr(text) for text in texts)
-
-
 def finish(
     model: Any, loss: float, recipe: Recipe, corpus: Corpus, folder: Path, metadata: dict[str, Any], card: str
 ) -> None:
@@ -380,16 +225,6 @@ def finish(
         "texts": written(folder, 6),
     }
     write_card(folder, card, facts, ("transformers",))
-
-
-def with_held_out(card: str, held_out: Mapping[str, tuple[str, ...]]) -> str:
-    """Fill in the Python version and the names of what is held out, and leave the other places open."""
-    for place, text in {
-        "python": platform.python_version(),
-        **{part: ", ".join(f"`{name}`" for name in names) for part, names in held_out.items()},
-    }.items():
-        card = card.replace(f"{{{place}}}", text)
-    return card
 
 
 def run(folder: Path, steps: int | None, corpus: Corpus, metadata: dict[str, Any], card: str) -> None:

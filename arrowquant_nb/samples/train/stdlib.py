@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import corpora, masked_lm
+from . import corpora, masked_lm, masked_lm_card
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ A masked diffusion language model over characters, trained on Python programs. I
 laptop and real enough to show what quantization does to a code diffusion model. Bundled with arrowquant_nb.
 
 """
-    + masked_lm.CARD_MODEL
+    + masked_lm_card.CARD_MODEL
     + """\
 ## The data
 
@@ -40,7 +40,7 @@ text lies in `held_out/LICENSE.txt`. Held out by module: {calibration} (for cali
 {evaluation} (for figures).
 
 """
-    + masked_lm.CARD_END
+    + masked_lm_card.CARD_END
 )
 
 
@@ -51,4 +51,4 @@ def run(folder: Path, steps: int | None) -> None:
 
 def card() -> str:
     """Return the card with the names of the held-out modules filled in."""
-    return masked_lm.with_held_out(CARD, corpora.HELD_OUT_MODULES)
+    return masked_lm_card.with_held_out(CARD, corpora.HELD_OUT_MODULES)

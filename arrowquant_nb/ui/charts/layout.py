@@ -173,7 +173,7 @@ def figure_layout(shape: FigureShape, colours: Palette) -> dict[str, Any]:
 
 _LIST_TITLE: Final = "Quality per layer, SQNR in dB (further right is better)"
 _SLIM_LIST_TITLE: Final = "SQNR in dB, right is better"
-_SIZE_TITLE: Final = "Size against plan, MB"
+_SIZE_TITLE: Final = "Size in MB by layers"
 _TIME_TITLE: Final = "Input range by timestep (0 clean)"
 _MAP_TITLE: Final = "Where in the model, SQNR in dB by block and role"
 _SLIM_MAP_TITLE: Final = "Where in the model, SQNR in dB"
@@ -212,8 +212,8 @@ def _boxes(shape: FigureShape) -> tuple[list[_Box], int]:
 
 def _panel_boxes(stack: _Stack, shape: FigureShape) -> list[_Box]:
     titles = {
-        Axes.WEIGHTS: "Weights before (grey), after",
-        Axes.ERROR: "Error, mean |w - w'|",
+        Axes.WEIGHTS: "Weights, count (grey: before)",
+        Axes.ERROR: "Error |w - w'| (bright: large)",
         Axes.SCALES: "Group scales, sorted",
         Axes.GROUPS: "SQNR by time group, dB",
     }
@@ -249,7 +249,7 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
     found[f"xaxis{Axes.LIST}"] |= {"nticks": 4 if shape.slim else 8, "tickangle": 0}
     for axis in (Axes.NAMES, Axes.VALUES, Axes.BAND):
         found[f"xaxis{axis}"]["visible"] = False
-    found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero"}
+    found[f"yaxis{Axes.SIZE}"] |= {"rangemode": "tozero", "showgrid": False}
     found[f"xaxis{Axes.SIZE}"] |= {"rangemode": "tozero", "showgrid": False}
     found[f"xaxis{Axes.TIME}"] |= {"showgrid": False, "visible": shape.timed}
     found[f"yaxis{Axes.TIME}"]["visible"] = shape.timed

@@ -16,7 +16,7 @@ def size_plan_traces(state: RunState, colours: Palette) -> list[dict[str, Any]]:
     planned, written = _curves(state)
     limit = state.config.get("target_model_size_mb")
     n = len(state.quantized)
-    so_far = f"written {written[-1]:.2f} of {planned[-1]:.2f} MB planned" if n else ""
+    so_far = f"solid: stored {written[-1]:.2f} MB, dotted: planned {planned[-1]:.2f} MB" if n else ""
     return [
         {
             "type": "scatter", "name": "plan", **_thinned(planned), "mode": "lines",

@@ -1,9 +1,10 @@
 """What grouping timesteps buys: the range of one layer's inputs at every step, and the range of each group of steps."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from arrowquant_nb.runs.layer_view import TimeRanges
+from arrowquant_nb.runs.layer_view import TimeGroup, TimeRanges
 from arrowquant_nb.ui.charts.layout import Axes, axes
 from arrowquant_nb.ui.palette import Palette
 
@@ -28,8 +29,7 @@ def time_ranges_traces(ranges: TimeRanges | None, words: str, colours: Palette) 
     bottom, top = min(low), max(high)
     steps_x: list[float | None] = []
     steps_y: list[float | None] = []
-    for group in ranges.groups:
-        first, last = group.first_time, group.last_time
+    for group, (first, last) in zip(ranges.groups, _spans(ranges.groups), strict=True):
         steps_x += [first, last, last, first, first, None]
         steps_y += [group.low, group.low, group.high, group.high, group.low, None]
     group_words = [f"timesteps {g.first_time} to {g.last_time}: {g.low:.3g} to {g.high:.3g}" for g in ranges.groups]
@@ -52,8 +52,19 @@ def time_ranges_traces(ranges: TimeRanges | None, words: str, colours: Palette) 
     labels = [
         (times[0], top, "one range for all", "top right"),
         (times[len(times) // 2], top + room, words, "middle center"),
+        (times[len(times) // 2], bottom - room, "boxes: range of each time group", "middle center"),
     ]
     return [seen, groups, one, _text(labels, colours)]
+
+
+def _spans(groups: Sequence[TimeGroup]) -> list[tuple[float, float]]:
+    """Return from where to where each group is drawn: neighbours meet half-way between their timesteps."""
+    spans = [(float(g.first_time), float(g.last_time)) for g in groups]
+    order = sorted(range(len(spans)), key=lambda i: spans[i])
+    for left, right in itertools.pairwise(order):
+        middle = (spans[left][1] + spans[right][0]) / 2
+        spans[left], spans[right] = (spans[left][0], middle), (middle, spans[right][1])
+    return spans
 
 
 def _text(labels: Sequence[tuple[float, float, str, str]], colours: Palette) -> dict[str, Any]:
