@@ -8,12 +8,12 @@
 #define FEW_ROWS 4 /* rows at a time; as many of them as the registers have room for share what is loaded of the inputs */
 #define STEP_BYTES (4 * LANES)
 
-/* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each group its unit
- * (of digits), for each step where its scales are: the first group, and how many groups further each lane is. */
+/* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each step where
+ * its scales are: the first group, and how many groups further each lane is. */
 typedef struct {
     int64_t n_steps, n_groups; /* groups: up to a multiple of STEP, and as many again that no step needs */
     int columns, tokens;       /* of a step; 1, 2 or 4, made up with zeros */
-    float *x, *sums, *units;
+    float *x, *sums;
     int32_t *lanes, *start;
 } ISA(few_layout);
 
@@ -43,23 +43,20 @@ INLINE ISA(few_layout) ISA(few_inputs)(const float_product *job) {
     l.n_groups = (w->n_groups + STEP - 1) / STEP * STEP + STEP;
     l.x = job->ordered;
     l.sums = l.x + ISA(few_x_size)(&l);
-    l.units = l.sums + l.n_groups * l.tokens;
-    l.lanes = (int32_t *)(l.units + l.n_groups);
+    l.lanes = (int32_t *)(l.sums + l.n_groups * l.tokens);
     l.start = l.lanes + l.n_steps * LANES;
     return l;
 }
 
 static int64_t ISA(few_ordered)(const float_product *job) {
     const ISA(few_layout) l = ISA(few_inputs)(job);
-    return ISA(few_x_size)(&l) + l.n_groups * (l.tokens + 1) + l.n_steps * (LANES + 1);
+    return ISA(few_x_size)(&l) + l.n_groups * l.tokens + l.n_steps * (LANES + 1);
 }
 
 static int64_t ISA(few_scratch)(const float_product *job) { return FEW_ROWS * 3 * ISA(few_inputs)(job).n_groups * 4 + 64; }
 
-/* Scales, times `units` unless that is NULL, and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of
- * inputs is multiplied with. */
-INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const float *units, const int bits, const int grid,
-                          float *to) {
+/* Scales and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of inputs is multiplied with. */
+INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
     ISA(grid_values) v;
     memset(&v, 0, sizeof v);
     for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups)
@@ -76,19 +73,18 @@ INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_grou
                     ISA(v_store)(place + 2 * n_groups, 2.0f * minor);
                 }
                 if (grid == ISA(ZERO_POINT)) m = -(m * s);
-                ISA(v_store)(place, units ? s * ISA(v_load)(units + group + p * LANES) : s);
+                ISA(v_store)(place, s);
                 ISA(v_store)(place + n_groups, m);
             }
             for (int i = n; i < STEP; i++) to[n_groups + group + i] = 0.0f;
         }
 }
 
-static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, const ISA(few_layout) *l, float *to) {
-    const float *units = ISA(HAS_UNITS) ? l->units : NULL;
-#define BITS(n)                                                                        \
-    if (w->minimum) ISA(few_grid)(w, first, l->n_groups, units, n, ISA(MINIMUM), to); \
-    else ISA(few_grid)(w, first, l->n_groups, units, n, ISA(ZERO_POINT), to);
-    if (w->levels) ISA(few_grid)(w, first, l->n_groups, units, 2, ISA(LEVELS), to);
+static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, int64_t n_groups, float *to) {
+#define BITS(n)                                                             \
+    if (w->minimum) ISA(few_grid)(w, first, n_groups, n, ISA(MINIMUM), to); \
+    else ISA(few_grid)(w, first, n_groups, n, ISA(ZERO_POINT), to);
+    if (w->levels) ISA(few_grid)(w, first, n_groups, 2, ISA(LEVELS), to);
     else if (w->bits == 2) BITS(2)
     else if (w->bits == 4) BITS(4)
     else BITS(8)
@@ -111,23 +107,23 @@ INLINE void ISA(few_ask)(const dequantize_job *w, int64_t first) {
     for (int64_t i = 0; i < FEW_ROWS * zeros; i += 64) __builtin_prefetch(w->zeros + first * zeros + i);
 }
 
-/* One step of FEW_ROWS rows, m at a time. */
-INLINE void ISA(few_steps)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *grids, const int m,
-                           const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+/* One step of FEW_ROWS rows. */
+INLINE void ISA(few_steps)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *grids, const int n,
+                           const int bits, const int levels, vf y[FEW_ROWS][4]) {
     const int64_t apart = 3 * l->n_groups;
     const float *scale = grids + l->start[step];
+    const int m = ISA(few_at_once)(n);
     vi lane;
     memcpy(&lane, l->lanes + step * LANES, sizeof lane);
 #pragma GCC unroll 4
     for (int r = 0; r < FEW_ROWS; r += m)
-        ISA(few_step)(from + r * stride, stride, ISA(few_at)(l, step, n), scale + r * apart, apart, lane, m, n, bits, levels, y + r);
+        ISA(few_step)(l, step, from + r * stride, stride, scale + r * apart, apart, lane, m, n, bits, levels, y + r);
 }
 
 /* FEW_ROWS rows from `first` on with n tokens: their sums, row after row. Asks for the codes of those from `next` on. */
 INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int64_t first, int64_t next, const int n, const int bits,
                           const int levels, const float *grids, vf y[FEW_ROWS][4]) {
     const int64_t stride = w->packed_stride, n_groups = l->n_groups;
-    const int m = LANES < 16 ? (n == 1 ? 2 : FEW_ROWS / n) : n == 4 ? 2 : FEW_ROWS; /* rows whose sums fit the registers */
     /* Rows that are all there are read in place, but for their last bytes, which may be the last of the buffer. */
     const int64_t whole = first + FEW_ROWS <= w->rows ? stride / STEP_BYTES : 0;
     for (int r = 0; r < FEW_ROWS; r++)
@@ -137,15 +133,15 @@ INLINE void ISA(few_rows)(const dequantize_job *w, const ISA(few_layout) *l, int
     const uint8_t *from = w->packed + first * stride;
     for (int64_t step = 0; step < whole; step++) {
 #pragma GCC unroll 4
-        for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + STEP_BYTES * step + (next - first + r) * stride);
-        ISA(few_steps)(l, step, from + STEP_BYTES * step, stride, grids, m, n, bits, levels, y);
+        for (int r = 0; r < FEW_ROWS; r++) __builtin_prefetch(from + STEP_BYTES * step + (next - first + r) * stride, 0, ISA(LOCALITY));
+        ISA(few_steps)(l, step, from + STEP_BYTES * step, stride, grids, n, bits, levels, y);
     }
     for (int64_t step = whole; step < l->n_steps; step++) {
         uint8_t copy[FEW_ROWS * STEP_BYTES] = {0};
         const int64_t left = stride - STEP_BYTES * step, n_bytes = left < STEP_BYTES ? left : STEP_BYTES;
         for (int r = 0; r < FEW_ROWS && first + r < w->rows; r++)
             memcpy(copy + STEP_BYTES * r, from + STEP_BYTES * step + r * stride, (size_t)n_bytes);
-        ISA(few_steps)(l, step, copy, STEP_BYTES, grids, m, n, bits, levels, y);
+        ISA(few_steps)(l, step, copy, STEP_BYTES, grids, n, bits, levels, y);
     }
 }
 
@@ -158,7 +154,7 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
         const int64_t next = ISA(few_next)(job, ISA(few_next)(job, first)); /* memory takes longer than FEW_ROWS rows */
         for (int i = 0; i < 4 * FEW_ROWS; i++) y[i / 4][i % 4] = (vf){0};
         ISA(few_ask)(w, next);
-        ISA(few_grids)(w, first, &l, scratch);
+        ISA(few_grids)(w, first, l.n_groups, scratch);
         ISA(few_rows)(w, &l, first, next, n, bits, levels, scratch, y);
         for (int i = 0; i < 4 * FEW_ROWS; i++) all[i] = y[i / 4][i % 4];
         for (vf *four = all; four < all + 4 * FEW_ROWS; four += LANES) ISA(v_store)(folded + (four - all), FOLD_TREE(four, ADD));
@@ -171,20 +167,20 @@ INLINE void ISA(few_panel)(const float_product *job, int64_t panel, const int n,
 /* One copy for each number of tokens and width. */
 static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t panel, float *scratch) {
     const dequantize_job *w = &job->weight;
-#ifdef WITH_VNNI
-    if (w->bits == 2) ISA(few_panel)(job, panel, 1, 2, 0, scratch);
-    else ISA(few_panel)(job, panel, 1, 4, 0, scratch);
-#else
 #define TOKENS(bits, levels)                                                                \
     if (job->tokens == 1) ISA(few_panel)(job, panel, 1, bits, levels, scratch);             \
     else if (job->tokens == 2) ISA(few_panel)(job, panel, 2, bits, levels, scratch);        \
     else ISA(few_panel)(job, panel, 4, bits, levels, scratch);
+#ifdef WITH_VNNI
+    if (w->bits == 2) { TOKENS(2, 0) }
+    else { TOKENS(4, 0) }
+#else
     if (w->levels) { TOKENS(2, 1) }
     else if (w->bits == 2) { TOKENS(2, 0) }
     else if (w->bits == 4) { TOKENS(4, 0) }
     else { TOKENS(8, 0) }
-#undef TOKENS
 #endif
+#undef TOKENS
 }
 
 #undef FEW_ROWS

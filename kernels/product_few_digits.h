@@ -1,19 +1,19 @@
-/* A single token in integers, for processors that multiply bytes. Part of product_few.h.
+/* Few tokens in integers, for processors that multiply bytes. Part of product_few.h.
  *
- * Inputs of a group are counted in a unit, the power of two at which the largest has 22 bits: as exact as sums of float32
- * with the largest among them are. A count has DIGITS signed bytes, so that four codes at a time are multiplied with four
- * bytes, and the sums of a word's codes, below 2^29, are put together from those of the digits. Scales are multiplied with
- * the unit when they are decoded. A group with an input that is no number, or infinite, has no unit and spoils the token. */
+ * Inputs of a token and group are counted in a unit, the power of two at which the largest has 22 bits: as exact as sums of
+ * float32 with the largest among them are. A count has DIGITS signed bytes, so that four codes at a time are multiplied with
+ * four bytes, and the sums of a word's codes, below 2^29, are put together from those of the digits. A group with an input
+ * that is no number, or infinite, has no unit and spoils the token. */
 
-enum { DIGITS = 3, ISA(HAS_UNITS) = 1 };
+enum { DIGITS = 3 };
+enum { ISA(LOCALITY) = 2 }; /* codes are fetched to the second level: inputs fill the first, and a token took half as long again */
 enum { COUNT_BITS = 21 }; /* a count is below 2^(COUNT_BITS + 1) */
 
-/* Floats of digits, and of the inputs in units before that. */
-INLINE int64_t ISA(few_digits_size)(const ISA(few_layout) *l) { return l->n_steps * l->columns * DIGITS / 4; }
-INLINE int64_t ISA(few_x_size)(const ISA(few_layout) *l) { return ISA(few_digits_size)(l) + l->n_steps * l->columns + MAX_GROUP; }
-INLINE const void *ISA(few_at)(const ISA(few_layout) *l, int64_t step, const int n) {
-    (void)n;
-    return (const uint8_t *)l->x + step * l->columns * DIGITS;
+/* Floats of digits, of the units per token and group, and of the inputs of a token in units. */
+INLINE int64_t ISA(few_digits_size)(const ISA(few_layout) *l) { return l->n_steps * l->columns * DIGITS / 4 * l->tokens; }
+INLINE float *ISA(few_units)(const ISA(few_layout) *l) { return l->x + ISA(few_digits_size)(l); }
+INLINE int64_t ISA(few_x_size)(const ISA(few_layout) *l) {
+    return ISA(few_digits_size)(l) + l->n_groups * l->tokens + l->n_steps * l->columns + MAX_GROUP;
 }
 
 /* A group's inputs become counts, still floats; IN and OUT x, OUT its unit and the sum of the inputs. */
@@ -60,50 +60,70 @@ static void ISA(few_order)(const float_product *job) {
     const dequantize_job *w = &job->weight;
     const ISA(few_layout) l = ISA(few_inputs)(job);
     const int per = 8 / w->bits;
-    float *x = l.x + ISA(few_digits_size)(&l);
-    memset(l.units, 0, (size_t)l.n_groups * 4);
-    memset(l.sums, 0, (size_t)l.n_groups * 4);
-    memcpy(x, job->x, (size_t)w->columns * 4);
-    memset(x + w->columns, 0, (size_t)(l.n_steps * l.columns + MAX_GROUP - w->columns) * 4);
-    for (int64_t group = 0; group < w->n_groups; group++)
-        ISA(few_count)(x + group * w->group_size, w->group_size, l.units + group, l.sums + group);
-    for (int64_t step = 0; step < l.n_steps; step++)
-        for (int shift = 0; shift < per; shift++)
-            for (int piece = 0; piece < 4; piece++)
-                ISA(few_split)(x + step * l.columns + piece * LANES * per + shift, per,
-                               (uint8_t *)l.x + ((step * DIGITS * per + shift) * 4 + piece) * LANES, per * 4 * LANES);
+    float *units = ISA(few_units)(&l), *x = units + l.n_groups * l.tokens;
+    memset(l.x, 0, (size_t)ISA(few_x_size)(&l) * 4);
+    memset(l.sums, 0, (size_t)(l.n_groups * l.tokens) * 4);
+    for (int64_t t = 0; t < job->tokens; t++) {
+        memcpy(x, job->x + t * w->columns, (size_t)w->columns * 4);
+        for (int64_t group = 0; group < w->n_groups; group++)
+            ISA(few_count)(x + group * w->group_size, w->group_size, units + t * l.n_groups + group, l.sums + t * l.n_groups + group);
+        for (int64_t step = 0; step < l.n_steps; step++)
+            for (int shift = 0; shift < per; shift++)
+                for (int piece = 0; piece < 4; piece++)
+                    ISA(few_split)(x + step * l.columns + piece * LANES * per + shift, per,
+                                   (uint8_t *)l.x + (((step * l.tokens + t) * DIGITS * per + shift) * 4 + piece) * LANES, per * 4 * LANES);
+    }
     ISA(few_lanes)(w, &l);
 }
 
-/* One step of FEW_ROWS rows. */
-INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const void *x, const float *scale, int64_t apart, vi lane, const int m,
-                          const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+/* Rows that are multiplied with n tokens at a time: as many as have room for their sums. */
+INLINE int ISA(few_at_once)(const int n) { return FEW_ROWS / n; }
+
+/* Sums of a step's codes of m rows times the digits of n tokens. */
+INLINE void ISA(few_digits)(const uint8_t *from, int64_t stride, const uint8_t *digits, const int m, const int n, const int bits,
+                            vi sums[FEW_ROWS][DIGITS]) {
     const int per = 8 / bits;
-    const uint8_t *digits = x;
-    vi word[FEW_ROWS], sums[FEW_ROWS][DIGITS];
-    (void)m, (void)n, (void)levels;
+    vi word[FEW_ROWS];
 #pragma GCC unroll 4
-    for (int r = 0; r < FEW_ROWS; r++) {
-        memcpy(word + r, from + r * stride, sizeof word[r]);
-        for (int p = 0; p < DIGITS; p++) sums[r][p] = (vi){0};
-    }
+    for (int r = 0; r < m; r++) memcpy(word + r, from + r * stride, sizeof word[r]);
+#pragma GCC unroll 12
+    for (int i = 0; i < m * n * DIGITS; i++) sums[i / DIGITS][i % DIGITS] = (vi){0};
 #pragma GCC unroll 4
     for (int shift = 0; shift < per; shift++) {
         vi codes[FEW_ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < FEW_ROWS; r++) codes[r] = (word[r] >> (shift * bits)) & (bits == 4 ? 0x0F0F0F0F : 0x03030303);
-#pragma GCC unroll 3
-        for (int p = 0; p < DIGITS; p++) {
+        for (int r = 0; r < m; r++) codes[r] = (word[r] >> (shift * bits)) & (bits == 4 ? 0x0F0F0F0F : 0x03030303);
+#pragma GCC unroll 12
+        for (int i = 0; i < n * DIGITS; i++) {
             vi digit;
-            memcpy(&digit, digits + (p * per + shift) * sizeof digit, sizeof digit);
+            memcpy(&digit, digits + (i * per + shift) * sizeof digit, sizeof digit);
 #pragma GCC unroll 4
-            for (int r = 0; r < FEW_ROWS; r++) sums[r][p] = ISA(v_dot4)(sums[r][p], codes[r], digit, bits);
+            for (int r = 0; r < m; r++) {
+                vi *sum = &sums[r * n + i / DIGITS][i % DIGITS];
+                *sum = ISA(v_dot4)(*sum, codes[r], digit, bits);
+            }
         }
     }
+}
+
+/* One step of m rows with n tokens. */
+INLINE void ISA(few_step)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *scale, int64_t apart,
+                          vi lane, const int m, const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+    vi sums[FEW_ROWS][DIGITS];
+    vf unit[FEW_ROWS];
+    (void)levels;
+    ISA(few_digits)(from, stride, (const uint8_t *)l->x + step * n * l->columns * DIGITS, m, n, bits, sums);
 #pragma GCC unroll 4
-    for (int r = 0; r < FEW_ROWS; r++) {
-        const vi counts = sums[r][0] + (sums[r][1] << 8) + (sums[r][2] << 16);
+    for (int t = 0; t < n; t++)
+        unit[t] = ISA(v_look_up)(ISA(v_load)(ISA(few_units)(l) + t * l->n_groups + l->start[step]), lane);
+#pragma GCC unroll 4
+    for (int r = 0; r < m; r++) {
         const vf s = ISA(v_look_up)(ISA(v_load)(scale + r * apart), lane);
-        y[r][0] = ISA(v_fma)(__builtin_convertvector(counts, vf), s, y[r][0]);
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++) {
+            const vi *sum = sums[r * n + t];
+            const vi counts = sum[0] + (sum[1] << 8) + (sum[2] << 16);
+            y[r][t] = ISA(v_fma)(__builtin_convertvector(counts, vf), s * unit[t], y[r][t]);
+        }
     }
 }

@@ -4,10 +4,12 @@
  * are laid out to match and divided by 2^(bits j). Only the codes at the top are shifted down, because a word's highest bit
  * is its sign. Of grid levels, each of the two bits selects the inputs that count. Inputs below 2^-98 lose bits. */
 
-enum { ISA(HAS_UNITS) = 0 };
+enum { ISA(LOCALITY) = 3 };
 
 INLINE int64_t ISA(few_x_size)(const ISA(few_layout) *l) { return l->n_steps * l->columns * l->tokens; }
-INLINE const void *ISA(few_at)(const ISA(few_layout) *l, int64_t step, const int n) { return l->x + step * n * l->columns; }
+
+/* Rows that are multiplied with n tokens at a time: as many as have room for their sums. */
+INLINE int ISA(few_at_once)(const int n) { return LANES < 16 ? (n == 1 ? 2 : FEW_ROWS / n) : n == 4 ? 2 : FEW_ROWS; }
 
 static void ISA(few_order)(const float_product *job) {
     const dequantize_job *w = &job->weight;
@@ -89,8 +91,9 @@ INLINE void ISA(few_signs)(const uint8_t *from, int64_t stride, const float *x, 
 }
 
 /* One step of m rows with n tokens. */
-INLINE void ISA(few_step)(const uint8_t *from, int64_t stride, const void *x, const float *scale, int64_t apart, vi lane, const int m,
-                          const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+INLINE void ISA(few_step)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *scale, int64_t apart,
+                          vi lane, const int m, const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
+    const float *x = l->x + step * n * l->columns;
     if (levels) {
         ISA(few_signs)(from, stride, x, scale, apart, lane, m, n, 1, y);
         ISA(few_signs)(from, stride, x, scale + apart / 3 * 2, apart, lane, m, n, 0, y);

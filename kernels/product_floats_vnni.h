@@ -1,7 +1,7 @@
-/* Product of float inputs where bytes can be multiplied: a single token in integers, others as without. Part of the template
+/* Product of float inputs where bytes can be multiplied: few tokens in integers, others as without. Part of the template
  * product_rows.h. */
 
-INLINE int ISA(is_few)(const float_product *job) { return job->tokens == 1 && job->weight.bits < 8 && !job->weight.levels; }
+INLINE int ISA(is_few)(const float_product *job) { return job->tokens <= FEW_TOKENS && job->weight.bits < 8 && !job->weight.levels; }
 
 static int64_t ISA(ordered_size)(const float_product *job) {
     return ISA(is_few)(job) ? ISA(few_ordered)(job) : ordered_size_avx512(job);

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from arrowquant_nb._kernels import k_format
+from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.quantizers.rotation import block_length, signs
 from arrowquant_nb.runtime.tracing import constant_in_graphs
 
@@ -60,7 +61,19 @@ def _grouped(form: FolderLayer, codes: torch.Tensor) -> torch.Tensor:
 
 
 def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
-    """Return the scales or minima of grid k per group, float32."""
+    """Return the scales or minima of grid k per group, float32.
+
+    Raises
+    ------
+    ConfigurationError
+        `torch.jit.trace` is at work.
+
+    """
+    if torch.jit.is_tracing():
+        raise ConfigurationError(
+            "torch.jit.trace cannot read the float16 of k scales from their bytes: use torch.export or torch.compile, or "
+            "quantize with scale_format float16"
+        )
     bits, n_groups = k_format.INTEGER_BITS[form.bit_width], form.layout.n_groups
     _, n_bytes = k_format.parts(form.layout.columns, form.bit_width, form.group_size)
     dtype = torch.float16 if form.scale_dtype == "float16" else torch.float32

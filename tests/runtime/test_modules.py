@@ -239,6 +239,13 @@ def test_a_traced_layer_computes_what_it_is_given():
     torch.testing.assert_close(traced(other), layer(other), rtol=0, atol=0.02)
 
 
+def test_tracing_k_scales_is_refused_with_the_ways_that_work():
+    layer = QuantizedLinear.from_arrays(quantize_tensor(random(48, 256), 4, 32, "uls", scale_format="k"))
+    with pytest.raises(ConfigurationError, match=r"torch\.export"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(layer, torch.ones(2, 256))
+
+
 @pytest.mark.parametrize("rule", ["float", "per_token"])
 def test_a_compiled_layer_is_one_graph_around_the_kernels(rule):
     layer = QuantizedLinear.from_arrays(everything(), torch.ones(48), InputFormat(rule, 8))
