@@ -7,7 +7,7 @@ cdef class ReadyProduct:
 
     Parameters
     ----------
-    torch : what is used of it: Tensor, float32, bfloat16, empty, get_num_threads, is_tracing.
+    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing.
     weight : the matrix.
     parts : tensors it was made of: packed, scales, zero points.
     bias : tensor (rows,) on the processor, or None.
@@ -16,7 +16,7 @@ cdef class ReadyProduct:
     isa : instruction set.
     """
 
-    cdef object tensor, float32, bfloat16, empty, get_num_threads, is_tracing
+    cdef object tensor, float32, bfloat16, cpu, empty, get_num_threads, is_tracing
     cdef Matrix weight
     cdef tuple parts
     cdef object bias, inputs
@@ -26,7 +26,7 @@ cdef class ReadyProduct:
     cdef const product_set *isa
 
     def __cinit__(self, tuple torch, Matrix weight not None, tuple parts, bias, inputs, int bits, int64_t span, str isa):
-        self.tensor, self.float32, self.bfloat16, self.empty, self.get_num_threads, self.is_tracing = torch
+        self.tensor, self.float32, self.bfloat16, self.cpu, self.empty, self.get_num_threads, self.is_tracing = torch
         self.weight, self.parts, self.bias, self.inputs = weight, parts, bias, inputs
         self.isa = &_sets[_find(isa)]
         self.form.bits = 0
@@ -60,14 +60,11 @@ cdef class ReadyProduct:
             and (self.bias is None or <size_t>self.bias.data_ptr() == self.places[3])
         )
 
-    cdef int64_t tokens_of(self, x) except -1:
-        """Rows of x (..., columns), or 0 where it is no plain tensor that can be read as it lies."""
+    cdef int64_t tokens_of(self, x, tuple shape) except -1:
+        """Rows of x (..., columns), or 0 where it cannot be read as it lies."""
         cdef int64_t tokens = 1, i
-        if type(x) is not self.tensor or not (x.dtype is self.float32 or x.dtype is self.bfloat16):
-            return 0
         if not x.is_cpu or x.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return 0
-        shape = <tuple>x.shape
         if len(shape) == 0 or shape[len(shape) - 1] != self.weight.job.columns or not x.is_contiguous():
             return 0
         for i in range(len(shape) - 1):
@@ -132,12 +129,15 @@ def multiply_ready(dict layer not None, x):
     if not ready.holds(layer, state):
         state["ready_product"] = None
         return None
-    cdef int64_t tokens = ready.tokens_of(x)
+    if type(x) is not ready.tensor:
+        return None
+    dtype, shape = x.dtype, <tuple>x.shape
+    cdef bint narrow = dtype is ready.bfloat16
+    cdef int64_t tokens = ready.tokens_of(x, shape) if narrow or dtype is ready.float32 else 0
     if not tokens:
         return None
-    dtype = x.dtype
-    out = ready.empty((<tuple>x.shape)[:-1] + (ready.weight.job.rows,), dtype=dtype, device=x.device)
+    out = ready.empty(shape[:-1] + (ready.weight.job.rows,), dtype=dtype, device=ready.cpu)
     if type(out) is not ready.tensor:
         return None
-    ready.run(x.data_ptr(), out.data_ptr(), tokens, dtype is ready.bfloat16)
+    ready.run(x.data_ptr(), out.data_ptr(), tokens, narrow)
     return out

@@ -71,8 +71,8 @@ def _k_values(form: FolderLayer, rows: torch.Tensor) -> torch.Tensor:
     """
     if torch.jit.is_tracing():
         raise ConfigurationError(
-            "torch.jit.trace cannot read the float16 of k scales from their bytes: use torch.export or torch.compile, or "
-            "quantize with scale_format float16"
+            "torch.jit.trace cannot read the float16 of k scales from their bytes: use torch.export or torch.compile, "
+            "or quantize with scale_format float16"
         )
     bits, n_groups = k_format.INTEGER_BITS[form.bit_width], form.layout.n_groups
     _, n_bytes = k_format.parts(form.layout.columns, form.bit_width, form.group_size)

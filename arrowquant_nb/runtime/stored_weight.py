@@ -31,7 +31,9 @@ __all__ = ["StoredWeight", "form_of", "kernels_take"]
 
 _READ_AS_THEY_LIE = (torch.float32, torch.bfloat16)
 _is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # noqa: SLF001 - without a frame of Python
-_OF_TORCH = (torch.Tensor, *_READ_AS_THEY_LIE, torch.empty, torch.get_num_threads, _is_tracing)
+_OF_TORCH = (
+    torch.Tensor, *_READ_AS_THEY_LIE, torch.device("cpu"), torch.empty, torch.get_num_threads, _is_tracing,
+)  # fmt: skip
 """What `_kernels.ready_product` uses of torch."""
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
 """Parts that have a row for each row of the matrix view."""

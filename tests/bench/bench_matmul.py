@@ -58,15 +58,19 @@ def layers(weight: np.ndarray) -> dict[str, QuantizedLinear]:
 
 
 def peers(weight: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """Return what torch itself has for 4-bit weights on this processor: bfloat16 inputs, groups of 64."""
+    """Return what torch itself has for 4-bit weights on this processor: bfloat16, groups of 64; bare and in a layer."""
     size, group = len(weight), 64
     scales = (weight.view(size, -1, group).abs().amax(-1) / 7).bfloat16()
     codes = ((weight.view(size, -1, group) / scales[..., None].float()).round().clamp(-8, 7) + 8).int().view(size, size)
     pairs = torch.stack([scales, torch.zeros_like(scales)], -1).transpose(0, 1).contiguous()
     packed = torch._convert_weight_to_int4pack_for_cpu(codes, 2)
-    return {
-        "torch int4 g64 (bfloat16)": lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, group, pairs)
-    }
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, group, pairs)
+
+    layer = torch.nn.Module()
+    layer.forward = product
+    return {"torch int4 g64 (bfloat16)": product, "the same in a layer": layer}
 
 
 def timed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[float, float]:

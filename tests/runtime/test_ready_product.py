@@ -77,7 +77,8 @@ def test_it_gives_the_same_bytes(inputs, bias, dtype):
 )
 def test_inputs_that_cannot_be_read_as_they_lie(given):
     layer = ready()
-    torch.testing.assert_close(layer(given), long_way(layer, given.detach().contiguous()), check_stride=False)
+    expected = long_way(layer, given.detach().contiguous())
+    torch.testing.assert_close(layer(given), expected, rtol=1e-5, atol=5e-5, check_stride=False)
     assert layer(given).requires_grad == given.requires_grad
 
 
