@@ -247,6 +247,7 @@ cdef int _codes(
     cdef code_product job
     cdef int64_t n_slots = (inputs.tokens + SLOTS - 1) // SLOTS, nbytes
     cdef uint8_t *scratch
+    cdef uint8_t *of_threads
     n_threads = _worth_waking(n_threads, weight, inputs.tokens)
     job.weight, job.inputs, job.bias, job.out = weight[0], inputs, bias, out
     nbytes = max(chosen.code_scratch(&job), inputs.words * 4)
@@ -257,7 +258,8 @@ cdef int _codes(
     inputs.scales = <float *>(inputs.codes + n_slots * SLOTS * inputs.words)
     inputs.sums = inputs.scales + n_slots * SLOTS * inputs.n_segments
     inputs.offsets = <int32_t *>(inputs.sums + n_slots * SLOTS * inputs.n_segments)
-    _run_codes(chosen, &job, n_slots, <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments), nbytes, n_threads)
+    of_threads = <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments)
+    _run_codes(chosen, &job, n_slots, of_threads, nbytes, n_threads)
     free(scratch)
     return 0
 

@@ -25,7 +25,9 @@ cdef class ReadyProduct:
     cdef bint has_narrow_bias
     cdef const product_set *isa
 
-    def __cinit__(self, tuple torch, Matrix weight not None, tuple parts, bias, inputs, int bits, int64_t span, str isa):
+    def __cinit__(
+        self, tuple torch, Matrix weight not None, tuple parts, bias, inputs, int bits, int64_t span, str isa,
+    ):
         self.tensor, self.float32, self.bfloat16, self.cpu, self.empty, self.get_num_threads, self.is_tracing = torch
         self.weight, self.parts, self.bias, self.inputs = weight, parts, bias, inputs
         self.isa = &_sets[_find(isa)]
@@ -51,10 +53,9 @@ cdef class ReadyProduct:
         if "forward" in state or state["_forward_pre_hooks"]:
             return False
         packed, scales, zero_points = self.parts
-        if buffers["packed"] is not packed or buffers["scales"] is not scales or buffers["zero_points"] is not zero_points:
-            return False
         return (
-            <size_t>packed.data_ptr() == self.places[0]
+            buffers["packed"] is packed and buffers["scales"] is scales and buffers["zero_points"] is zero_points
+            and <size_t>packed.data_ptr() == self.places[0]
             and <size_t>scales.data_ptr() == self.places[1]
             and <size_t>zero_points.data_ptr() == self.places[2]
             and (self.bias is None or <size_t>self.bias.data_ptr() == self.places[3])
@@ -74,7 +75,8 @@ cdef class ReadyProduct:
     cdef int run(self, size_t x, size_t out, int64_t tokens, bint narrow) except -1:
         """Multiply float32 in place, and bfloat16 through copies in float32."""
         cdef const dequantize_job *weight = &self.weight.job
-        cdef int64_t n_inputs = tokens * weight.columns if narrow else 0, n_outputs = tokens * weight.rows if narrow else 0
+        cdef int64_t n_inputs = tokens * weight.columns if narrow else 0
+        cdef int64_t n_outputs = tokens * weight.rows if narrow else 0
         cdef int64_t n_biases = weight.rows if self.has_narrow_bias else 0
         cdef const float *bias = <const float *>self.places[3]
         cdef float *wide = NULL
