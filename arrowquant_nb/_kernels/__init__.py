@@ -225,7 +225,7 @@ def multiply_codes(
         Of a code of x, 4 or 8.
     span
         Columns of a token that share a grid, a multiple of 16, or at least the columns of x; the grid is that of
-        `activation_grid.grid_of_range`.
+        `activation_grid.round_rows`.
     grid
         Scale and zero point per token, float32 (tokens,) each, instead of those of its range.
     n_threads, isa

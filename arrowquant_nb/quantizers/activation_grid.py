@@ -48,6 +48,8 @@ def round_to_grid(x: NDArray[np.float32], scale: float, zero_point: int, bit_wid
 def round_rows(x: NDArray[np.float32], bit_width: int) -> NDArray[np.float32]:
     """Round every row on a grid over its own range: dynamic scales per token, the reference that needs no table.
 
+    The range is divided in float32, as the kernels do: the last bit of a scale may be another than `grid_of_range` has.
+
     Parameters
     ----------
     x

@@ -68,11 +68,12 @@ def test_rounding_equals_the_textbook_formula(seed, bits):
 @few
 def test_rows_are_rounded_on_their_own_grids(seed, bits):
     x = np.random.default_rng(seed).standard_normal((3, 2, 40)).astype(np.float32) * np.float32([[1], [50]])
-    expected = np.stack([
-        [round_to_grid(row, *grid_of_range(float(row.min()), float(row.max()), bits), bits) for row in part]
-        for part in x
-    ])  # fmt: skip
-    np.testing.assert_allclose(round_rows(x, bits), expected, rtol=1e-5, atol=1e-6)
+    for part, rounded in zip(x.reshape(-1, 40), round_rows(x, bits).reshape(-1, 40), strict=True):
+        low, high = min(part.min(), np.float32(0)), max(part.max(), np.float32(0))
+        scale = (high - low) / np.float32(2**bits - 1)  # in float32, as the kernels take it
+        np.testing.assert_array_equal(rounded, round_to_grid(part, scale, int(np.rint(-low / scale)), bits))
+        near, _ = grid_of_range(float(low), float(high), bits)
+        assert abs(near - scale) <= np.spacing(scale)
 
 
 def test_other_widths_are_refused():
