@@ -7,7 +7,7 @@ a product of the windows' rows, as calibration saw them.
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.nn import functional
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
 
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_multiply_ready = _kernels.multiply_ready  # by names of this module: of one token, each look further on shows
 
 
 class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
@@ -53,9 +54,9 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
         x : float tensor (..., in_features); with a timestep per sample, the first axis is the batch.
 
         """
-        at_once = None if _is_dynamo_compiling() else _kernels.multiply_ready(self.__dict__, x)
+        at_once: torch.Tensor | None = None if _is_dynamo_compiling() else _multiply_ready(self.__dict__, x)
         if at_once is not None:
-            return cast("torch.Tensor", at_once)
+            return at_once
         if x.shape[-1:] != (self.in_features,):
             raise ShapeMismatchError(
                 f"{self.name}: inputs of shape {tuple(x.shape)} do not have {self.in_features} columns"

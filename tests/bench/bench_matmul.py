@@ -2,8 +2,8 @@
 
     python tests/bench/bench_matmul.py [--size 3072] [--threads 2] [--rounds 15] [--tokens 1,16] [--only "W4 float"]
 
-A quantized layer is called as a model calls it. Each round times torch and every case one after the other, so that a
-busy machine slows all of them. The table gives torch's time over the case's (above 1: faster): the best and the median
+A quantized layer is called as a model calls it. Each round times torch and every case one after the other, in an order
+of its own, so that a busy machine slows all of them. The table gives torch's time over the case's (above 1: faster): the best and the median
 of wall time, and the median of processor time over all threads, which neighbours disturb least. Inputs have heavy
 tails: channels of very different size, as behind the norms of a diffusion transformer. The error is that of the
 output, relative to float32 with the float weight. Between two cases a product with the float weight empties the caches,
@@ -13,6 +13,7 @@ as the other layers of a large model do. Threads sleep between products in torch
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import time
@@ -65,12 +66,12 @@ def peers(weight: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tens
     pairs = torch.stack([scales, torch.zeros_like(scales)], -1).transpose(0, 1).contiguous()
     packed = torch._convert_weight_to_int4pack_for_cpu(codes, 2)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        return torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, group, pairs)
+    def product_with(packed: torch.Tensor, pairs: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: torch._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, group, pairs)
 
     layer = torch.nn.Module()
-    layer.forward = product
-    return {"torch int4 g64 (bfloat16)": product, "the same in a layer": layer}
+    layer.forward = product_with(packed.clone(), pairs.clone())  # or one would find what the other left in the caches
+    return {"torch int4 g64 (bfloat16)": product_with(packed, pairs), "the same in a layer": layer}
 
 
 def timed(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> tuple[float, float]:
@@ -98,7 +99,7 @@ def measure(size: int, tokens: list[int], rounds: int, only: list[str]) -> dict[
         base: list[tuple[float, float]] = []
         seen: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
         for _ in range(rounds):
-            for name, case in cases.items():
+            for name, case in random.sample(list(cases.items()), len(cases)):
                 base.append(timed(dense, x))
                 seen[name].append(timed(case, x))
         exact = dense(x)
