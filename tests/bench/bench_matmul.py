@@ -2,12 +2,14 @@
 
     python tests/bench/bench_matmul.py [--size 3072] [--threads 2] [--rounds 15] [--tokens 1,16] [--only "W4 float"]
 
-A quantized layer is called as a model calls it. Each round times torch and every case one after the other, in an order
-of its own, so that a busy machine slows all of them. The table gives torch's time over the case's (above 1: faster): the best and the median
-of wall time, and the median of processor time over all threads, which neighbours disturb least. Inputs have heavy
-tails: channels of very different size, as behind the norms of a diffusion transformer. The error is that of the
-output, relative to float32 with the float weight. Between two cases a product with the float weight empties the caches,
-as the other layers of a large model do. Threads sleep between products in torch as in ours. Nothing asserts.
+A quantized layer is called as a model calls it. Each round times torch and every case one after the other, in an
+order of its own, so that a busy machine slows all of them. The table gives torch's time over the case's (above 1:
+faster): the best and the median of wall time, and the median of processor time over all threads, which neighbours
+disturb least. Inputs have heavy tails: channels of very different size, as behind the norms of a diffusion
+transformer. The error is that of the output, relative to float32 with the float weight.
+
+Between two cases a product with the float weight empties the caches, as the other layers of a large model do. Threads
+sleep between products in torch as in ours. Nothing asserts.
 """
 
 import argparse
