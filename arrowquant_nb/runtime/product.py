@@ -46,9 +46,16 @@ def multiply(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     given = None if trained or bias is None else _plain(bias)
     y = _dressed_product(layer, arrays, matrix, _plain(x), given)
-    if not isinstance(matrix, GraphMatrix) and layer.inputs.table is None and "activation_means" not in arrays:
-        layer.weight.prepare(layer.inputs, _codes(layer.inputs, x), bias)
+    if isinstance(layer, torch.nn.Linear) and not isinstance(matrix, GraphMatrix):  # convolutions never ask for it
+        _make_ready(layer)
     return _with_bias(layer, y) if trained else y
+
+
+def _make_ready(layer: QuantizedLayer) -> None:
+    """Have the weight keep what the next call multiplies with at once, unless it does."""
+    weight, inputs = layer.weight, layer.inputs
+    if weight.ready_product is None and inputs.table is None and not layer.form.activation_means:
+        weight.prepare(inputs, _codes(inputs, layer.form.layout.columns), layer.bias)
 
 
 def _matrix(layer: QuantizedLayer, arrays: Arrays, x: torch.Tensor) -> _kernels.Matrix | GraphMatrix | None:
@@ -163,11 +170,11 @@ def _rounded_product(
     """Round inputs to codes by the layer's rule and multiply as integers."""
     inputs = layer.inputs
     grids = None if inputs.table is None else static_grids(inputs.table, x, layer.name)
-    return code_product(matrix, x, bias, *_codes(inputs, x), grids)
+    return code_product(matrix, x, bias, *_codes(inputs, x.shape[-1]), grids)
 
 
-def _codes(inputs: InputFormat, x: torch.Tensor) -> tuple[int, int]:
+def _codes(inputs: InputFormat, columns: int) -> tuple[int, int]:
     """Return the bits of codes of inputs, and the columns that share a scale."""
     if inputs.is_float:
         return 0, 0
-    return inputs.bit_width, GROUP_SIZE if inputs.rule == "per_group" else max(x.shape[-1], 16)
+    return inputs.bit_width, GROUP_SIZE if inputs.rule == "per_group" else max(columns, 16)

@@ -15,7 +15,7 @@ from arrowquant_nb.quantizers import quantize_array
 
 torch = pytest.importorskip("torch")
 
-from arrowquant_nb.runtime import InputFormat, QuantizedLinear  # noqa: E402
+from arrowquant_nb.runtime import InputFormat, QuantizedConv2d, QuantizedLinear  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -251,3 +251,15 @@ def test_old_codes_are_let_go_when_others_take_their_place():
     layer.load_state_dict(layer_of(seed=5).state_dict(), assign=True)
     layer(random(1, COLUMNS))
     assert codes() is None
+
+
+def test_it_is_made_once_whatever_the_inputs_and_for_no_convolution():
+    layer = ready()
+    kept = layer.weight.ready_product
+    for dtype in (torch.float16, torch.float64, torch.bfloat16):
+        layer(random(2, COLUMNS, dtype=dtype))
+        assert layer.weight.ready_product is kept
+    tensor = quantize_array(random(8, 4, 3, 3).numpy(), 4, 32, "uls")
+    convolution = QuantizedConv2d.from_arrays(tensor, inputs=InputFormat("per_token", 8))
+    convolution(random(1, 4, 5, 5))
+    assert convolution.weight.ready_product is None
