@@ -3,11 +3,12 @@
     with open_privately("digits-int4") as folder:
         model = load_into(DiTTransformer2DModel.from_config(config), folder)
 
-`stored_weight` holds the codes, `input_format` says how inputs are rounded, `time` carries the timestep from a model's
-`forward` to its layers; `modules` and `embedding` are the layers, over `quantized_layer`. `product` multiplies, by
-`kernel_calls` on the processor, else by `decoding` and `rounding` in operations of torch, whose compiler `tracing`
-tells of them. `loading` swaps, `float_layers` swaps back, `plain_weights` gives floats without a model. torch is
-imported with the first name that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
+`stored_weight` holds the codes, `input_format` says how inputs are rounded and `input_rules` so of a folder, `time`
+carries the timestep from a model's `forward` to its layers; `modules` and `embedding` are the layers, over
+`quantized_layer`. `product` multiplies, by `kernel_calls` on the processor, else by `decoding` and `rounding` in
+operations of torch, whose compiler `tracing` tells of them. `loading` swaps, `float_layers` swaps back,
+`plain_weights` gives floats without a model. torch is imported with the first name that needs it. Knows nothing of
+how codes were chosen, nor of diffusers' own loaders.
 """
 
 from importlib import import_module

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
-from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError, ValidationError
+from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
 from arrowquant_nb.runtime.embedding import QuantizedEmbedding
-from arrowquant_nb.runtime.input_format import INPUT_RULES, InputFormat
+from arrowquant_nb.runtime.input_format import InputFormat
+from arrowquant_nb.runtime.input_rules import InputRules
 from arrowquant_nb.runtime.module_tree import quantized_layers
 from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
 from arrowquant_nb.runtime.plain_weights import as_torch
@@ -26,14 +26,11 @@ from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
 from arrowquant_nb.runtime.time import N_TIMESTEPS, follow_reading, time_argument
 from arrowquant_nb.storage.joined_tiles import join_tiles
-from arrowquant_nb.storage.policy import steers_all_channels
 from arrowquant_nb.time_reading import UNKNOWN_READING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from arrowquant_nb.quantizers.tensor import QuantizedTensor
     from arrowquant_nb.quantizers.time_tables import TimeAwareQuantMetadata
@@ -64,7 +61,7 @@ def load_into(
     """
     _check_model(model)
     _check_names(model, folder)
-    rules = _InputRules(folder, inputs, folder.rounded_inputs)
+    rules = InputRules(folder, inputs, folder.rounded_inputs)
     slots = _Slots(model)
     layers = {name: bool(slots.users_of(model, folder, name)) for name in folder}
     for name, stored in _read_ahead(folder, [n for n in folder if layers[n]], lambda n: join_tiles(folder[n])):
@@ -162,14 +159,14 @@ def _read_ahead(folder: QuantizedModel, names: list[str], read: Callable[[str], 
             yield name, value
 
 
-def _swap(model: Any, rules: _InputRules, name: str, stored: QuantizedTensor, slots: _Slots) -> None:
+def _swap(model: Any, rules: InputRules, name: str, stored: QuantizedTensor, slots: _Slots) -> None:
     """Put quantized layers in the place of all modules that share a weight."""
     folder, rounding = rules.folder, rules.of_layer(name)
     users = slots.users_of(model, folder, name)
     if not users:  # a tied weight that the folder holds under another name too
         return
     old = users[0].weight
-    means = None if rounding is None else _means_of(folder, name, rounding)
+    means = None if rounding is None else rules.means_of(name, rounding)
     weight = StoredWeight(form_of(stored, 0 if means is None else len(means)), old.dtype, "meta")
     weight.set_quantized(stored, means, name)
     if old.device.type not in ("cpu", "meta"):
@@ -263,46 +260,6 @@ def _kind_of(module: Any) -> tuple[type[QuantizedLayer], dict[str, Any]]:
         if isinstance(module, plain):
             return quantized, {key: getattr(module, key) for key in _CONVOLUTION_SETTINGS}
     return QuantizedLinear, {}
-
-
-@dataclass(frozen=True)
-class _InputRules:
-    """How every layer of a folder rounds its inputs."""
-
-    folder: QuantizedModel
-    rule: str | None
-    """As `load_quantized` was given it."""
-    bits: Mapping[str, int]
-    """Of the layers whose inputs the folder wants rounded."""
-
-    def __post_init__(self) -> None:
-        if self.rule not in (None, *INPUT_RULES):
-            raise ConfigurationError(f"inputs {self.rule!r} is not one of {', '.join(INPUT_RULES)}")
-        if self.rule == "static" and self.folder.time_aware is None:
-            raise ValidationError(
-                f"{self.folder.path} has no grids for the inputs of any layer: quantize with activation_bit_width, or "
-                "load with inputs='per_token'"
-            )
-
-    def of_layer(self, name: str) -> InputFormat | None:
-        """Return the rounding of one layer's inputs, None where they stay float."""
-        wanted = name in self.bits if self.bits else self.rule is not None and not self._steers(name)
-        if self.rule == "float" or not wanted:
-            return None
-        bits, tables = self.bits.get(name, 8), self.folder.time_aware
-        if self.rule in (None, "static") and tables is not None and name in tables.by_layer:
-            return InputFormat("static", bits, tables.by_layer[name])
-        return InputFormat("per_group" if self.rule == "per_group" else "per_token", bits)
-
-    def _steers(self, name: str) -> bool:
-        return steers_all_channels(name, self.folder.facts.get("class_name"), self.folder.modality)
-
-
-def _means_of(folder: QuantizedModel, name: str, inputs: InputFormat) -> NDArray[np.float32] | None:
-    """Channel means that are taken off a layer's inputs, (time groups, columns); those of groups need their table."""
-    spatial = folder.spatial_of(name)
-    means = None if spatial is None else spatial.activation_means.get(name)
-    return np.array(means, np.float32) if means and (inputs.table is not None or len(means) == 1) else None
 
 
 def _check_filled(model: Any, path: str | Path) -> None:
