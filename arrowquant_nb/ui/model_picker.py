@@ -91,8 +91,7 @@ class ModelPicker:
         sample = model.removeprefix(SAMPLE_PREFIX) in samples.names()
         self.sample.value = model.removeprefix(SAMPLE_PREFIX) if sample else ""
         self.path.value = self._shown = "" if sample else model
-        given = {"component": choice.component, "variant": choice.variant, "calibration": choice.parts["calibration"]}
-        for name, value in given.items():
+        for name, value in choice.parts.items():
             self.parts[name].value = value or ""
             self.parts[name].layout.display = "none" if sample and name != "calibration" and not value else ""
         self._quiet = False

@@ -44,8 +44,7 @@ def papermill_command(choice: ModelChoice, output: str, settings_file: str) -> s
     ----------
     settings_file : YAML that holds the settings, see `DiffusionQuantConfig.to_yaml`.
     """
-    parameters: dict[str, str | None] = {"model": str(choice.model), "output": output, "config_yaml": settings_file}
-    parameters |= {"component": choice.component, "variant": choice.variant, "calibration": choice.parts["calibration"]}
-    given = " ".join(f"-p {name} {shlex.quote(value)}" for name, value in parameters.items() if value is not None)
+    parameters = {"model": choice.model, "output": output, "config_yaml": settings_file, **choice.parts}
+    given = " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in parameters.items() if value is not None)
     notebook = f"{Path(output).name or 'run'}.ipynb"
     return f"arrowquant run {shlex.quote(notebook)} {given}"
