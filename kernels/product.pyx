@@ -1,18 +1,18 @@
-"""Compiled products with stored weights: checks every buffer, runs panels of rows on OpenMP threads.
+"""Compiled products with stored weights: checks every buffer, and hands out memory to the threads.
 
-Panels never share an output, and each is summed in an order of its own, so the bytes do not depend on the number of
-threads. The arithmetic lives in product_floats.h and product_codes.h.
+How they share the work is in product_run.h, the arithmetic in product_floats.h and product_codes.h.
 """
 
-from cython.parallel cimport prange, threadid
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from cpython.exc cimport PyErr_Clear
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 include "buffers.pxi"
 
-cdef extern from "product.h" nogil:
-    enum: PANEL_ROWS, SLOTS
+cdef extern from "product_run.h" nogil:
+    enum: SLOTS
     ctypedef struct dequantize_job:
         const uint8_t *packed
         const uint8_t *scales
@@ -46,14 +46,34 @@ cdef extern from "product.h" nogil:
     ctypedef struct product_set:
         const char *name
         int64_t (*ordered_size)(const float_product *job) noexcept
-        int64_t (*ordered_parts)(const float_product *job) noexcept
         int64_t (*float_scratch)(const float_product *job) noexcept
         int64_t (*code_scratch)(const code_product *job) noexcept
     int product_sets(product_set *out)
-    void run_order_inputs(const product_set *isa, const float_product *job, int64_t part)
-    void run_float_panel(const product_set *isa, const float_product *job, int64_t panel, uint8_t *scratch)
-    void run_code_panel(const product_set *isa, const code_product *job, int64_t panel, uint8_t *scratch)
-    void run_encode_inputs(const product_set *isa, const input_codes *inputs, int64_t group, uint8_t *scratch)
+    void run_floats(
+        const product_set *isa, const float_product *job, bint alone, uint8_t *scratch, int64_t nbytes, int n_threads
+    )
+    void run_codes(
+        const product_set *isa, const code_product *job, int64_t n_parts, uint8_t *scratch, int64_t nbytes,
+        int n_threads
+    )
+
+cdef extern from "dlpack.h":
+    enum: DL_MAJOR, DL_CPU
+    ctypedef struct dl_version:
+        uint32_t major
+    ctypedef struct dl_device:
+        int32_t type
+    ctypedef struct dl_tensor:
+        dl_device device
+        int32_t ndim
+        int64_t *shape
+    ctypedef struct dl_exchange:
+        dl_version version
+        int (*from_object)(void *object, dl_tensor *out) noexcept
+    bint dl_is_contiguous(const dl_tensor *tensor)
+    bint dl_is_float32(const dl_tensor *tensor)
+    bint dl_is_bfloat16(const dl_tensor *tensor)
+    void *dl_start(const dl_tensor *tensor)
 
 cdef extern from "bfloat16.h" nogil:
     void from_bfloat16(const uint16_t *of, float *to, int64_t n)
@@ -62,7 +82,7 @@ cdef extern from "bfloat16.h" nogil:
 cdef enum:
     ORDERED_NBYTES = 1 << 22  # every panel reads them all: they must stay in the third-level cache
     LEAST_TOKENS = 128  # so that decoding costs little beside multiplying; fewer are laid out by one thread
-    TERMS_PER_THREAD = 1 << 16  # multiplications; for fewer, waking a thread costs more than it saves
+    TERMS_PER_THREAD = 1 << 21  # 50 us of multiplications; for fewer, waking a thread costs more than it saves
 
 cdef product_set _sets[5]
 cdef int _n_sets = product_sets(_sets)
@@ -193,6 +213,7 @@ cdef int _floats(
     cdef float_product job
     cdef int64_t at_once, start, ordered_size, scratch_nbytes
     cdef uint8_t *scratch
+    cdef uint8_t *of_threads
     job.weight, job.bias = weight[0], bias
     n_threads = job.n_threads = _worth_waking(n_threads, weight, tokens)
     at_once = max(LEAST_TOKENS, ORDERED_NBYTES // (4 * weight.columns))
@@ -207,19 +228,10 @@ cdef int _floats(
     for start in range(0, tokens, at_once):
         job.x, job.out = x + start * weight.columns, out + start * weight.rows
         job.tokens = min(at_once, tokens - start)
-        _run_floats(chosen, &job, <uint8_t *>(job.ordered + ordered_size), scratch_nbytes, n_threads)
+        of_threads = <uint8_t *>(job.ordered + ordered_size)
+        with nogil:
+            run_floats(chosen, &job, job.tokens <= LEAST_TOKENS, of_threads, scratch_nbytes, n_threads)
     free(scratch)
-    return 0
-
-
-cdef int _run_floats(
-    const product_set *chosen, float_product *job, uint8_t *scratch, int64_t nbytes, int n_threads,
-) except -1:
-    cdef int64_t i, n_parts = chosen.ordered_parts(job), n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
-    for i in prange(n_parts, nogil=True, schedule="static", num_threads=n_threads if job.tokens > LEAST_TOKENS else 1):
-        run_order_inputs(chosen, job, i)
-    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
-        run_float_panel(chosen, job, i, scratch + threadid() * nbytes)
     return 0
 
 
@@ -259,19 +271,9 @@ cdef int _codes(
     inputs.sums = inputs.scales + n_slots * SLOTS * inputs.n_segments
     inputs.offsets = <int32_t *>(inputs.sums + n_slots * SLOTS * inputs.n_segments)
     of_threads = <uint8_t *>(inputs.offsets + n_slots * SLOTS * inputs.n_segments)
-    _run_codes(chosen, &job, n_slots, of_threads, nbytes, n_threads)
+    with nogil:
+        run_codes(chosen, &job, n_slots, of_threads, nbytes, n_threads)
     free(scratch)
-    return 0
-
-
-cdef int _run_codes(
-    const product_set *chosen, code_product *job, int64_t n_slots, uint8_t *scratch, int64_t nbytes, int n_threads,
-) except -1:
-    cdef int64_t i, n_panels = (job.weight.rows + PANEL_ROWS - 1) // PANEL_ROWS
-    for i in prange(n_slots, nogil=True, schedule="static", num_threads=n_threads if n_slots > 1 else 1):
-        run_encode_inputs(chosen, job.inputs, i, scratch + threadid() * nbytes)
-    for i in prange(n_panels, nogil=True, schedule="dynamic", num_threads=n_threads):
-        run_code_panel(chosen, job, i, scratch + threadid() * nbytes)
     return 0
 
 

@@ -55,29 +55,36 @@ static int64_t ISA(few_ordered)(const float_product *job) {
 
 static int64_t ISA(few_scratch)(const float_product *job) { return FEW_ROWS * 3 * ISA(few_inputs)(job).n_groups * 4 + 64; }
 
-/* Scales and minima of FEW_ROWS rows from `first` on, minima as what a group's sum of inputs is multiplied with. */
-INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
+/* Scales and minima of n <= STEP groups of a row, minima as what a group's sum of inputs is multiplied with. */
+INLINE void ISA(few_scales)(const dequantize_job *w, int64_t row, int64_t group, int n, const int bits, const int grid, int64_t apart,
+                            float *to) {
     ISA(grid_values) v;
-    memset(&v, 0, sizeof v);
-    for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups)
-        for (int64_t group = 0; group < w->n_groups; group += STEP) {
-            const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
-            ISA(load_grid)(w, first + r < w->rows ? first + r : w->rows - 1, group, n, bits, grid, &v);
-            EACH_PIECE {
-                vf s = ISA(v_load)(v.scale + p * LANES), m = ISA(v_load)(v.zero + p * LANES);
-                float *place = to + group + p * LANES;
-                if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
-                    const vf minor = ISA(v_load)(v.minor + p * LANES);
-                    m = (m - s) - minor;
-                    s = 2.0f * s;
-                    ISA(v_store)(place + 2 * n_groups, 2.0f * minor);
-                }
-                if (grid == ISA(ZERO_POINT)) m = -(m * s);
-                ISA(v_store)(place, s);
-                ISA(v_store)(place + n_groups, m);
-            }
-            for (int i = n; i < STEP; i++) to[n_groups + group + i] = 0.0f;
+    if (n < STEP) memset(&v, 0, sizeof v);
+    ISA(load_grid)(w, row, group, n, bits, grid, &v);
+    EACH_PIECE {
+        vf s = ISA(v_load)(v.scale + p * LANES), m = ISA(v_load)(v.zero + p * LANES);
+        float *place = to + group + p * LANES;
+        if (grid == ISA(LEVELS)) { /* (mu - a1 - a2) + 2 a1 b1 + 2 a2 b0 */
+            const vf minor = ISA(v_load)(v.minor + p * LANES);
+            m = (m - s) - minor;
+            s = 2.0f * s;
+            ISA(v_store)(place + 2 * apart, 2.0f * minor);
         }
+        if (grid == ISA(ZERO_POINT)) m = -(m * s);
+        ISA(v_store)(place, s);
+        ISA(v_store)(place + apart, m);
+    }
+    for (int i = n; i < STEP; i++) to[apart + group + i] = 0.0f;
+}
+
+/* The same of all groups of FEW_ROWS rows from `first` on. */
+INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
+    for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups) {
+        const int64_t row = first + r < w->rows ? first + r : w->rows - 1;
+        int64_t group = 0;
+        for (; group + STEP <= w->n_groups; group += STEP) ISA(few_scales)(w, row, group, STEP, bits, grid, n_groups, to);
+        if (group < w->n_groups) ISA(few_scales)(w, row, group, (int)(w->n_groups - group), bits, grid, n_groups, to);
+    }
 }
 
 static __attribute__((noinline)) void ISA(few_grids)(const dequantize_job *w, int64_t first, int64_t n_groups, float *to) {

@@ -79,40 +79,44 @@ static void ISA(few_order)(const float_product *job) {
 /* Rows that are multiplied with n tokens at a time: as many as have room for their sums. */
 INLINE int ISA(few_at_once)(const int n) { return FEW_ROWS / n; }
 
-/* Sums of a step's codes of m rows times the digits of n tokens. */
-INLINE void ISA(few_digits)(const uint8_t *from, int64_t stride, const uint8_t *digits, const int m, const int n, const int bits,
-                            vi sums[FEW_ROWS][DIGITS]) {
+/* Sums of a step's codes of m rows times the counts of n tokens, the high digits first. */
+INLINE void ISA(few_counts)(const uint8_t *from, int64_t stride, const uint8_t *digits, const int m, const int n, const int bits,
+                            vi sums[FEW_ROWS]) {
     const int per = 8 / bits;
-    vi word[FEW_ROWS];
+    vi codes[4][FEW_ROWS];
 #pragma GCC unroll 4
-    for (int r = 0; r < m; r++) memcpy(word + r, from + r * stride, sizeof word[r]);
-#pragma GCC unroll 12
-    for (int i = 0; i < m * n * DIGITS; i++) sums[i / DIGITS][i % DIGITS] = (vi){0};
+    for (int r = 0; r < m; r++) {
+        vi word;
+        memcpy(&word, from + r * stride, sizeof word);
 #pragma GCC unroll 4
-    for (int shift = 0; shift < per; shift++) {
-        vi codes[FEW_ROWS];
+        for (int shift = 0; shift < per; shift++) codes[shift][r] = (word >> (shift * bits)) & (bits == 4 ? 0x0F0F0F0F : 0x03030303);
+    }
 #pragma GCC unroll 4
-        for (int r = 0; r < m; r++) codes[r] = (word[r] >> (shift * bits)) & (bits == 4 ? 0x0F0F0F0F : 0x03030303);
-#pragma GCC unroll 12
-        for (int i = 0; i < n * DIGITS; i++) {
-            vi digit;
-            memcpy(&digit, digits + (i * per + shift) * sizeof digit, sizeof digit);
+    for (int i = 0; i < m * n; i++) sums[i] = (vi){0};
+#pragma GCC unroll 3
+    for (int p = DIGITS - 1; p >= 0; p--) {
+        if (p < DIGITS - 1)
 #pragma GCC unroll 4
-            for (int r = 0; r < m; r++) {
-                vi *sum = &sums[r * n + i / DIGITS][i % DIGITS];
-                *sum = ISA(v_dot4)(*sum, codes[r], digit, bits);
+            for (int i = 0; i < m * n; i++) sums[i] <<= 8;
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++)
+#pragma GCC unroll 4
+            for (int shift = 0; shift < per; shift++) {
+                vi digit;
+                memcpy(&digit, digits + ((t * DIGITS + p) * per + shift) * sizeof digit, sizeof digit);
+#pragma GCC unroll 4
+                for (int r = 0; r < m; r++) sums[r * n + t] = ISA(v_dot4)(sums[r * n + t], codes[shift][r], digit, bits);
             }
-        }
     }
 }
 
 /* One step of m rows with n tokens. */
 INLINE void ISA(few_step)(const ISA(few_layout) *l, int64_t step, const uint8_t *from, int64_t stride, const float *scale, int64_t apart,
                           vi lane, const int m, const int n, const int bits, const int levels, vf y[FEW_ROWS][4]) {
-    vi sums[FEW_ROWS][DIGITS];
+    vi sums[FEW_ROWS];
     vf unit[FEW_ROWS];
     (void)levels;
-    ISA(few_digits)(from, stride, (const uint8_t *)l->x + step * n * l->columns * DIGITS, m, n, bits, sums);
+    ISA(few_counts)(from, stride, (const uint8_t *)l->x + step * n * l->columns * DIGITS, m, n, bits, sums);
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++)
         unit[t] = ISA(v_look_up)(ISA(v_load)(ISA(few_units)(l) + t * l->n_groups + l->start[step]), lane);
@@ -120,10 +124,6 @@ INLINE void ISA(few_step)(const ISA(few_layout) *l, int64_t step, const uint8_t 
     for (int r = 0; r < m; r++) {
         const vf s = ISA(v_look_up)(ISA(v_load)(scale + r * apart), lane);
 #pragma GCC unroll 4
-        for (int t = 0; t < n; t++) {
-            const vi *sum = sums[r * n + t];
-            const vi counts = sum[0] + (sum[1] << 8) + (sum[2] << 16);
-            y[r][t] = ISA(v_fma)(__builtin_convertvector(counts, vf), s * unit[t], y[r][t]);
-        }
+        for (int t = 0; t < n; t++) y[r][t] = ISA(v_fma)(__builtin_convertvector(sums[r * n + t], vf), s * unit[t], y[r][t]);
     }
 }

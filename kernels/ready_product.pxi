@@ -2,12 +2,27 @@
 # between: of one token, with the caches full of other layers, that took a third of the time. Included by product.pyx.
 
 
+cdef const dl_exchange *_exchange_of(tensor) except? NULL:
+    """What says where tensors of a class lie, NULL if nothing that we know does."""
+    capsule = getattr(tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return NULL
+    cdef const dl_exchange *found = <const dl_exchange *>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+    return found if found.version.major == DL_MAJOR and found.from_object != NULL else NULL
+
+
+def reads(tensor):
+    """Whether tensors of a class can be read as they lie: torch offers that since 2.10."""
+    return _exchange_of(tensor) != NULL
+
+
 cdef class ReadyProduct:
     """A product with a stored matrix, which holds as long as its layer stays as it was.
 
     Parameters
     ----------
-    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing.
+    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing, and the
+        dicts of hooks that every module has. `Tensor.__dlpack_c_exchange_api__` says where a tensor lies.
     weight : the matrix.
     parts : tensors it was made of: packed, scales, zero points.
     bias : tensor (rows,) on the processor, or None.
@@ -17,8 +32,9 @@ cdef class ReadyProduct:
     """
 
     cdef object tensor, float32, bfloat16, cpu, empty, get_num_threads, is_tracing
+    cdef const dl_exchange *dlpack
     cdef Matrix weight
-    cdef tuple parts
+    cdef tuple common_hooks, parts
     cdef object bias, inputs
     cdef size_t places[4]
     cdef input_codes form
@@ -28,7 +44,13 @@ cdef class ReadyProduct:
     def __cinit__(
         self, tuple torch, Matrix weight not None, tuple parts, bias, inputs, int bits, int64_t span, str isa,
     ):
-        self.tensor, self.float32, self.bfloat16, self.cpu, self.empty, self.get_num_threads, self.is_tracing = torch
+        (
+            self.tensor, self.float32, self.bfloat16, self.cpu, self.empty, self.get_num_threads, self.is_tracing,
+            self.common_hooks,
+        ) = torch
+        self.dlpack = _exchange_of(self.tensor)
+        if self.dlpack == NULL:
+            raise ValueError(f"nothing says where a {self.tensor.__name__} lies")
         self.weight, self.parts, self.bias, self.inputs = weight, parts, bias, inputs
         self.isa = &_sets[_find(isa)]
         self.form.bits = 0
@@ -55,21 +77,49 @@ cdef class ReadyProduct:
         packed, scales, zero_points = self.parts
         return (
             buffers["packed"] is packed and buffers["scales"] is scales and buffers["zero_points"] is zero_points
-            and <size_t>packed.data_ptr() == self.places[0]
-            and <size_t>scales.data_ptr() == self.places[1]
-            and <size_t>zero_points.data_ptr() == self.places[2]
-            and (self.bias is None or <size_t>self.bias.data_ptr() == self.places[3])
+            and self.is_at(packed, self.places[0])
+            and self.is_at(scales, self.places[1])
+            and self.is_at(zero_points, self.places[2])
+            and (self.bias is None or self.is_at(self.bias, self.places[3]))
         )
 
-    cdef int64_t tokens_of(self, x, tuple shape) except -1:
-        """Rows of x (..., columns), or 0 where it cannot be read as it lies."""
+    cdef bint is_at(self, tensor, size_t place) except -1:
+        cdef dl_tensor now
+        return self.lies(tensor, &now) and <size_t>dl_start(&now) == place
+
+    cdef bint lies(self, tensor, dl_tensor *where) except -1:
+        """Whether a tensor lies somewhere, and where; it does not if it is sparse, or stands for others."""
+        if self.dlpack.from_object(<void *>tensor, where):
+            PyErr_Clear()
+            return False
+        return True
+
+    cdef bint is_called_as_it_is(self, dict layer) except -1:
+        """Whether a call of the layer would do no more than its forward."""
+        if "forward" in layer or layer.get("_compiled_call_impl") is not None:
+            return False
+        if layer["_forward_pre_hooks"] or layer["_forward_hooks"]:
+            return False
+        if layer["_backward_pre_hooks"] or layer["_backward_hooks"]:
+            return False
+        for hooks in self.common_hooks:
+            if hooks:
+                return False
+        return True
+
+    cdef int64_t tokens_of(self, x, dl_tensor *where) except -1:
+        """Rows of x (..., columns), or 0 if it cannot be read `where` it lies."""
         cdef int64_t tokens = 1, i
-        if not x.is_cpu or x.requires_grad or (self.bias is not None and self.bias.requires_grad):
+        if x.requires_grad or (self.bias is not None and self.bias.requires_grad):
             return 0
-        if len(shape) == 0 or shape[len(shape) - 1] != self.weight.job.columns or not x.is_contiguous():
+        if not self.lies(x, where) or where.device.type != DL_CPU or not dl_is_contiguous(where):
             return 0
-        for i in range(len(shape) - 1):
-            tokens *= <int64_t>shape[i]
+        if not (dl_is_float32(where) or dl_is_bfloat16(where)):
+            return 0
+        if where.ndim == 0 or where.shape[where.ndim - 1] != self.weight.job.columns:
+            return 0
+        for i in range(where.ndim - 1):
+            tokens *= where.shape[i]
         return 0 if self.is_tracing() else tokens
 
     cdef int run(self, size_t x, size_t out, int64_t tokens, bint narrow) except -1:
@@ -108,19 +158,21 @@ cdef class ReadyProduct:
         return _codes(self.isa, &self.weight.job, &inputs, bias, out, n_threads)
 
 
-def multiply_ready(dict layer not None, x):
+def multiply_ready(dict layer not None, x, bint is_call=False):
     """Return what a linear layer makes of a tensor by the product kept ready for it, or None.
 
     Parameters
     ----------
     layer : `__dict__` of the module; that of its module `weight` has the `ReadyProduct` or None as "ready_product".
     x : what it is called with, (..., columns).
+    is_call : the module is called, which must run its hooks; else its forward is.
 
     Returns
     -------
     tensor or None
-        (..., rows) in the dtype of x. None = there is no product, it does not hold any more, and is let go, or x is not
-        a float32 or bfloat16 tensor as it can be read: the layer must go the long way, and have no surprise there.
+        (..., rows) in the dtype of x. None = there is no product, it does not hold any more, and is let go, there are
+        hooks, or x is not a float32 or bfloat16 tensor as it can be read: the layer must go the long way, and have no
+        surprise there.
 
     """
     cdef dict state = (<dict>layer["_modules"])["weight"].__dict__
@@ -128,18 +180,23 @@ def multiply_ready(dict layer not None, x):
     if kept is None:
         return None
     cdef ReadyProduct ready = kept
+    if is_call and not ready.is_called_as_it_is(layer):
+        return None
     if not ready.holds(layer, state):
         state["ready_product"] = None
         return None
     if type(x) is not ready.tensor:
         return None
-    dtype, shape = x.dtype, <tuple>x.shape
-    cdef bint narrow = dtype is ready.bfloat16
-    cdef int64_t tokens = ready.tokens_of(x, shape) if narrow or dtype is ready.float32 else 0
+    cdef dl_tensor where
+    cdef int64_t tokens = ready.tokens_of(x, &where)
     if not tokens:
         return None
-    out = ready.empty(shape[:-1] + (ready.weight.job.rows,), dtype=dtype, device=ready.cpu)
+    cdef int64_t i
+    cdef bint narrow = dl_is_bfloat16(&where)
+    cdef list shape = [where.shape[i] for i in range(where.ndim - 1)]
+    shape.append(ready.weight.job.rows)
+    out = ready.empty(*shape, dtype=ready.bfloat16 if narrow else ready.float32, device=ready.cpu)
     if type(out) is not ready.tensor:
         return None
-    ready.run(x.data_ptr(), out.data_ptr(), tokens, narrow)
+    ready.run(<size_t>dl_start(&where), out.data_ptr(), tokens, narrow)
     return out

@@ -246,9 +246,9 @@ def ready_product(
     """Return what `multiply_ready` multiplies with, see `ReadyProduct` in kernels/ready_product.pxi.
 
     None without compiled kernels for this machine: those of NumPy and of plain C are slower than torch, which then
-    multiplies panels of decoded rows.
+    multiplies panels of decoded rows. None too with a torch before 2.10, which does not say where a tensor lies.
     """
-    if _ACTIVE_PRODUCT in ("numpy", "scalar"):
+    if _ACTIVE_PRODUCT in ("numpy", "scalar") or not compiled_product.reads(torch[0]):
         return None
     return compiled_product.ReadyProduct(torch, weight.compiled, parts, bias, inputs, bits, span, _ACTIVE_PRODUCT)
 

@@ -46,6 +46,11 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
         sizes = {"in_features": self.in_features, "out_features": self.out_features}
         return torch.nn.Linear, {**sizes, "bias": self.bias is not None}
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Call the layer as any module; without hooks, the product that is kept ready needs none of what torch does."""
+        at_once: torch.Tensor | None = None if _is_dynamo_compiling() else _multiply_ready(self.__dict__, x, True)
+        return super().__call__(x) if at_once is None else at_once
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x.
 

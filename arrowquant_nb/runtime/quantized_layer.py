@@ -118,11 +118,13 @@ class QuantizedLayer(torch.nn.Module):
         Raises
         ------
         ConfigurationError
-            Inputs that are no real floats.
+            Inputs that are no real floats, or not every one of which is there.
 
         """
         if not x.is_floating_point():
             raise ConfigurationError(f"{self.name}: inputs of dtype {x.dtype}; give floats, such as x.float()")
+        if x.layout is not torch.strided:
+            raise ConfigurationError(f"{self.name}: inputs of layout {x.layout}; give dense ones, such as x.to_dense()")
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the float weight, a new tensor; see `StoredWeight.dequantize`."""

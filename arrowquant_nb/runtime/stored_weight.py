@@ -31,8 +31,15 @@ __all__ = ["StoredWeight", "form_of", "kernels_take"]
 
 _READ_AS_THEY_LIE = (torch.float32, torch.bfloat16)
 _is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # noqa: SLF001 - without a frame of Python
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001 - nothing public tells
+_common = torch.nn.modules.module
+_COMMON_HOOKS = (
+    _common._global_forward_pre_hooks, _common._global_forward_hooks,  # noqa: SLF001 - a call looks at no other place
+    _common._global_backward_pre_hooks, _common._global_backward_hooks,  # noqa: SLF001
+)  # fmt: skip
 _OF_TORCH = (
     torch.Tensor, *_READ_AS_THEY_LIE, torch.device("cpu"), torch.empty, torch.get_num_threads, _is_tracing,
+    _COMMON_HOOKS,
 )  # fmt: skip
 """What `_kernels.ready_product` uses of torch."""
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
@@ -247,9 +254,12 @@ class StoredWeight(torch.nn.Module):
 
 
 def kernels_take(*tensors: torch.Tensor) -> bool:
-    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done."""
+    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done.
+
+    Those of `torch.func`, such as in `vmap`, stand for others.
+    """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and all(t.is_cpu and type(t) is torch.Tensor for t in tensors)
+    return not traced and all(t.is_cpu and type(t) is torch.Tensor and not _is_wrapped(t) for t in tensors)
 
 
 def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:

@@ -139,15 +139,25 @@ def test_products_of_codes_are_those_of_the_rounded_inputs(grid):
         assert (np.abs(codes(x, form, None, None, **case) - expected) < tolerance).all(), case
 
 
-def test_wide_scales_and_two_threads_change_nothing():
+def test_wide_scales_change_nothing():
     x = random(9, 1100, seed=1)
     for grid in GRIDS[:5] + GRIDS[-2:]:
         form, weight = stored(67, 1100, grid, wide=grid[3] != "k")
         for isa in _kernels.product_isas():
             one = floats(x, form, None, isa)
             np.testing.assert_allclose(one, x @ weight.T, rtol=1e-3, atol=1e-3 * np.abs(one).max())
-            assert np.array_equal(one, floats(x, form, None, isa, threads=2))
-            assert np.array_equal(codes(x, form, None, isa), codes(x, form, None, isa, threads=2))
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(3900, 1), (515, 9), (35, 200)])  # enough that threads are woken for it
+def test_threads_change_nothing(rows, tokens):
+    x = random(tokens, 1100, seed=1)
+    for grid in GRIDS[:5] + GRIDS[-2:]:
+        form, _ = stored(rows, 1100, grid)
+        for isa in _kernels.product_isas():
+            of_one = floats(x, form, None, isa), codes(x, form, None, isa)
+            for threads in (2, 3):
+                assert np.array_equal(of_one[0], floats(x, form, None, isa, threads=threads))
+                assert np.array_equal(of_one[1], codes(x, form, None, isa, threads=threads))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from arrowquant_nb import _kernels
-from arrowquant_nb.errors import ShapeMismatchError
+from arrowquant_nb.errors import ConfigurationError, ShapeMismatchError
 from arrowquant_nb.quantizers import quantize_array
 
 torch = pytest.importorskip("torch")
@@ -263,3 +263,75 @@ def test_it_is_made_once_whatever_the_inputs_and_for_no_convolution():
     convolution = QuantizedConv2d.from_arrays(tensor, inputs=InputFormat("per_token", 8))
     convolution(random(1, 4, 5, 5))
     assert convolution.weight.ready_product is None
+
+
+def hook_of_every_module(kind, hook):
+    return getattr(torch.nn.modules.module, f"register_module_{kind}_hook")(hook)
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward", "full_backward_pre"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_hooks_of_a_call_run(kind, everywhere):
+    layer, seen = ready(), []
+
+    def hook(module, *_):
+        seen.append(module)
+
+    register = hook_of_every_module if everywhere else lambda kind, hook: getattr(layer, f"register_{kind}_hook")(hook)
+    handle = register(kind, hook)
+    try:
+        layer(random(2, COLUMNS).requires_grad_("backward" in kind)).sum()
+        if "backward" in kind:
+            layer(random(2, COLUMNS).requires_grad_()).sum().backward()
+        assert seen[:1] == [layer]
+    finally:
+        handle.remove()
+    del seen[:]
+    layer(random(2, COLUMNS))
+    assert not seen
+
+
+def test_a_hook_may_change_what_comes_out():
+    layer, x = ready(), random(2, COLUMNS)
+    before = layer(x)
+    with layer.register_forward_hook(lambda _, __, y: y + 1):
+        assert torch.equal(layer(x), before + 1)
+    with layer.register_forward_pre_hook(lambda _, given: (2 * given[0],)):
+        assert torch.equal(layer(x), 2 * before)
+    assert torch.equal(layer(x=x), before)
+
+
+def test_a_forward_of_its_own_is_called():
+    layer, x = ready(), random(2, COLUMNS)
+    before, forward = layer(x), layer.forward
+    layer.forward = lambda x: forward(x) + 1  # as what moves layers between devices does
+    assert torch.equal(layer(x), before + 1)
+    del layer.forward
+    layer.compile(backend=lambda graph, _: lambda *given: [2 * y for y in graph.forward(*given)])
+    with torch.no_grad():
+        assert torch.equal(layer(x), 2 * before)
+
+
+def test_without_a_way_to_read_tensors_layers_go_the_long_way(monkeypatch):
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    layer, x = layer_of(), random(2, COLUMNS)
+    before = layer(x)
+    assert layer.weight.ready_product is None
+    assert torch.equal(layer(x), before)
+
+
+def test_tensors_that_stand_for_others():
+    layer, x = ready(), random(3, COLUMNS)
+    for y in (torch.vmap(layer)(x), layer(x.as_subclass(type("Own", (torch.Tensor,), {}))).as_subclass(torch.Tensor)):
+        torch.testing.assert_close(y, layer(x), rtol=1e-5, atol=1e-5)
+    assert layer(x.to("meta")).shape == (3, ROWS)
+    slopes = torch.func.jacrev(layer)(x[0])
+    torch.testing.assert_close(slopes, layer.dequantize(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_sparse_inputs_are_refused(layout):
+    for layer in (layer_of(), ready()):
+        with pytest.raises(ConfigurationError, match="to_dense"):
+            layer(getattr(random(3, COLUMNS), layout)())
