@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FollowedForward",
     "ModelTime",
+    "counted_timesteps",
     "current_time",
     "follow_reading",
     "follow_time",
@@ -50,13 +52,11 @@ class ModelTime:
 
     def __post_init__(self) -> None:
         """Refuse what is no time."""
-        wrong = [v for v in self.values if not (math.isfinite(v) and 0.0 <= v <= 1.0)]
-        if wrong or not self.values:
-            raise ValidationError(
-                f"normalised time {wrong[0] if wrong else 'of no sample'} is not in 0..1: a timestep is beyond the "
-                "model's training timesteps; state how it counts them with n_timesteps (1 for models that are given "
-                "fractions)"
-            )
+        if not self.values:
+            raise ValidationError("a time of no sample: leave a batch of none out")
+        wrong = next((v for v in self.values if not 0.0 <= v <= 1.0), None)
+        if wrong is not None:
+            raise ValidationError(f"normalised time {wrong} is not in 0..1")
 
     @classmethod
     def of(cls, time: Any, n_timesteps: float = N_TIMESTEPS) -> ModelTime:
@@ -69,14 +69,38 @@ class ModelTime:
         n_timesteps
             Training timesteps that it counts; 1 for a fraction.
 
+        Raises
+        ------
+        ConfigurationError
+            What is no number, or a number of timesteps that none can be divided by.
+        ValidationError
+            A timestep outside 0..n_timesteps.
+
         """
-        values = (times_of(time)[0] / n_timesteps).astype(np.float32)
+        given, _ = times_of(time)
+        n_timesteps = counted_timesteps(n_timesteps)
+        values = (given / n_timesteps).astype(np.float32)
+        wrong = given[~((values >= 0) & (values <= 1))]
+        if wrong.size:
+            raise ValidationError(
+                f"timestep {wrong[0]:g} is not in 0..{n_timesteps:g}: state how the model counts its timesteps with "
+                "n_timesteps (1 for models that are given fractions)"
+            )
         first = values[:1] if values.size and (values == values[0]).all() else values
         return cls(tuple(first.tolist()))
 
     def groups_in(self, table: LayerTimeTable) -> tuple[int, ...]:
         """Return the group of a layer's table for each value; ValidationError for a time that it does not cover."""
         return tuple(table.group_at(v) for v in self.values)
+
+
+def counted_timesteps(n_timesteps: Any) -> float:
+    """Return a number of training timesteps, refusing what cannot be one."""
+    is_number = isinstance(n_timesteps, numbers.Real) and not isinstance(n_timesteps, bool)
+    counted = float(n_timesteps) if is_number else math.nan
+    if not 0 < counted < math.inf:
+        raise ConfigurationError(f"n_timesteps {n_timesteps!r} is not a finite number above 0")
+    return counted
 
 
 _time: ContextVar[ModelTime | None] = ContextVar("arrowquant_nb_time", default=None)
@@ -99,6 +123,8 @@ def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelT
 
     Raises
     ------
+    ConfigurationError
+        A time that is no number.
     ValidationError
         A timestep outside 0..n_timesteps.
 
@@ -161,10 +187,10 @@ class FollowedForward:
             # Calibration counts masks so too, and everything masked is the last of the timesteps.
             share = masked.double().mean(-1).mul(self.n_timesteps).round().clamp(max=self.n_timesteps - 1)
             return ModelTime.of(share, self.n_timesteps)
-        if self.reading.time_range is None:
+        times, _ = times_of(given)
+        if self.reading.time_range is None and times.size:
             self.reading = TimeReading((0.0, noisy_end(self.class_name, given, self.n_timesteps)))
         low, high = self.reading.time_range or (0.0, 1.0)
-        times, _ = times_of(given)
         unit = (times - low) / (high - low)
         if not ((unit > -TOLERANCE) & (unit < 1 + TOLERANCE)).all():
             raise ValidationError(
@@ -226,11 +252,11 @@ def follow_time(
 
     Raises
     ------
-    ConfigurationError
-        Its `forward` has no such argument.
+    ConfigurationError, MetadataError
+        Its `forward` has no such argument, or times cannot be counted so.
 
     """
-    ends = time_range or (None if n_timesteps is None else (0.0, float(n_timesteps)))
+    ends = time_range or (None if n_timesteps is None else (0.0, counted_timesteps(n_timesteps)))
     return follow_reading(model, TimeReading(ends, mask_token_id), N_TIMESTEPS, argument)
 
 

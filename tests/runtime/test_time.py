@@ -8,11 +8,12 @@ from threading import Barrier
 
 import pytest
 
-from arrowquant_nb.errors import ConfigurationError, ValidationError
+from arrowquant_nb.errors import ConfigurationError, MetadataError, ValidationError
 
 torch = pytest.importorskip("torch")
 
 from arrowquant_nb.runtime import ModelTime, current_time, follow_time, time_context  # noqa: E402
+from arrowquant_nb.runtime.loading import follow_tables  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -67,9 +68,68 @@ def test_fractions_are_known_by_class_or_stated():
     assert follow_time(Seeing(), n_timesteps=1)(X, 0.5) == (0.5,)
     with pytest.raises(ValidationError, match="n_timesteps"):
         follow_time(Seeing(), n_timesteps=1)(X, 500)
-    for bad in (-1, float("nan"), 1001, []):
-        with pytest.raises(ValidationError, match="normalised time"):
-            ModelTime.of(bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (-1, "timestep -1 is not in 0..1000: state .* n_timesteps"),
+        (float("nan"), "timestep nan is not in 0..1000"),
+        (float("inf"), "timestep inf is not in 0..1000"),
+        (torch.tensor([250.0, 1001.0]), "timestep 1001 is not in 0..1000"),
+        ([], "a time of no sample"),
+        (torch.zeros(0, 3), "a time of no sample"),
+    ],
+)
+def test_a_timestep_outside_of_those_of_training_is_named(bad, said):
+    with pytest.raises(ValidationError, match=said), time_context(bad):
+        pass
+    assert current_time() is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("abc", "'abc'"),
+        ("250", "'250'"),
+        (None, "None"),
+        (True, "True"),
+        ([1, None], r"\[1, None\]"),
+        ([[1, 2], [3]], r"\[\[1, 2\], \[3\]\]"),
+        (1j, "1j"),
+        ({}, "{}"),
+        (torch.tensor(True), r"tensor\(True\)"),
+        (torch.tensor(1j), r"tensor\(0\.\+1\.j\)"),
+        (torch.empty(2, device="meta"), r"tensor\(\.\.\., device='meta', size=\(2,\)\)"),
+        ("x" * 1000, "'x{79}\\.\\.\\. is"),
+    ],
+)
+def test_what_is_no_number_is_named_with_what_to_give(bad, said):
+    with pytest.raises(
+        ConfigurationError, match=rf"the time {said}.* a real number .*: give such as 250, or \[250, 500"
+    ):
+        time_context(bad).__enter__()
+    assert current_time() is None
+    if bad is not None:  # a call without its time has that of the call around it
+        with pytest.raises(ConfigurationError, match=f"the time {said}"):
+            follow_time(Seeing())(X, bad)
+
+
+@pytest.mark.parametrize("bad", [0, -5, float("nan"), float("inf"), "a", True])
+def test_a_number_of_timesteps_that_none_can_be_divided_by_is_refused(bad):
+    for counted in (
+        lambda: follow_time(Seeing(), n_timesteps=bad),
+        lambda: follow_tables(Seeing(), None, bad),
+        lambda: ModelTime.of(5, bad),
+    ):
+        with pytest.raises(ConfigurationError, match=f"n_timesteps {bad!r} is not a finite number above 0"):
+            counted()
+
+
+def test_a_range_of_times_that_is_none_is_refused():
+    for bad in (5, "ab", (0, 0), (0, float("nan")), (1,)):
+        with pytest.raises(MetadataError, match="is not two different finite numbers"):
+            follow_time(Seeing(), time_range=bad)
 
 
 def test_the_time_of_a_masked_model_is_the_share_of_masked_tokens_in_thousandths():
