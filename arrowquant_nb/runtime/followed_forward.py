@@ -16,7 +16,7 @@ import torch
 from arrowquant_nb.calibration.call_time import TIME_PARAMETERS, UNIT_CLASSES, noisy_end, times_of
 from arrowquant_nb.errors import ConfigurationError, ValidationError
 from arrowquant_nb.runtime.graph_time import GraphTime, is_recording
-from arrowquant_nb.runtime.time import N_TIMESTEPS, ModelTime, at_time, counted_timesteps
+from arrowquant_nb.runtime.time import N_TIMESTEPS, TOLERANCE, ModelTime, at_time, counted_timesteps
 from arrowquant_nb.runtime.tracing import constant_in_graphs, is_exporting
 from arrowquant_nb.time_reading import TimeReading
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["FollowedForward", "follow_reading", "follow_time", "time_argument", "unfollow_time"]
-
-TOLERANCE = 1e-6
-"""Of normalised times: what rounding of a fraction may add."""
 
 
 def time_argument(forward: Callable[..., Any]) -> str | None:
@@ -103,7 +100,7 @@ class FollowedForward:
                     "once before it is exported, or state n_timesteps"
                 )
             ends = 0.0, noisy_end(self.class_name, 0, self.n_timesteps)
-        return GraphTime.between(given, ends, TOLERANCE, self._beyond(f"a {self.argument} that", ends))
+        return GraphTime.between(given, ends, self._beyond(f"a {self.argument} that", ends))
 
     def _beyond(self, said: str, ends: tuple[float, float]) -> str:
         low, high = ends

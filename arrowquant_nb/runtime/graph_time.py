@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from arrowquant_nb.runtime.time import TOLERANCE
 from arrowquant_nb.runtime.tracing import is_exporting
 
 if TYPE_CHECKING:
@@ -37,14 +38,13 @@ class GraphTime:
         return cls((times / n_timesteps).float())
 
     @classmethod
-    def between(cls, times: torch.Tensor, ends: tuple[float, float], tolerance: float, said: str) -> GraphTime:
+    def between(cls, times: torch.Tensor, ends: tuple[float, float], said: str) -> GraphTime:
         """Return the time of timesteps, of which each sample's noisiest counts.
 
         Parameters
         ----------
         times : of one element, (samples,) or (samples, ...).
         ends : values at the clean and at the noisy end.
-        tolerance : how far beyond an end a normalised time may lie.
         said : what the program says where it lies further.
 
         """
@@ -52,7 +52,7 @@ class GraphTime:
         raw = raw.flatten(1).amax(1) if raw.ndim > 1 else raw.reshape(-1)
         low, high = ends
         unit = (raw - low) / (high - low)
-        _hold(((unit > -tolerance) & (unit < 1 + tolerance)).all(), said)
+        _hold(((unit > -TOLERANCE) & (unit < 1 + TOLERANCE)).all(), said)
         return cls(unit.clamp(0, 1).float())
 
     def groups_in(self, table: LayerTimeTable) -> torch.Tensor:

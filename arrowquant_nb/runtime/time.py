@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelTime", "at_time", "counted_timesteps", "current_time", "time_context"]
 
 N_TIMESTEPS = 1000
+TOLERANCE = 1e-6
+"""Of normalised times: what rounding of a fraction may add."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,7 @@ class ModelTime:
         values = (given / n_timesteps).astype(np.float32)
         wrong = given[~((values >= 0) & (values <= 1))]
         if wrong.size:
-            raise ValidationError(
-                f"timestep {wrong[0]:g} is not in 0..{n_timesteps:g}: state how the model counts its timesteps with "
-                "n_timesteps (1 for models that are given fractions)"
-            )
+            raise ValidationError(_beyond(f"timestep {wrong[0]:g}", n_timesteps))
         first = values[:1] if values.size and (values == values[0]).all() else values
         return cls(tuple(first.tolist()))
 
@@ -97,7 +96,7 @@ def current_time() -> ModelTime | GraphTime | None:
 
 
 @contextmanager
-def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelTime]:
+def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelTime | GraphTime]:
     """Say at which timestep the layers inside the block are called.
 
     Parameters
@@ -120,9 +119,28 @@ def time_context(time: Any, n_timesteps: float = N_TIMESTEPS) -> Iterator[ModelT
     ModelTime(values=(0.25,))
 
     """
-    moment = time if isinstance(time, ModelTime) else ModelTime.of(time, n_timesteps)
+    moment = _moment(time, n_timesteps)
     with at_time(moment):
         yield moment
+
+
+def _moment(time: Any, n_timesteps: float) -> ModelTime | GraphTime:
+    if isinstance(time, ModelTime):
+        return time
+    if hasattr(time, "detach"):
+        from arrowquant_nb.runtime.graph_time import GraphTime, is_recording  # noqa: PLC0415 - needs torch
+
+        if is_recording():
+            ends = (0.0, counted_timesteps(n_timesteps))
+            return GraphTime.between(time, ends, _beyond("a timestep", ends[1]))
+    return ModelTime.of(time, n_timesteps)
+
+
+def _beyond(said: str, n_timesteps: float) -> str:
+    return (
+        f"{said} is not in 0..{n_timesteps:g}: state how the model counts its timesteps with n_timesteps (1 for models "
+        "that are given fractions)"
+    )
 
 
 @contextmanager

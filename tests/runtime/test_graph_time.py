@@ -12,7 +12,7 @@ from arrowquant_nb.quantizers.time_tables import LayerTimeTable, TimeGroupParams
 
 torch = pytest.importorskip("torch")
 
-from arrowquant_nb.runtime import InputFormat, ModelTime, QuantizedLinear, follow_time  # noqa: E402
+from arrowquant_nb.runtime import InputFormat, ModelTime, QuantizedLinear, follow_time, time_context  # noqa: E402
 from arrowquant_nb.runtime.graph_time import GraphTime  # noqa: E402
 from arrowquant_nb.time_reading import TimeReading  # noqa: E402
 
@@ -47,6 +47,18 @@ class Denoiser(torch.nn.Module):
     def forward(self, hidden_states, timestep=None):
         x = self.one(hidden_states)
         return self.two(torch.cat([x, x.flip(-1)], 1).view(-1, 2, COLUMNS)).view(x.shape[0], -1, COLUMNS)
+
+
+class Told(torch.nn.Module):
+    """A model that says the time itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = layer(0)
+
+    def forward(self, x, noise):
+        with time_context(noise, n_timesteps=1):
+            return self.one(x)
 
 
 class FluxTransformer2DModel(Denoiser):
@@ -119,6 +131,15 @@ def test_a_program_counts_masks_and_takes_fractions():
         torch.testing.assert_close(program(tokens(2), times), fractions(tokens(2), times), rtol=1e-5, atol=1e-5)
 
 
+def test_a_program_of_a_model_that_says_the_time_itself():
+    model, times = Told(), torch.tensor([0.1, 0.9])
+    with torch.no_grad():
+        program = exported(model, tokens(2), times.flip(0))
+        torch.testing.assert_close(program(tokens(2), times), model(tokens(2), times), rtol=1e-5, atol=1e-5)
+        with pytest.raises(RuntimeError, match=r"a timestep is not in 0\.\.1: state how the model counts"):
+            program(tokens(2), times + 1)
+
+
 def test_a_program_ends_at_a_timestep_that_no_grid_is_for():
     program = exported(follow_time(Denoiser(first=300), n_timesteps=1000), tokens(2), torch.tensor([500, 500]))
     with pytest.raises(RuntimeError, match=r"Denoiser was called with a timestep that is not between 0 and 1000"):
@@ -144,7 +165,7 @@ def test_a_graph_chooses_the_groups_that_calls_choose():
     ends = np.array([333, 334, 700, 1000], np.float32)
     near = np.concatenate([np.nextafter(ends, np.float32(to)) for to in (0, 1000)])
     for times in (np.arange(1001, dtype=np.float32), near, np.linspace(0, 1, 777, dtype=np.float32) * 1000):
-        moment = GraphTime.between(torch.from_numpy(times), (0.0, 1000.0), 1e-6, "beyond")
+        moment = GraphTime.between(torch.from_numpy(times), (0.0, 1000.0), "beyond")
         expected = ModelTime.of(times.astype(np.float64) / 1000, 1)
         assert moment.values.tolist() == list(expected.values)
         assert moment.groups_in(table()).tolist() == list(expected.groups_in(table()))
