@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb import result_tables, tables
 from arrowquant_nb.config import DiffusionQuantConfig
-from arrowquant_nb.config.command import command_line
 from arrowquant_nb.core.gates import required_output_sqnr_db
 from arrowquant_nb.errors import ConfigurationError
+from arrowquant_nb.run_source import RunSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +111,9 @@ def settings(result: QuantizationResult) -> DiffusionQuantConfig | None:
 def command(result: QuantizationResult) -> str:
     """Return the command that makes the model again, "" where the settings or the folder are not known."""
     config = settings(result)
-    return "" if config is None or result.quantized_path is None else command_line(result.model, config)
+    if config is None or result.quantized_path is None:
+        return ""
+    return (result.source or RunSource(result.model)).command(config)
 
 
 def without_folders(text: str) -> str:

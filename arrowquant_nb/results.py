@@ -13,6 +13,7 @@ from arrowquant_nb import result_card, result_tables, tables
 from arrowquant_nb.json_form import JsonForm
 from arrowquant_nb.layer_reports import AttemptReport, LayerReport
 from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
+from arrowquant_nb.run_source import RunSource
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,6 +126,7 @@ class QuantizationResult(JsonForm):
     warnings : what went wrong without stopping the run, one sentence each.
     network : the network's output with all stored weights; None where the model cannot be run here.
     size : how the size limit was kept; None without one.
+    source : what was read, as a command names it; None where no model folder was.
     """
 
     _headline: ClassVar[tuple[str, ...]] = ("bits_per_weight",)
@@ -152,10 +154,14 @@ class QuantizationResult(JsonForm):
     warnings: tuple[str, ...] = ()
     network: NetworkQuality | None = None
     size: SizeOutcome | None = None
+    source: RunSource | None = None
 
     @classmethod
     def _nested(cls) -> dict[str, Any]:
-        return {"layers": LayerReport, "network": NetworkQuality, "size": SizeOutcome, "strategy": Strategy}
+        return {
+            "layers": LayerReport, "network": NetworkQuality, "size": SizeOutcome, "strategy": Strategy,
+            "source": RunSource,
+        }  # fmt: skip
 
     @property
     def bits_per_weight(self) -> float:

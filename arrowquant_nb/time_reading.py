@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from arrowquant_nb.errors import MetadataError
 from arrowquant_nb.json_form import JsonForm
 
-__all__ = ["UNKNOWN_READING", "TimeReading"]
+__all__ = ["UNKNOWN_READING", "TimeReading", "is_time_range"]
+
+
+def is_time_range(ends: object) -> bool:
+    """Tell whether something is two different finite numbers, the clean and the noisy end."""
+    return (
+        isinstance(ends, (tuple, list))
+        and len(ends) == 2
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in ends)
+        and ends[0] != ends[1]
+    )
 
 
 @dataclass(frozen=True)
@@ -25,13 +35,8 @@ class TimeReading(JsonForm):
 
     def __post_init__(self) -> None:
         """Refuse a range without length, and what is no token."""
-        ends = self.time_range
-        if ends is not None and not (
-            len(ends) == 2
-            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in ends)
-            and ends[0] != ends[1]
-        ):
-            raise MetadataError(f"time_range {ends!r} is not two different finite numbers")
+        if self.time_range is not None and not is_time_range(self.time_range):
+            raise MetadataError(f"time_range {self.time_range!r} is not two different finite numbers")
         token = self.mask_token_id
         if token is not None and (type(token) is not int or token < 0):
             raise MetadataError(f"mask_token_id {token!r} is not an integer >= 0")

@@ -32,6 +32,7 @@ typedef struct {
     void (*order_inputs)(const float_product *job, int64_t part);
     int64_t (*float_scratch)(const float_product *job);
     void (*float_panel)(const float_product *job, int64_t panel, float *scratch);
+    int (*plane_bytes)(const code_product *job);
     int64_t (*code_scratch)(const code_product *job);
     void (*code_panel)(const code_product *job, int64_t panel, uint8_t *scratch);
     void (*encode_inputs)(const input_codes *in, int64_t group, int8_t *scratch);
@@ -40,7 +41,7 @@ typedef struct {
 #define PRODUCT_SET(name) \
     (product_set){                                                                                    \
         #name, ordered_size_##name, ordered_parts_##name, order_inputs_##name, float_scratch_##name, \
-        float_panel_##name, code_scratch_##name, code_panel_##name, encode_inputs_##name}
+        float_panel_##name, plane_bytes_##name, code_scratch_##name, code_panel_##name, encode_inputs_##name}
 
 /* OUT instruction sets this machine runs, fastest last; returns how many. */
 static inline int product_sets(product_set out[5]) {

@@ -37,7 +37,7 @@ cdef extern from "product_run.h" nogil:
         float *sums
         int32_t *offsets
         int64_t tokens, columns, words, n_segments
-        int bits, span, segment, weight_bits
+        int bits, span, segment, weight_bits, plane_bytes
     ctypedef struct code_product:
         dequantize_job weight
         const input_codes *inputs
@@ -47,6 +47,7 @@ cdef extern from "product_run.h" nogil:
         const char *name
         int64_t (*ordered_size)(const float_product *job) noexcept
         int64_t (*float_scratch)(const float_product *job) noexcept
+        int (*plane_bytes)(const code_product *job) noexcept
         int64_t (*code_scratch)(const code_product *job) noexcept
     int product_sets(product_set *out)
     void run_floats(
@@ -263,6 +264,8 @@ cdef int _codes(
     cdef uint8_t *of_threads
     n_threads = _worth_waking(n_threads, weight, inputs.tokens)
     job.weight, job.inputs, job.bias, job.out = weight[0], inputs, bias, out
+    inputs.plane_bytes = chosen.plane_bytes(&job)
+    inputs.words = (inputs.words + inputs.plane_bytes - 1) // inputs.plane_bytes * inputs.plane_bytes
     nbytes = max(chosen.code_scratch(&job), inputs.words * 4)
     scratch = <uint8_t *>malloc(n_slots * SLOTS * 4 * (inputs.words + 3 * inputs.n_segments) + n_threads * nbytes)
     if scratch == NULL:

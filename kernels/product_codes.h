@@ -39,7 +39,8 @@ INLINE void ISA(turn_scales)(const code_product *job, int64_t first, const int b
     ISA(turned_grid) v;
     for (int64_t group = 0; group < w->n_groups; group += STEP) {
         const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
-        ISA(turn_grid)(w, first, group, n, bits, grid, &v);
+        if (n == STEP) ISA(turn_grid)(w, first, group, STEP, bits, grid, &v); /* a copy of its own */
+        else ISA(turn_grid)(w, first, group, n, bits, grid, &v);
         for (int g = 0; g < n; g++) {
             vf s = v.scale[g], m = v.zero[g];
             if (grid == ISA(ZERO_POINT)) m = -(m * s);
@@ -57,21 +58,23 @@ INLINE void ISA(turn_scales)(const code_product *job, int64_t first, const int b
     }
 }
 
-/* Sum of the codes of each segment; beyond the last column they do not count. */
+/* Ones for those codes of a word that are not beyond the last column. */
+INLINE int32_t ISA(ones_of)(const input_codes *in, int64_t word) {
+    const int per_word = 8 / in->weight_bits;
+    const int64_t base = word / per_word * 4 * per_word + word % per_word;
+    uint32_t ones = 0;
+    for (int b = 0; b < 4; b++) ones |= (uint32_t)(base + b * per_word < in->columns) << (8 * b);
+    return (int32_t)ones;
+}
+
+/* Sum of the codes of each segment. */
 INLINE void ISA(sum_codes)(const code_product *job, const int bits, const vi *codes, vi *sums) {
     const input_codes *in = job->inputs;
-    const int words = in->segment / 4, per_word = 8 / in->weight_bits;
-    for (int64_t segment = 0; segment < in->n_segments; segment++) {
+    const int64_t words = in->segment / 4, n_whole = in->columns * in->weight_bits / 32 * (8 / in->weight_bits);
+    for (int64_t segment = 0, word = 0; segment < in->n_segments; segment++) {
         vi sum = (vi){0};
-        for (int i = 0; i < words; i++) {
-            const int64_t word = segment * words + i, base = word / per_word * 4 * per_word + word % per_word;
-            uint32_t ones = 0x01010101;
-            if (base + 3 * per_word >= in->columns) {
-                ones = 0;
-                for (int b = 0; b < 4; b++) ones |= (uint32_t)(base + b * per_word < in->columns) << (8 * b);
-            }
-            sum = ISA(v_dot4)(sum, codes[word], (int32_t)ones - (vi){0}, bits);
-        }
+        for (const int64_t end = (segment + 1) * words; word < end; word++)
+            sum = ISA(v_dot4)(sum, codes[word], (word < n_whole ? 0x01010101 : ISA(ones_of)(in, word)) - (vi){0}, bits);
         sums[segment] = sum;
     }
 }
@@ -146,10 +149,17 @@ static __attribute__((noinline)) void ISA(multiply_small)(const code_product *jo
     ISA(all_tokens)(job, first, b, 4, again);
 }
 
+#if LANES >= 8
+#include "product_few_codes.h"
+#else
+static int ISA(plane_bytes)(const code_product *job) { return (void)job, 4; }
+#endif
+
 /* Rows [panel, panel + 1) * PANEL_ROWS of W. */
 static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scratch) {
     const dequantize_job *w = &job->weight;
     const ISA(block) b = ISA(block_in)(job->inputs, scratch);
+    const int is_few = job->inputs->plane_bytes > 4;
     for (int64_t first = panel * PANEL_ROWS; first < (panel + 1) * PANEL_ROWS && first < w->rows; first += LANES) {
         if (w->levels) { /* one sign bit after the other */
             const ISA(block) low = ISA(block_in)(job->inputs, (uint8_t *)(b.minimum + job->inputs->n_segments * LANES));
@@ -166,7 +176,7 @@ static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scr
         }
 #define BITS(n)                                                                                                \
     if (w->bits == n) {                                                                                        \
-        ISA(turn_rows)(job, first, n, b.codes);                                                                \
+        if (!is_few) ISA(turn_rows)(job, first, n, b.codes);                                                   \
         if (w->minimum) ISA(turn_scales)(job, first, n, ISA(MINIMUM), -1, b.scale, b.minimum);                   \
         else ISA(turn_scales)(job, first, n, ISA(ZERO_POINT), -1, b.scale, b.minimum);                           \
     }
@@ -174,6 +184,12 @@ static void ISA(code_panel)(const code_product *job, int64_t panel, uint8_t *scr
         BITS(4)
         BITS(8)
 #undef BITS
+#if LANES >= 8
+        if (is_few) {
+            ISA(few_tokens)(job, first, b.scale, b.minimum);
+            continue;
+        }
+#endif
         if (w->bits == 8) ISA(multiply_bytes)(job, first, &b);
         else ISA(multiply_small)(job, first, &b, 0);
     }
@@ -209,14 +225,17 @@ INLINE void ISA(span_grid)(const float *x, int64_t n, int bits, float *scale, fl
     *scale = s + sum;
 }
 
-/* Place of code k of a token among its bytes. */
-INLINE int64_t ISA(place)(int64_t k, const int per_word) {
-    const int64_t block = k / (4 * per_word), within = k % (4 * per_word);
-    return block * 4 * per_word + within % per_word * 4 + within / per_word;
+/* Place of code k of a token among its bytes: per_word planes of plane_bytes each, again and again. */
+INLINE int64_t ISA(place)(int64_t k, const int per_word, int plane_bytes) {
+    const int codes = __builtin_ctz((unsigned)per_word), bytes = __builtin_ctz((unsigned)plane_bytes);
+    const int64_t within = k & ((1 << (codes + bytes)) - 1);
+    return k - within + ((within & (per_word - 1)) << bytes) + (within >> codes);
 }
 
-/* One segment: signed codes at their places, and their sum; the scale becomes not a number where an input is none. */
-INLINE int32_t ISA(encode_segment)(const float *x, int64_t n, float *step, float zero, float last, int8_t *to, const int per_word) {
+/* One segment, of columns from k0 on: signed codes at their places, and their sum; the scale becomes not a number where an
+ * input is none. */
+INLINE int32_t ISA(encode_segment)(const float *x, int64_t k0, int64_t n, float *step, float zero, float last, int8_t *to,
+                                   const int per_word, int plane_bytes) {
     int8_t codes[MAX_GROUP + LANES];
     int32_t sum = 0;
     const float scale = *step;
@@ -237,9 +256,9 @@ INLINE int32_t ISA(encode_segment)(const float *x, int64_t n, float *step, float
         for (int i = 0; i < LANES && k + i < n; i++) sum += code[i];
     }
     if (ISA(v_any)(odd)) *step = __builtin_nanf("");
-    if (per_word == 1) memcpy(to, codes, (size_t)n);
+    if (per_word == 1) memcpy(to + k0, codes, (size_t)n);
     else
-        for (int64_t k = 0; k < n; k++) to[ISA(place)(k, per_word)] = codes[k];
+        for (int64_t k = 0; k < n; k++) to[ISA(place)(k0 + k, per_word, plane_bytes)] = codes[k];
     return sum;
 }
 
@@ -258,7 +277,7 @@ static void ISA(encode_inputs)(const input_codes *in, int64_t group, int8_t *scr
                 if (!in->scale && k % in->span == 0)
                     ISA(span_grid)(x + k, in->columns - k < in->span ? in->columns - k : in->span, in->bits, &scale, &zero);
                 float step = scale;
-                const int32_t sum = ISA(encode_segment)(x + k, n, &step, zero, last, scratch + k, per_word);
+                const int32_t sum = ISA(encode_segment)(x + k, k, n, &step, zero, last, scratch, per_word, in->plane_bytes);
                 const int32_t offset = 128 - (int32_t)zero;
                 in->scales[at + segment * SLOTS] = step;
                 in->offsets[at + segment * SLOTS] = offset;
@@ -269,8 +288,17 @@ static void ISA(encode_inputs)(const input_codes *in, int64_t group, int8_t *scr
                 in->scales[at + segment * SLOTS] = in->sums[at + segment * SLOTS] = 0.0f;
                 in->offsets[at + segment * SLOTS] = 0;
             }
+        if (in->plane_bytes > 4) { /* token after token */
+            if (slot < FEW_TOKENS) memcpy(in->codes + slot * in->words, scratch, (size_t)in->words * 4);
+            continue;
+        }
         int32_t *to = in->codes + group * in->words * SLOTS + slot;
         for (int64_t word = 0; word < in->words; word++) memcpy(to + word * SLOTS, scratch + 4 * word, 4);
+    }
+    if (in->plane_bytes > 4) {
+        int8_t *ones = (int8_t *)(in->codes + FEW_TOKENS * in->words);
+        memset(ones, 0, (size_t)in->words * 4);
+        for (int64_t k = 0; k < in->columns; k++) ones[ISA(place)(k, per_word, in->plane_bytes)] = 1;
     }
 }
 

@@ -23,7 +23,8 @@ typedef struct {
 } float_product;
 
 /* Codes of a token are signed bytes, four to a word, in the order in which stored weights unpack (see product_codes.h);
- * word w of the tokens of a slot group lie side by side. A segment is columns that share every parameter. */
+ * word w of the tokens of a slot group lie side by side, or, in wide planes, a token after the other, and then ones. A
+ * segment is columns that share every parameter. */
 typedef struct {
     const float *x;        /* IN tokens x columns */
     const float *scale;    /* IN per token, or NULL: from the range of each token and span */
@@ -35,7 +36,8 @@ typedef struct {
     int64_t tokens, columns, words, n_segments;
     int bits;              /* of an input code: 4 or 8 */
     int span, segment;     /* columns that share a scale; columns of a segment, a multiple of 16 that divides span */
-    int weight_bits;       /* decides the order of codes */
+    int weight_bits;       /* decides the order of codes, with: */
+    int plane_bytes;       /* bytes that unpack together: 4, or of few tokens a vector */
 } input_codes;
 
 typedef struct {

@@ -1,6 +1,9 @@
 """The backend of diffusers and transformers: folders load, compute what their floats compute, and are saved again."""
 
+import copy
 import json
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +31,13 @@ from arrowquant_nb import (  # noqa: E402
     samples,
 )
 from arrowquant_nb.cli import main  # noqa: E402
-from arrowquant_nb.diffusers import PixelDiTPipeline, load_sample, quantize_pipeline, through_torch  # noqa: E402
+from arrowquant_nb.diffusers import (  # noqa: E402
+    ArrowQuantConfig,
+    PixelDiTPipeline,
+    load_sample,
+    quantize_pipeline,
+    through_torch,
+)
 from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, current_time  # noqa: E402
 from arrowquant_nb.time_reading import TimeReading  # noqa: E402
 from arrowquant_nb.ui.report import report_html  # noqa: E402
@@ -414,8 +423,62 @@ def test_registering_needs_no_second_import():
     assert transformers.quantizers.auto.AUTO_QUANTIZER_MAPPING["arrowquant"].__module__.startswith("arrowquant_nb.")
 
 
+def test_a_configuration_of_nothing_says_how_one_is_made(folders):
+    """Both libraries make configurations of what a user says: from a dict, or for every part of a pipeline."""
+    exported = folders.of("DiT")[2]
+    language = transformers.quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING["arrowquant"]
+    whole = diffusers.quantizers.PipelineQuantizationConfig("arrowquant", {"bits": 4})
+    for given, make in {
+        "nothing": ArrowQuantConfig,
+        "['bits']": lambda: ArrowQuantConfig(bits=4),
+        "dict": lambda: ArrowQuantConfig({"bits": 4}),
+        "['bits', 'group_size']": lambda: language(bits=4, group_size=64),
+        "['width']": lambda: diffusers.DiTTransformer2DModel.from_pretrained(
+            folders.of("DiT")[0], quantization_config={"quant_method": "arrowquant", "width": 4}
+        ),
+        "['bits'] ": lambda: whole._resolve_quant_config(module_name="transformer"),
+    }.items():
+        said = re.escape(f"(given {given.strip()})")
+        with pytest.raises(ConfigurationError, match=f"{said}.*quantize_pipeline") as found:
+            make()
+        assert all(way in str(found.value) for way in ("from_pretrained(FOLDER)", "arrowquant export MODEL FOLDER"))
+
+    held = loading(exported).config.quantization_config
+    stored = json.loads((exported / "config.json").read_text())["quantization_config"]
+    for config in (held, ArrowQuantConfig.from_dict(stored), copy.deepcopy(held), language.from_dict(stored)):
+        assert config.to_dict() == config.to_diff_dict() == json.loads(config.to_json_string()) == stored
+        assert config.quant_method.value == "arrowquant"
+
+
+def test_what_would_not_be_loaded_again_is_not_saved(folders, tmp_path):
+    _, master, exported = folders.of("DiT")
+    loaded, swapped = loading(exported), aq.load_quantized(tiny_torch.seeded("DiT")[0], master)
+    pickled = pickle.loads(pickle.dumps(loaded))
+    for model in (loaded, swapped, copy.deepcopy(loaded), pickled):
+        assert model.save_pretrained.__wrapped__.__self__ is model
+        with pytest.raises(
+            ConfigurationError, match=r"safe_serialization=False writes a pickle.*leave it out.*dequant"
+        ):
+            model.save_pretrained(tmp_path / "none", safe_serialization=False)
+        with pytest.raises(ConfigurationError, match="use_flashpack=True casts the codes"):
+            model.save_pretrained(tmp_path / "none", use_flashpack=True)
+        assert not (tmp_path / "none").exists()
+        model.save_pretrained(tmp_path / "saved", safe_serialization=True, max_shard_size="20KB")
+        _, call = tiny_torch.seeded("DiT")
+        inputs = call(500)
+        assert torch.equal(output_of(loading(tmp_path / "saved"), inputs), output_of(loaded, inputs))
+    pipeline = PixelDiTPipeline(loaded, diffusers.DDIMScheduler())
+    with pytest.raises(ConfigurationError, match="safe_serialization=False writes a pickle"):
+        pipeline.save_pretrained(tmp_path / "pipeline", safe_serialization=False)
+    loaded.dequantize()
+    loaded.save_pretrained(tmp_path / "floats", safe_serialization=False)
+    assert (tmp_path / "floats" / "diffusion_pytorch_model.bin").exists()
+    language = transformers.BertForMaskedLM.from_pretrained(folders.of("BERT")[2])
+    with pytest.raises(ConfigurationError, match="safe_serialization=False writes a pickle"):
+        language.hf_quantizer.is_serializable(safe_serialization=False)
+
+
 def test_loading_does_not_quantize(folders):
-    from arrowquant_nb.diffusers import ArrowQuantConfig
     from arrowquant_nb.export.folder_settings import FolderSettings
 
     config = ArrowQuantConfig(FolderSettings({}))

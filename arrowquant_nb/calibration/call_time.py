@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from arrowquant_nb.errors import ConfigurationError, MetadataError
-from arrowquant_nb.time_reading import TimeReading
+from arrowquant_nb.time_reading import TimeReading, is_time_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,8 @@ UNIT_CLASSES: Final = (
     "OvisImage", "QwenImage", "StableAudio", "ZImage",
 )  # fmt: skip
 """Beginnings of class names whose pipelines in diffusers 0.42 count time from 0 to 1 (`timestep / 1000`)."""
+SHOWN: Final = 80
+"""Characters of a value in a message."""
 
 
 def noisy_end(class_name: str, time: Any, n_timesteps: int) -> float:
@@ -83,7 +85,7 @@ class CallTime:
         self._class_name = class_name
         self._mask_token_id = mask_token_id
         self.n_timesteps = n_timesteps
-        if time_range is not None and not (np.isfinite(time_range).all() and time_range[0] != time_range[1]):
+        if time_range is not None and not is_time_range(time_range):
             raise ConfigurationError(f"calibration: time_range {time_range} is not two different finite numbers")
         self.time_range = time_range
         """Values that stand for 0 and `n_timesteps`; None until the first call shows them."""
@@ -159,12 +161,32 @@ def times_of(value: Any) -> tuple[NDArray[np.float64], bool]:
     """Return the time of every sample, or one, as float64 (n,), and whether it is counted in integers.
 
     Where every token has a time of its own (Wan with a given first frame), a sample's is the noisiest.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no real number, or some; how large it may be is not looked at.
+
     """
-    if hasattr(value, "detach"):
-        counted = not value.is_floating_point()
-        value = value.detach().double().cpu().numpy()
-    else:
-        counted = np.asarray(value).dtype.kind in "iu"
-    raw = np.asarray(value, np.float64)
-    raw = raw.reshape(len(raw), -1).max(1) if raw.ndim > 1 else np.atleast_1d(raw)
-    return raw, counted
+    try:
+        given = _array(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(_no_time(value)) from error
+    if given.dtype.kind not in "iuf" and given.size:
+        raise ConfigurationError(_no_time(value))
+    raw = given.astype(np.float64)
+    raw = raw.reshape(len(raw), -1).max(1) if raw.ndim > 1 and raw.size else raw.reshape(-1)
+    return raw, given.dtype.kind in "iu"
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach()
+    return np.asarray((value.double() if value.is_floating_point() else value).cpu())  # NumPy has no bfloat16
+
+
+def _no_time(value: Any) -> str:
+    said = " ".join(repr(value).split())
+    said = said if len(said) <= SHOWN else f"{said[:SHOWN]}..."
+    return f"the time {said} is not a real number or one per sample: give such as 250, or [250, 500]"

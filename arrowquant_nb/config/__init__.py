@@ -4,6 +4,7 @@ settings.py  DiffusionQuantConfig
 fields.py    every field with title, unit, range and description
 profiles.py  edge, local, cloud, base_mode
 sources.py   YAML, environment, and the words for what is wrong with them
+command.py   what differs from the profile, as values and as options of the command
 complaints.py what is wrong with a value, where it stood, and what is allowed
 given.py     what a caller gives, or the default
 fitting_scales.py

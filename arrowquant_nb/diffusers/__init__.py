@@ -9,6 +9,7 @@ folder_config.py         `quantization_config` as the two libraries want it
 folder_loader.py         what the two methods do alike
 diffusers_backend.py     the method of diffusers
 transformers_backend.py  the method of transformers, for text encoders and language models
+safetensors_only.py      `save_pretrained` of diffusers held to the format that loads
 saving.py                a model with swapped layers made known to its library
 pipelines.py             `quantize_pipeline`: a pipeline quantized in place
 pixel_pipeline.py        a pipeline for transformers on pixels, such as the bundled ones

@@ -11,6 +11,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.folder_loader import FolderLoader
+from arrowquant_nb.diffusers.safetensors_only import save_any_way, save_safetensors_only
 from arrowquant_nb.diffusers.skeleton import finish, offload_codes, stored_weight_at
 from arrowquant_nb.errors import ShapeMismatchError
 from arrowquant_nb.export.folder_settings import QUANT_METHOD
@@ -90,11 +91,13 @@ class ArrowQuantizer(FolderLoader, DiffusersQuantizer):
             model.register_to_config(quantization_config=self.quantization_config)
         # By this mark diffusers refuses `to(dtype)`; our layers take a cast and keep their codes.
         model.is_quantized = False
+        save_safetensors_only(model)
         return model
 
     def _dequantize(self, model: Any) -> Any:
         config = {name: value for name, value in model.config.items() if name != "quantization_config"}
         model._internal_dict = FrozenDict(config)  # noqa: SLF001 - diffusers has no way to take a key out
+        save_any_way(model)
         return restore_floats(model)
 
     @property
@@ -116,3 +119,4 @@ def attach(model: Any, folder: QuantizedModel) -> None:
     model.quantization_method = config.quant_method
     model.register_to_config(quantization_config=config)
     offload_codes(model)
+    save_safetensors_only(model)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.export.folder_settings import QUANT_METHOD, FolderSettings
 from arrowquant_nb.runtime.module_tree import quantized_layers
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["FolderConfig", "Method"]
 
 
+_NOT_MADE_BY_HAND: Final = (
+    "{kind} (given {given}) says how the codes of a folder are stored, and SomeModel.from_pretrained(FOLDER) reads it "
+    "there. To quantize a float model: arrowquant_nb.diffusers.quantize_pipeline(model, DiffusionQuantConfig(...)). "
+    "To make a folder of a model that is quantized: arrowquant export MODEL FOLDER --to diffusers"
+)
+
+
 class Method(StrEnum):
     """Our name among the quantization methods."""
 
@@ -27,9 +35,25 @@ class Method(StrEnum):
 
 
 class FolderConfig:
-    """What both libraries' configuration objects of ours share."""
+    """What both libraries' configuration objects of ours share.
 
-    def __init__(self, settings: FolderSettings) -> None:
+    They say how a folder's codes are stored: `from_pretrained` reads them there, and nobody else need make one.
+
+    Parameters
+    ----------
+    settings
+        The checked contents.
+
+    Raises
+    ------
+    ConfigurationError
+        Made of nothing, or of anything else such as a width: neither library's loader quantizes by it.
+    """
+
+    def __init__(self, settings: FolderSettings | None = None, **others: object) -> None:
+        if others or not isinstance(settings, FolderSettings):
+            given = sorted(others) or ("nothing" if settings is None else type(settings).__name__)
+            raise ConfigurationError(_NOT_MADE_BY_HAND.format(kind=type(self).__name__, given=given))
         self.settings = settings
         """The checked contents."""
 
@@ -44,10 +68,15 @@ class FolderConfig:
 
         Raises
         ------
+        ConfigurationError
+            It describes no folder.
         MetadataError
             Damaged, or of a newer version.
 
         """
+        if not config_dict.keys() & {"layers", "format_version"}:
+            given = sorted(config_dict.keys() - {"quant_method"}) or "nothing"
+            raise ConfigurationError(_NOT_MADE_BY_HAND.format(kind=cls.__name__, given=given))
         config = cls(FolderSettings.from_dict(config_dict))
         return (config, kwargs) if return_unused_kwargs else config
 

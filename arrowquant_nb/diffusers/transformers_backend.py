@@ -10,7 +10,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from arrowquant_nb.diffusers.folder_config import FolderConfig
 from arrowquant_nb.diffusers.folder_loader import FolderLoader
+from arrowquant_nb.diffusers.safetensors_only import NO_PICKLE
 from arrowquant_nb.diffusers.skeleton import decode_rest, finish, offload_codes, tied_names
+from arrowquant_nb.errors import ConfigurationError
 from arrowquant_nb.export.folder_settings import QUANT_METHOD
 from arrowquant_nb.runtime.float_layers import restore_floats
 from arrowquant_nb.runtime.loading import layer_over
@@ -49,8 +51,17 @@ class ArrowQuantLanguageQuantizer(FolderLoader, HfQuantizer):
             model.config.quantization_config = self.quantization_config
         return model
 
-    def is_serializable(self) -> bool:
-        """`save_pretrained` writes the codes."""
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        """`save_pretrained` writes the codes.
+
+        Raises
+        ------
+        ConfigurationError
+            As a pickle, which transformers before version 5 would write.
+
+        """
+        if safe_serialization is False:
+            raise ConfigurationError(NO_PICKLE)
         return True
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:

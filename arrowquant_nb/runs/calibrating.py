@@ -48,6 +48,11 @@ class CalibrationSource:
     given: str | None = None
     """What the user asked for, as a later run must be told it; None for the default."""
 
+    @property
+    def word(self) -> str | None:
+        """What was given, as a command beside the file says it."""
+        return self.given if self.file is None or self.given is None else self.file.name
+
     def __bool__(self) -> bool:
         """Whether there is any."""
         return self.sample is not None or self.file is not None

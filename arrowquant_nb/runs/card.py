@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arrowquant_nb.config.command import command_line
 from arrowquant_nb.layer_tables import INPUT_HEADER, input_rows
 from arrowquant_nb.tables import WIDTH_NAMES, decibels, width_counts
 
@@ -116,10 +115,11 @@ def model_card(
     config: DiffusionQuantConfig,
     layers: Sequence[LayerReport],
     hashes: Mapping[str, str],
+    command: str,
     network: NetworkQuality | None = None,
     size: SizeOutcome | None = None,
 ) -> bytes:
-    """Return the card as Markdown bytes."""
+    """Return the card as Markdown bytes; `command` makes the model again."""
     kept = [
         [r.name, WIDTH_NAMES[r.bit_width], r.role, r.reason]
         for r in layers
@@ -152,7 +152,7 @@ def model_card(
         "## Kept in the source format, or raised by a rule\n",
         (markdown_table(("tensor", "stored as", "role", "reason"), kept) if kept else "None.") + "\n",
         "## How to make it again\n",
-        f"```\n{command_line(decisions.model, config)}\n```\n",
+        f"```\n{command}\n```\n",
         "## Files\n",
         markdown_table(("file", "xxh3-128"), sorted(hashes.items())) + "\n",
         _OPENING,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from arrowquant_nb.config.command import changed_settings
 from arrowquant_nb.events import LayersOrdered
 from arrowquant_nb.runs.planning import decide, make_plan, make_tasks
-from arrowquant_nb.runs.record import changed_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

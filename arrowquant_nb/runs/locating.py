@@ -24,6 +24,12 @@ class LocatedModel:
     name: str
     argument: str
 
+    @property
+    def word(self) -> str:
+        """Its name as a command beside it says it: never a sample's for what is none, never an option."""
+        taken = self.name in samples.names() and not self.argument.startswith(SAMPLE_PREFIX)
+        return f"./{self.name}" if taken or self.name.startswith("-") else self.name
+
 
 SAMPLE_PREFIX = "sample:"
 

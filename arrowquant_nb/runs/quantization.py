@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from arrowquant_nb.config.command import changed_settings
 from arrowquant_nb.core.orchestrator import quantize_layers
 from arrowquant_nb.errors import QuantizationError
 from arrowquant_nb.events import (
@@ -25,7 +26,7 @@ from arrowquant_nb.runs.layer_orders import LayerOrders
 from arrowquant_nb.runs.layer_pass import LayerPass
 from arrowquant_nb.runs.planning import make_plan, payload_nbytes
 from arrowquant_nb.runs.preparation import PreparedModel, prepare
-from arrowquant_nb.runs.record import changed_settings, failure_message, what_was_given
+from arrowquant_nb.runs.record import failure_message, what_was_given
 from arrowquant_nb.runs.rounds import Rounds
 from arrowquant_nb.runs.sealing import Outcome, seal
 from arrowquant_nb.runs.sink import ModelSink
@@ -193,7 +194,7 @@ class _Run:
         opened = self.opened
         plan = make_plan(opened.decisions, provisional(opened.tasks, opened.checkpoint, self.config), self.config)
         rows = [r.to_record() for r in plan.rows]
-        given = what_was_given(opened.located, opened.checkpoint, opened.decisions.calibration)
+        given = what_was_given(opened)
         changed = changed_settings(self.config)
         self.control.emit(
             RunStarted(n_layers=len(opened.tasks), rows=rows, model=plan.model, config=changed, given=given)

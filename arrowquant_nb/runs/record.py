@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from arrowquant_nb import __version__, _kernels
 from arrowquant_nb.results import QuantizationResult
+from arrowquant_nb.run_source import RunSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from arrowquant_nb.config import DiffusionQuantConfig
     from arrowquant_nb.layer_reports import LayerReport
     from arrowquant_nb.network_quality import NetworkQuality
-    from arrowquant_nb.runs.calibrating import CalibrationSource
-    from arrowquant_nb.runs.locating import LocatedModel
-    from arrowquant_nb.storage.checkpoint_reader import Checkpoint
+    from arrowquant_nb.runs.model_choice import OpenedModel
 
 STATS_NAME = "stats.parquet"
 CARD_NAME = "README.md"
@@ -84,23 +83,26 @@ def _cost_columns(report: LayerReport) -> dict[str, Any]:
     return found
 
 
-def changed_settings(config: DiffusionQuantConfig) -> dict[str, object]:
-    """Return a config's profile and what differs from it, as JSON values: `from_dict` gives an equal config."""
-    profile = type(config).from_profile(str(config.deployment_profile)).to_dict()
-    values = {name: value for name, value in config.to_dict().items() if value != profile[name]}
-    changed = {"deployment_profile": profile["deployment_profile"], **values}
-    # Scales and group size of a profile go together: where one is changed, the other may have to be said too.
-    return changed if type(config).from_dict(changed) == config else config.to_dict()
-
-
-def what_was_given(
-    located: LocatedModel, checkpoint: Checkpoint, calibration: CalibrationSource
-) -> dict[str, str | None]:
+def what_was_given(opened: OpenedModel) -> dict[str, str | None]:
     """Return what a run was told to read, so that the same can be opened again from anywhere on this machine."""
+    checkpoint = opened.checkpoint
     return {
-        "model": located.argument, "component": checkpoint.component, "variant": checkpoint.variant,
-        "calibration": calibration.given,
+        "model": opened.located.argument, "component": checkpoint.component, "variant": checkpoint.variant,
+        "calibration": opened.decisions.calibration.given,
     }  # fmt: skip
+
+
+def run_source(opened: OpenedModel) -> RunSource:
+    """Return the same in the words of a command, without folders."""
+    checkpoint = opened.checkpoint
+    ours = checkpoint.kind == "parquet"  # has its component and variant in it
+    return RunSource(
+        model=opened.located.word,
+        component=None if ours else checkpoint.component,
+        variant=None if ours else checkpoint.variant,
+        calibration=opened.decisions.calibration.word,
+        requantize=checkpoint.quantized,
+    )
 
 
 def versions() -> dict[str, str]:

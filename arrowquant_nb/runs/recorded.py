@@ -17,6 +17,7 @@ from arrowquant_nb.errors import ArrowQuantError, MetadataError
 from arrowquant_nb.layer_reports import LayerReport
 from arrowquant_nb.network_quality import NetworkQuality, SizeOutcome
 from arrowquant_nb.results import QuantizationResult, Strategy
+from arrowquant_nb.run_source import RunSource
 from arrowquant_nb.runs.record import STATS_NAME, assemble_result
 from arrowquant_nb.storage.journal import JOURNAL_NAME, read_commits
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
@@ -113,6 +114,7 @@ def _result(
         size_nbytes=sum((folder / name).stat().st_size for name in names if (folder / name).is_file()),
         quantized_path=str(folder),
         model=str(facts["name"]),
+        source=RunSource.from_dict(facts["source"]) if "source" in facts else None,
         modality=str(facts["modality"]),
         modality_reason=str(facts["modality_reason"]),
         strategy=Strategy.from_dict(facts["strategy"]),

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from arrowquant_nb import _kernels
 from arrowquant_nb.runs.card import model_card
 from arrowquant_nb.runs.input_strategy import applied_strategy, input_warnings
-from arrowquant_nb.runs.record import CARD_NAME, STATS_NAME, assemble_result, machine, statistics_table, versions
+from arrowquant_nb.runs.record import (
+    CARD_NAME,
+    STATS_NAME,
+    assemble_result,
+    machine,
+    run_source,
+    statistics_table,
+    versions,
+)
 from arrowquant_nb.runs.rounds import floor_warnings
 from arrowquant_nb.storage.manifest import Manifest
 from arrowquant_nb.storage.output import RUN_NAME
@@ -90,7 +98,10 @@ def seal(outcome: Outcome, folder: ModelFolder, seconds: float) -> QuantizationR
 
 
 def _card(outcome: Outcome, hashes: dict[str, str]) -> bytes:
-    return model_card(outcome.decisions, outcome.config, outcome.reports, hashes, outcome.network, outcome.size)
+    command = run_source(outcome.opened).command(outcome.config)
+    return model_card(
+        outcome.decisions, outcome.config, outcome.reports, hashes, command, outcome.network, outcome.size
+    )
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
@@ -102,6 +113,7 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "kind": checkpoint.kind,
         "component": checkpoint.component,
         "variant": checkpoint.variant,
+        "source": run_source(outcome.opened).to_record(),
         "class_name": checkpoint.class_name,
         "modality": decisions.modality,
         "modality_reason": decisions.modality_reason,
@@ -144,6 +156,7 @@ def _result(outcome: Outcome, folder: ModelFolder, seconds: float, size: int) ->
         size_nbytes=size,
         quantized_path=str(folder.folder),
         model=decisions.model,
+        source=run_source(outcome.opened),
         modality=decisions.modality,
         modality_reason=decisions.modality_reason,
         strategy=decisions.strategy,

@@ -73,6 +73,11 @@ class Checkpoint:
     """Configuration, scheduler and tokenizer files to copy: (source, relative target name)."""
 
     @property
+    def quantized(self) -> bool:
+        """Whether weights have been quantized already."""
+        return False
+
+    @property
     def n_bytes(self) -> int:
         """Bytes of all tensors in the source, scales included."""
         return sum(entry.nbytes for entry in (*self.entries.values(), *self.scales.values()))

@@ -35,6 +35,11 @@ class ParquetCheckpoint(Checkpoint):
 
     model: QuantizedModel = field(kw_only=True)
 
+    @property
+    def quantized(self) -> bool:
+        """Whether weights have been quantized already."""
+        return any(not self.model[name].kept for name in self.model)
+
     def read_rows(
         self, name: str, row_start: int, row_count: int, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.generic]:

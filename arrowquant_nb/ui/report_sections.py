@@ -196,7 +196,10 @@ def _repeat(result: QuantizationResult) -> str:
         if result.quantized_path is None:
             return _sentence(f"{result.model} was quantized {tables.IN_PLACE}: call quantize_pipeline again.")
         return _sentence("The settings were not recorded.")
-    words = "OUTPUT is a new folder. Equal sources and settings give equal bytes; arrowquant reproduce checks that."
+    words = (
+        "OUTPUT is a new folder; model and files are named without theirs: run it beside them. Equal sources and "
+        "settings give equal bytes; arrowquant reproduce checks that."
+    )
     return f"<pre>{escape(command)}</pre>{_sentence(words)}"
 
 

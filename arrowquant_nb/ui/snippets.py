@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from arrowquant_nb.config import DiffusionQuantConfig
+from arrowquant_nb.config.command import changed_settings
 from arrowquant_nb.runs.model_choice import ModelChoice
-from arrowquant_nb.runs.record import changed_settings
 
 __all__ = ["papermill_command", "python_code"]
 

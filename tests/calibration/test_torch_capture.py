@@ -385,6 +385,11 @@ def test_call_time_reads_what_pipelines_pass():
         read(x)
     with pytest.raises(MetadataError, match=r"timestep \[1001.0\].*give time_range"):
         read(x, timestep=1001)
+    with pytest.raises(ConfigurationError, match="the time 'abc' is not a real number"):
+        read(x, timestep="abc")
+    for ends in ("ab", (0, 0), 5):
+        with pytest.raises(ConfigurationError, match=r"time_range .* is not two different finite numbers"):
+            read(x, timestep=5, time_range=ends)
 
 
 def test_refusals_name_what_to_change(tmp_path):
