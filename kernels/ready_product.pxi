@@ -21,9 +21,9 @@ cdef class ReadyProduct:
 
     Parameters
     ----------
-    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing, the number
-        of modes that see every operator, the variables of what carries derivatives forward, and the dicts of hooks that
-        every module has. `Tensor.__dlpack_c_exchange_api__` says where a tensor lies.
+    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing, the
+        number of modes that see every operator, the variables of what carries derivatives forward, and the dicts of
+        hooks that every module has. `Tensor.__dlpack_c_exchange_api__` says where a tensor lies.
     weight : the matrix.
     parts : tensors it was made of: packed, scales, zero points.
     bias : tensor (rows,) on the processor, or None.
