@@ -240,6 +240,8 @@ class StoredWeight(torch.nn.Module):
     def forward(self, *inputs: object) -> dict[str, torch.Tensor]:
         """Return the buffers to compute with; a call, so that the hooks of offloading bring them first.
 
+        As tensors of their own: what offloads groups of layers exchanges the memory of buffers right after the call.
+
         Raises
         ------
         ShapeMismatchError
@@ -248,7 +250,7 @@ class StoredWeight(torch.nn.Module):
         """
         if inputs:
             raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
-        return self.arrays()
+        return {part: buffer.detach() for part, buffer in self.arrays().items()}
 
     def extra_repr(self) -> str:
         """One line: shape, width and grid."""
