@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +41,7 @@ from arrowquant_nb.diffusers import (  # noqa: E402
     quantize_pipeline,
     through_torch,
 )
+from arrowquant_nb.diffusers.libraries import NEEDED, unfit  # noqa: E402
 from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, current_time  # noqa: E402
 from arrowquant_nb.time_reading import TimeReading  # noqa: E402
 from arrowquant_nb.ui.report import report_html  # noqa: E402
@@ -477,6 +480,21 @@ def test_what_would_not_be_loaded_again_is_not_saved(folders, tmp_path):
     language = transformers.BertForMaskedLM.from_pretrained(folders.of("BERT")[2])
     with pytest.raises(ConfigurationError, match="safe_serialization=False writes a pickle"):
         language.hf_quantizer.is_serializable(safe_serialization=False)
+
+
+def test_libraries_that_are_missing_or_too_old_are_named_with_the_way_out():
+    """Older ones did not say which files they load: folders seemed to lack every code."""
+    here = {"torch": "2.13.0+cpu", "diffusers": "0.39.0.dev0", "transformers": "5.0.0rc1", "accelerate": "1.14.0"}
+    assert unfit() == unfit(here.get) == unfit({**here, "diffusers": ""}.get) == ""
+    old = unfit({**here, "diffusers": "0.38.0", "transformers": "4.57.1"}.get)
+    assert old == (
+        "needs diffusers 0.39 or newer, transformers 5.0 or newer, here is diffusers 0.38.0, transformers 4.57.1: "
+        "pip install -U diffusers transformers"
+    )
+    assert unfit({**here, "accelerate": None}.get).startswith("needs accelerate, not installed here: pip install 'arr")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extra = set(project["optional-dependencies"]["diffusers"]) | set(project["optional-dependencies"]["torch"])
+    assert {f"{name}>={major}.{minor}" for name, (major, minor) in NEEDED.items()} <= extra
 
 
 def test_loading_does_not_quantize(folders):
