@@ -73,6 +73,12 @@ def load_quantized(
     ConfigurationError
         Something else than a torch module, or one whose layers are quantized already.
 
+    Notes
+    -----
+    On the processor a quantized linear layer multiplies by its codes as exactly under `torch.autocast` as without, and
+    answers in the dtype of its input where torch's own answers in the lower one; layers whose weight is decoded for the
+    call (on other devices, convolutions, and where gradients are recorded) are cast like torch's.
+
     Examples
     --------
     >>> import arrowquant_nb as aq

@@ -68,6 +68,7 @@ cdef extern from "dlpack.h":
         dl_device device
         int32_t ndim
         int64_t *shape
+        int64_t *strides
     ctypedef struct dl_exchange:
         dl_version version
         int (*from_object)(void *object, dl_tensor *out) noexcept

@@ -21,8 +21,9 @@ cdef class ReadyProduct:
 
     Parameters
     ----------
-    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing, and the
-        dicts of hooks that every module has. `Tensor.__dlpack_c_exchange_api__` says where a tensor lies.
+    torch : what is used of it: Tensor, float32, bfloat16, the device cpu, empty, get_num_threads, is_tracing, the
+        number of modes that see every operator, the variables of what carries derivatives forward, and the dicts of
+        hooks that every module has. `Tensor.__dlpack_c_exchange_api__` says where a tensor lies.
     weight : the matrix.
     parts : tensors it was made of: packed, scales, zero points.
     bias : tensor (rows,) on the processor, or None.
@@ -31,9 +32,10 @@ cdef class ReadyProduct:
     isa : instruction set.
     """
 
-    cdef object tensor, float32, bfloat16, cpu, empty, get_num_threads, is_tracing
+    cdef object tensor, float32, bfloat16, cpu, empty, get_num_threads, is_tracing, n_modes
     cdef const dl_exchange *dlpack
     cdef Matrix weight
+    cdef dict forward_ad
     cdef tuple common_hooks, parts
     cdef object bias, inputs
     cdef size_t places[4]
@@ -46,7 +48,7 @@ cdef class ReadyProduct:
     ):
         (
             self.tensor, self.float32, self.bfloat16, self.cpu, self.empty, self.get_num_threads, self.is_tracing,
-            self.common_hooks,
+            self.n_modes, self.forward_ad, self.common_hooks,
         ) = torch
         self.dlpack = _exchange_of(self.tensor)
         if self.dlpack == NULL:
@@ -70,8 +72,8 @@ cdef class ReadyProduct:
     cdef bint holds(self, dict layer, dict state) except -1:
         """Whether codes and bias are those that were given, at the same places, and no hook brings others."""
         cdef dict buffers = <dict>state["_buffers"]
-        if layer["inputs"] is not self.inputs or (<dict>layer["_parameters"])["bias"] is not self.bias:
-            return False
+        if layer["inputs"] is not self.inputs or (<dict>layer["_parameters"]).get("bias", self) is not self.bias:
+            return False  # without a parameter: torch's parametrizations and pruning make one of it that is computed
         if "forward" in state or state["_forward_pre_hooks"]:
             return False
         packed, scales, zero_points = self.parts
@@ -114,13 +116,21 @@ cdef class ReadyProduct:
             return 0
         if not self.lies(x, where) or where.device.type != DL_CPU or not dl_is_contiguous(where):
             return 0
+        if dl_start(where) == NULL:  # without numbers, such as zeros for which torch takes no memory
+            return 0
         if not (dl_is_float32(where) or dl_is_bfloat16(where)):
             return 0
         if where.ndim == 0 or where.shape[where.ndim - 1] != self.weight.job.columns:
             return 0
+        if where.strides[where.ndim - 1] != 1:  # a part of a complex number, which may be another's negative
+            return 0
         for i in range(where.ndim - 1):
             tokens *= where.shape[i]
-        return 0 if self.is_tracing() else tokens
+        return 0 if self.is_watched() else tokens
+
+    cdef bint is_watched(self) except -1:
+        """Whether someone looks at what is done; see `kernels_take` in runtime/stored_weight.py."""
+        return self.is_tracing() or <int>self.n_modes() or <int>self.forward_ad["_current_level"] >= 0
 
     cdef int run(self, size_t x, size_t out, int64_t tokens, bint narrow) except -1:
         """Multiply float32 in place, and bfloat16 through copies in float32."""

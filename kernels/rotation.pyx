@@ -18,6 +18,7 @@ cdef extern from "rotation.h" nogil:
 
 LANES = {"scalar": 4, "neon": 4, "avx2": 8, "avx512": 16}
 cdef int64_t BLOCK_WEIGHTS = 1 << 16
+cdef int64_t WEIGHTS_PER_THREAD = 1 << 17  # 60 us; for fewer, waking a thread costs more than it saves
 
 
 def rotate_rows(float[:, ::1] values, const float[::1] signs, int64_t length, bint backward, int n_threads, str isa):
@@ -33,5 +34,6 @@ def rotate_rows(float[:, ::1] values, const float[::1] signs, int64_t length, bi
     job.columns, job.length, job.backward = values.shape[1], length, backward
     step = max(1, BLOCK_WEIGHTS // job.columns)
     n_blocks = (rows + step - 1) // step
+    n_threads = min(n_threads, max(1, rows * job.columns // WEIGHTS_PER_THREAD))
     for i in prange(n_blocks, nogil=True, schedule="dynamic", num_threads=n_threads):
         run_rotation(kernel, &job, i * step, min((i + 1) * step, rows))

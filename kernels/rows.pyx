@@ -40,6 +40,7 @@ cdef struct row_block:
 
 KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 METHODS = {"rtn": 0, "mse": 1, "uls": 2, "hqq": 3, "r2q": 4}
+cdef int64_t DECODED_PER_THREAD = 1 << 19  # 50 us; for fewer, waking a thread costs more than it saves
 cdef int64_t BLOCK_WEIGHTS = 1 << 16  # float32 weights of a block stay in the second-level cache for the gain pass
 
 cdef instruction_set _sets[4]
@@ -159,6 +160,7 @@ def quantize_rows(object jobs, int n_threads, str isa):
                 row += step
                 i += 1
             n_gains += orders[j].rows
+        n_threads = min(n_threads, max(1, n_blocks))
         for i in prange(n_blocks, nogil=True, schedule="dynamic", num_threads=n_threads):
             run_quantize(chosen, &orders[blocks[i].job], blocks[i].start, blocks[i].stop, gains + blocks[i].gain)
     finally:
@@ -202,5 +204,6 @@ def dequantize_rows(
     job.out = <uint8_t *><size_t>_address(out, held, "out", i, True)
     step = max(1, BLOCK_WEIGHTS // columns)
     n_blocks = (rows + step - 1) // step
+    n_threads = min(n_threads, max(1, rows * columns // DECODED_PER_THREAD))
     for i in prange(n_blocks, nogil=True, schedule="dynamic", num_threads=n_threads):
         run_dequantize(chosen, &job, i * step, min((i + 1) * step, rows))

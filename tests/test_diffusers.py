@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ accelerate = pytest.importorskip("accelerate")
 
 import tiny_torch  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
+from diffusers.hooks import apply_group_offloading  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import arrowquant_nb as aq  # noqa: E402
@@ -38,6 +41,7 @@ from arrowquant_nb.diffusers import (  # noqa: E402
     quantize_pipeline,
     through_torch,
 )
+from arrowquant_nb.diffusers.libraries import NEEDED, unfit  # noqa: E402
 from arrowquant_nb.runtime import QuantizedConv2d, QuantizedEmbedding, QuantizedLinear, current_time  # noqa: E402
 from arrowquant_nb.time_reading import TimeReading  # noqa: E402
 from arrowquant_nb.ui.report import report_html  # noqa: E402
@@ -481,6 +485,21 @@ def test_what_would_not_be_loaded_again_is_not_saved(folders, tmp_path):
         language.hf_quantizer.is_serializable(safe_serialization=False)
 
 
+def test_libraries_that_are_missing_or_too_old_are_named_with_the_way_out():
+    """Older ones did not say which files they load: folders seemed to lack every code."""
+    here = {"torch": "2.13.0+cpu", "diffusers": "0.39.0.dev0", "transformers": "5.0.0rc1", "accelerate": "1.14.0"}
+    assert unfit() == unfit(here.get) == unfit({**here, "diffusers": ""}.get) == ""
+    old = unfit({**here, "diffusers": "0.38.0", "transformers": "4.57.1"}.get)
+    assert old == (
+        "needs diffusers 0.39 or newer, transformers 5.0 or newer, here is diffusers 0.38.0, transformers 4.57.1: "
+        "pip install -U diffusers transformers"
+    )
+    assert unfit({**here, "accelerate": None}.get).startswith("needs accelerate, not installed here: pip install 'arr")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extra = set(project["optional-dependencies"]["diffusers"]) | set(project["optional-dependencies"]["torch"])
+    assert {f"{name}>={major}.{minor}" for name, (major, minor) in NEEDED.items()} <= extra
+
+
 def test_loading_does_not_quantize(folders):
     from arrowquant_nb.export.folder_settings import FolderSettings
 
@@ -517,6 +536,47 @@ def test_a_pipeline_offloads_codes_as_it_does_weights(swapped, folders):
     assert all(layer.weight._hf_hook.offload_buffers for layer in layers)
     assert all(layer.weight._hf_hook.weights_map["packed"].device.type == "cpu" for layer in layers)
     assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("name", ["DiT", "UNet", "BERT"])
+def test_under_autocast_a_quantized_model_answers_like_the_float_one(name, folders):
+    """In the same dtype, and as near to float32 as rounding of weights and of activations are together."""
+    model, call = (language_model(), None) if name == "BERT" else tiny_torch.seeded(name)
+    inputs = {"input_ids": torch.arange(5, 25)[None]} if call is None else call(500)
+    quantized = type(model).from_pretrained(folders.of(name)[2])
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, both = output_of(model, inputs), output_of(quantized, inputs)
+    assert both.dtype == cast.dtype == torch.bfloat16
+    exact, rounded = output_of(model, inputs), output_of(quantized, inputs)
+    apart = [float((y.float() - exact).square().mean()) for y in (rounded, cast, both)]
+    assert 0 < apart[2] < 1.5 * (apart[0] + apart[1])
+
+
+@pytest.mark.parametrize("level", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("name", ["Flux", "BERT"])
+def test_groups_of_quantized_layers_are_offloaded_as_float_ones_are(level, name, folders, tmp_path):
+    """To the disk: there is no second device here, and what is on the disk is not in memory."""
+    exported = folders.of(name)[2]
+    if name == "BERT":  # without the tied output layer, whose float weight diffusers itself loses on the disk
+        whole, call = transformers.BertForMaskedLM.from_pretrained(exported), {"input_ids": torch.arange(5, 25)[None]}
+        model, last = whole.bert, "last_hidden_state"
+        assert isinstance(model.embeddings.word_embeddings, QuantizedEmbedding)
+    else:
+        model, last = diffusers.FluxTransformer2DModel.from_pretrained(exported), "sample"
+        call = tiny_torch.seeded(name)[1](500)
+    stored = [buffer for name, buffer in model.named_buffers() if name.endswith((".packed", ".scales"))]
+    with torch.no_grad():
+        expected = model(**call)[last]
+    apply_group_offloading(
+        model, torch.device("cpu"), torch.device("cpu"), level, num_blocks_per_group=1,
+        offload_to_disk_path=str(tmp_path),
+    )  # fmt: skip
+    for _ in range(3):
+        for buffer in stored:
+            buffer.zero_()  # whoever looks here before it was brought finds nothing
+        with torch.no_grad():
+            assert torch.equal(model(**call)[last], expected)
+    assert list(tmp_path.glob("*.safetensors"))
 
 
 def loading(folder, kind=None):

@@ -253,7 +253,7 @@ def ready_product(
     return compiled_product.ReadyProduct(torch, weight.compiled, parts, bias, inputs, bits, span, _ACTIVE_PRODUCT)
 
 
-def _never_ready(layer: dict[str, Any], x: Any) -> None:
+def _never_ready(layer: dict[str, Any], x: Any, is_call: bool = False) -> None:
     """Stand in for the compiled one: no product is ready."""
 
 

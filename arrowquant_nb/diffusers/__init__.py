@@ -4,6 +4,7 @@ import arrowquant_nb.diffusers
 
 model = FluxTransformer2DModel.from_pretrained("folder-of-arrowquant-export-to-diffusers")
 
+libraries.py             which of them, from which version
 skeleton.py              a float model made ready for packed codes, and finished
 folder_config.py         `quantization_config` as the two libraries want it
 folder_loader.py         what the two methods do alike
@@ -15,16 +16,12 @@ pipelines.py             `quantize_pipeline`: a pipeline quantized in place
 pixel_pipeline.py        a pipeline for transformers on pixels, such as the bundled ones
 """
 
-from importlib.util import find_spec as _find_spec
+from arrowquant_nb.diffusers.libraries import unfit as _unfit
 
-_MISSING = [name for name in ("torch", "diffusers", "transformers", "accelerate") if _find_spec(name) is None]
-if _MISSING:
-    raise ImportError(
-        f"arrowquant_nb.diffusers needs {', '.join(_MISSING)}, not installed here: "
-        "pip install 'arrowquant_nb[diffusers]'"
-    )
+# Before the imports below, so that what is missing or too old is said in one sentence.
+if _unfit():
+    raise ImportError(f"arrowquant_nb.diffusers {_unfit()}")
 
-# ruff: noqa: E402 - the check comes first, so that what is missing is said in one sentence
 from arrowquant_nb.diffusers import diffusers_backend, pixel_pipeline, transformers_backend
 from arrowquant_nb.diffusers.diffusers_backend import ArrowQuantConfig
 from arrowquant_nb.diffusers.pipelines import PipelineQuantization, quantize_pipeline

@@ -130,10 +130,7 @@ class LayerTimeTable(JsonForm):
             return 0
         n_timesteps = self.groups[0].n_timesteps
         if not self.covers(round(time * n_timesteps)):
-            raise ValidationError(
-                f"{self.layer}: the grids of its inputs cover timesteps {self._covered}, and the model was called at "
-                f"{time * n_timesteps:g}: calibrate along the sampler's own steps, or load with inputs='per_token'"
-            )
+            raise ValidationError(self.not_covered(f"{time * n_timesteps:g}"))
         return min(bisect_right(self.boundaries, float(np.float32(time))), len(self.groups) - 1)
 
     def covers(self, time: int) -> bool:
@@ -142,9 +139,17 @@ class LayerTimeTable(JsonForm):
         return first <= (max(n, end) - 1 if time == n else time) < end
 
     @property
-    def _covered(self) -> str:
+    def covered(self) -> str:
+        """The timesteps that it covers, for people."""
         group = self.groups[-1]
         return f"{self.groups[0].time_range[0]}..{group.time_range[1] - 1} of {group.n_timesteps}"
+
+    def not_covered(self, called_at: str) -> str:
+        """Say that a model was called at a timestep outside the calibrated range, and what to do."""
+        return (
+            f"{self.layer}: the grids of its inputs cover timesteps {self.covered}, and the model was called at "
+            f"{called_at}: calibrate along the sampler's own steps, or load with inputs='per_token'"
+        )
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,6 @@ class TimeAwareQuantMetadata(JsonForm):
             missed = [time for time in wanted if not table.covers(time)]
             if missed:
                 raise ValidationError(
-                    f"{layer}: the time table covers timesteps {table._covered}, not {missed[0]} "  # noqa: SLF001
+                    f"{layer}: the time table covers timesteps {table.covered}, not {missed[0]} "
                     f"({len(missed)} of {len(wanted)} steps); calibrate with the sampler's own steps"
                 )

@@ -4,11 +4,11 @@
         model = load_into(DiTTransformer2DModel.from_config(config), folder)
 
 `stored_weight` holds the codes, `input_format` says how inputs are rounded and `input_rules` so of a folder, `time`
-carries the timestep from a model's `forward` to its layers; `modules` and `embedding` are the layers, over
-`quantized_layer`. `product` multiplies, by `kernel_calls` on the processor, else by `decoding` and `rounding` in
-operations of torch, whose compiler `tracing` tells of them. `loading` swaps, `float_layers` swaps back,
-`plain_weights` gives floats without a model. torch is imported with the first name that needs it. Knows nothing of
-how codes were chosen, nor of diffusers' own loaders.
+carries the timestep from a model's `followed_forward` to its layers, `graph_time` so in what `torch.export` records;
+`modules` and `embedding` are the layers, over `quantized_layer`. `product` multiplies, by `kernel_calls` on the
+processor, else by `decoding` and `rounding` in operations of torch, whose compiler `tracing` tells of them. `loading`
+swaps, `float_layers` swaps back, `plain_weights` gives floats without a model. torch is imported with the first name
+that needs it. Knows nothing of how codes were chosen, nor of diffusers' own loaders.
 """
 
 from importlib import import_module
@@ -18,11 +18,12 @@ from arrowquant_nb.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from arrowquant_nb.runtime.embedding import QuantizedEmbedding
+    from arrowquant_nb.runtime.followed_forward import follow_time
     from arrowquant_nb.runtime.input_format import InputFormat
     from arrowquant_nb.runtime.loading import load_into
     from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, QuantizedConv3d, QuantizedLinear
     from arrowquant_nb.runtime.plain_weights import dequantize_state_dict
-    from arrowquant_nb.runtime.time import ModelTime, current_time, follow_time, time_context
+    from arrowquant_nb.runtime.time import ModelTime, current_time, time_context
 
 _HOMES = {
     "InputFormat": "input_format",
@@ -34,7 +35,7 @@ _HOMES = {
     "QuantizedLinear": "modules",
     "current_time": "time",
     "dequantize_state_dict": "plain_weights",
-    "follow_time": "time",
+    "follow_time": "followed_forward",
     "load_into": "loading",
     "time_context": "time",
 }

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from arrowquant_nb.errors import CheckpointError
+from arrowquant_nb.runtime.followed_forward import unfollow_time
 from arrowquant_nb.runtime.module_tree import quantized_layers, replace_module
-from arrowquant_nb.runtime.time import unfollow_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

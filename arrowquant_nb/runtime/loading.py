@@ -17,6 +17,7 @@ import torch
 
 from arrowquant_nb.errors import CheckpointError, ConfigurationError, ShapeMismatchError
 from arrowquant_nb.runtime.embedding import QuantizedEmbedding
+from arrowquant_nb.runtime.followed_forward import follow_reading, time_argument
 from arrowquant_nb.runtime.input_format import InputFormat
 from arrowquant_nb.runtime.input_rules import InputRules
 from arrowquant_nb.runtime.module_tree import quantized_layers
@@ -24,7 +25,7 @@ from arrowquant_nb.runtime.modules import QuantizedConv1d, QuantizedConv2d, Quan
 from arrowquant_nb.runtime.plain_weights import as_torch
 from arrowquant_nb.runtime.quantized_layer import QuantizedLayer
 from arrowquant_nb.runtime.stored_weight import StoredWeight, form_of
-from arrowquant_nb.runtime.time import N_TIMESTEPS, counted_timesteps, follow_reading, time_argument
+from arrowquant_nb.runtime.time import N_TIMESTEPS, counted_timesteps
 from arrowquant_nb.storage.joined_tiles import join_tiles
 from arrowquant_nb.time_reading import UNKNOWN_READING
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
 
+_FloatLinear = torch.nn.Linear
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _multiply_ready = _kernels.multiply_ready  # by names of this module: of one token, each look further on shows
 
@@ -46,10 +47,18 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
         sizes = {"in_features": self.in_features, "out_features": self.out_features}
         return torch.nn.Linear, {**sizes, "bias": self.bias is not None}
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Call the layer as any module; without hooks, the product that is kept ready needs none of what torch does."""
-        at_once: torch.Tensor | None = None if _is_dynamo_compiling() else _multiply_ready(self.__dict__, x, True)
-        return super().__call__(x) if at_once is None else at_once
+    def __call__(self, *given: Any, **named: Any) -> torch.Tensor:
+        """Call the layer as any module; without hooks, the product that is kept ready needs none of what torch does.
+
+        A subclass's own `forward` is called, and what took the place of torch's call.
+        """
+        if not named and len(given) == 1 and not _is_dynamo_compiling():
+            is_ours = type(self).forward is _forward and _FloatLinear.__call__ is _call
+            at_once: torch.Tensor | None = _multiply_ready(self.__dict__, given[0], True) if is_ours else None
+            if at_once is not None:
+                return at_once
+        y: torch.Tensor = super().__call__(*given, **named)
+        return y
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in the dtype of x.
@@ -68,6 +77,10 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
             )
         y = multiply(self, x)
         return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+_forward = QuantizedLinear.forward
+_call = torch.nn.Module._wrapped_call_impl  # noqa: SLF001 - also where another was put before it when this was imported
 
 
 class _QuantizedConvolution(QuantizedLayer):

@@ -123,7 +123,7 @@ class QuantizedLayer(torch.nn.Module):
         """
         if not x.is_floating_point():
             raise ConfigurationError(f"{self.name}: inputs of dtype {x.dtype}; give floats, such as x.float()")
-        if x.layout is not torch.strided:
+        if x.layout not in (torch.strided, torch.jagged):
             raise ConfigurationError(f"{self.name}: inputs of layout {x.layout}; give dense ones, such as x.to_dense()")
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:

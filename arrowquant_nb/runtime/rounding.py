@@ -71,16 +71,23 @@ def static_grids(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[tor
 
     """
     groups = _groups(table, x, name)
-    scales = torch.tensor([table.groups[g].scale for g in groups], dtype=torch.float32)
-    zeros = torch.tensor([table.groups[g].zero_point for g in groups], dtype=torch.float32)
-    if len(groups) == 1:
+    if isinstance(groups, torch.Tensor):
+        scales, zeros = (
+            torch.tensor(values, dtype=torch.float32).to(groups.device)[groups]
+            for values in ([g.scale for g in table.groups], [g.zero_point for g in table.groups])
+        )
+    else:
+        scales = torch.tensor([table.groups[g].scale for g in groups], dtype=torch.float32)
+        zeros = torch.tensor([table.groups[g].zero_point for g in groups], dtype=torch.float32)
+    if _n(groups) == 1:
         return scales[0], zeros[0]
     return _per_sample(scales[:, None], x), _per_sample(zeros[:, None], x)
 
 
 def _per_sample(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Spread (samples, n) over the batch of x: (batch, 1, ..., n). Samples may come as several windows or frames."""
-    return values.repeat_interleave(len(x) // len(values), 0).view(len(x), *[1] * (x.ndim - 2), values.shape[-1])
+    n = x.shape[0]  # of a graph it may be a symbol, which len() would fix
+    return values.repeat_interleave(n // values.shape[0], 0).view(n, *[1] * (x.ndim - 2), values.shape[-1])
 
 
 def input_means(inputs: InputFormat, means: torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -107,10 +114,17 @@ def input_means(inputs: InputFormat, means: torch.Tensor, x: torch.Tensor, name:
             f"{name}: means of {len(means)} time groups do not fit inputs {inputs.rule!r}: quantize again"
         )
     groups = _groups(table, x, name)
-    return means[groups[0]].view(*[1] * (x.ndim - 1), -1) if len(groups) == 1 else _per_sample(means[list(groups)], x)
+    if _n(groups) == 1:
+        return means[groups[0]].view(*[1] * (x.ndim - 1), -1)
+    return _per_sample(means[groups if isinstance(groups, torch.Tensor) else list(groups)], x)
 
 
-def _groups(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[int, ...]:
+def _n(groups: tuple[int, ...] | torch.Tensor) -> int:
+    return groups.shape[0] if isinstance(groups, torch.Tensor) else len(groups)
+
+
+def _groups(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[int, ...] | torch.Tensor:
+    """Return the time group of all samples, or of each; a tensor of the graph, where one is recorded."""
     if len(table.groups) == 1:
         return (0,)
     moment = current_time()
@@ -121,11 +135,11 @@ def _groups(table: LayerTimeTable, x: torch.Tensor, name: str) -> tuple[int, ...
             "`with time_context(t):`"
         )
     groups = moment.groups_in(table)
-    if len(set(groups)) == 1:
+    if not isinstance(groups, torch.Tensor) and len(set(groups)) == 1:
         return groups[:1]
-    if not x.ndim or len(x) % len(groups):
+    if _n(groups) > 1 and (not x.ndim or x.shape[0] % _n(groups)):
         raise ShapeMismatchError(
-            f"{name}: {len(groups)} samples at different timesteps, but a batch of {tuple(x.shape)}: give every sample "
+            f"{name}: {_n(groups)} samples at different timesteps, but a batch of {tuple(x.shape)}: give every sample "
             "the same timestep, or call the model sample by sample"
         )
     return groups

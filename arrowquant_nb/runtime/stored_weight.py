@@ -31,6 +31,8 @@ __all__ = ["StoredWeight", "form_of", "kernels_take"]
 
 _READ_AS_THEY_LIE = (torch.float32, torch.bfloat16)
 _is_tracing = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # noqa: SLF001 - without a frame of Python
+_n_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001 - nothing public tells
+_forward_ad = torch.autograd.forward_ad
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001 - nothing public tells
 _common = torch.nn.modules.module
 _COMMON_HOOKS = (
@@ -39,7 +41,7 @@ _COMMON_HOOKS = (
 )  # fmt: skip
 _OF_TORCH = (
     torch.Tensor, *_READ_AS_THEY_LIE, torch.device("cpu"), torch.empty, torch.get_num_threads, _is_tracing,
-    _COMMON_HOOKS,
+    _n_modes, vars(_forward_ad), _COMMON_HOOKS,
 )  # fmt: skip
 """What `_kernels.ready_product` uses of torch."""
 ROW_PARTS = frozenset({"packed", "scales", "zero_points", "low_rank_a"})
@@ -191,7 +193,10 @@ class StoredWeight(torch.nn.Module):
         bias : the layer's.
 
         """
-        fixed = bias is None or (bias.dtype in _READ_AS_THEY_LIE and bias.is_cpu and bias.is_contiguous())
+        fixed = bias is None or (
+            isinstance(bias, torch.nn.Parameter)  # else it is computed, and another one at the next call
+            and (bias.dtype in _READ_AS_THEY_LIE and bias.is_cpu and bias.is_contiguous())
+        )
         if self._is_plain and self._ready is not None and fixed:
             parts, _, matrix = self._ready
             self.ready_product = _kernels.ready_product(_OF_TORCH, matrix, parts, bias, inputs, *codes)
@@ -235,6 +240,8 @@ class StoredWeight(torch.nn.Module):
     def forward(self, *inputs: object) -> dict[str, torch.Tensor]:
         """Return the buffers to compute with; a call, so that the hooks of offloading bring them first.
 
+        As tensors of their own: what offloads groups of layers exchanges the memory of buffers right after the call.
+
         Raises
         ------
         ShapeMismatchError
@@ -243,7 +250,7 @@ class StoredWeight(torch.nn.Module):
         """
         if inputs:
             raise ShapeMismatchError("a quantized weight is not a layer: call the layer that holds it")
-        return self.arrays()
+        return {part: buffer.detach() for part, buffer in self.arrays().items()}
 
     def extra_repr(self) -> str:
         """One line: shape, width and grid."""
@@ -254,12 +261,18 @@ class StoredWeight(torch.nn.Module):
 
 
 def kernels_take(*tensors: torch.Tensor) -> bool:
-    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody traces what is done.
+    """Tell whether our kernels can work on tensors: plain ones on the processor, and nobody looks at what is done.
 
-    Those of `torch.func`, such as in `vmap`, stand for others.
+    Those who look trace it, or count, replace or keep operators by a mode of torch, or carry derivatives forward.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and all(t.is_cpu and type(t) is torch.Tensor and not _is_wrapped(t) for t in tensors)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _n_modes() or _forward_ad._current_level >= 0:  # noqa: SLF001
+        return False
+    return all(t.is_cpu and type(t) is torch.Tensor and _lies_there(t) for t in tensors)
+
+
+def _lies_there(x: torch.Tensor) -> bool:
+    """Whether a tensor's values are what is in its memory: those of `torch.func`, as in `vmap`, stand for others."""
+    return not _is_wrapped(x) and not x.is_neg() and (x.data_ptr() != 0 or not x.numel())
 
 
 def _over_the_same_memory(form: FolderLayer, arrays: dict[str, torch.Tensor]) -> QuantizedTensor:

@@ -125,13 +125,14 @@ static uint64_t code_hash(const product_set *isa, const dequantize_job *w, const
     in.segment = a;
     in.span = span < w->columns ? span : (int)w->columns;
     in.n_segments = (in.columns + a - 1) / a;
-    in.words = in.n_segments * a / 4;
+    code_product job = {.weight = *w, .inputs = &in, .bias = bias, .out = malloc((size_t)(tokens * w->rows) * 4)};
+    in.plane_bytes = isa->plane_bytes(&job);
+    in.words = (in.n_segments * a / 4 + in.plane_bytes - 1) / in.plane_bytes * in.plane_bytes;
     const int64_t slots = (tokens + SLOTS - 1) / SLOTS, n = slots * SLOTS * in.n_segments;
     in.codes = malloc((size_t)(slots * SLOTS * in.words) * 4);
     in.scales = malloc((size_t)n * 4);
     in.sums = malloc((size_t)n * 4);
     in.offsets = malloc((size_t)n * 4);
-    code_product job = {.weight = *w, .inputs = &in, .bias = bias, .out = malloc((size_t)(tokens * w->rows) * 4)};
     const int64_t need = isa->code_scratch(&job);
     uint8_t *scratch = malloc((size_t)(need > in.words * 4 ? need : in.words * 4));
     for (int64_t i = 0; i < slots; i++) run_encode_inputs(isa, &in, i, scratch);

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from arrowquant_nb import _kernels
 from arrowquant_nb._kernels import RowsJob
+from arrowquant_nb.quantizers import quantize_array
 from arrowquant_nb.quantizers.layout import LEAST_SQUARES_METHODS, METHODS, Layout, grid_of
 
 COMPILED_ISAS = [isa for isa in _kernels.available_isas() if isa != "numpy"]
@@ -165,6 +166,18 @@ def test_threads_do_not_matter(isa, method, bits):
     expected = quantize(w, bits, 64, method, True, None, False, isa, 1)
     for n_threads in (2, 3, 7):
         assert_same(expected, quantize(w, bits, 64, method, True, None, False, isa, n_threads))
+
+
+@needs_compiled
+@pytest.mark.parametrize("isa", COMPILED_ISAS)
+def test_threads_that_decode_do_not_matter(isa):
+    tensor = quantize_array(rows_like_real_weights(6, 1600, 1030, "float32", False), 4, 64)
+    one, three = (tensor.dequantize(n_threads=n) for n in (1, 3))  # enough that threads are woken for it
+    assert one.tobytes() == three.tobytes()
+    out = np.empty_like(one)
+    arrays = tensor.packed, tensor.scales, tensor.zero_points, tensor.grid
+    _kernels.dequantize_rows(*arrays, 4, 64, out, "float32", 2, isa)
+    assert out.tobytes() == one.tobytes()
 
 
 @needs_compiled

@@ -263,6 +263,20 @@ def test_a_compiled_layer_is_one_graph_around_the_kernels(rule):
     assert [name.split(".")[1] for name in called] == ["rotated", product]
 
 
+@pytest.mark.parametrize("rule", ["float", "per_token"])
+def test_under_autocast_a_product_is_as_exact_as_without(rule):
+    """Kernels multiply in float32 or in integers whatever torch would cast to; outputs have the dtype of inputs."""
+    tensor, x = quantize_tensor(random(48, 96), 4, 32, rotation="hadamard", seed=5), torch.from_numpy(random(6, 96))
+    layer = QuantizedLinear.from_arrays(tensor, torch.ones(48), InputFormat(rule, 8))
+    for dtype in (torch.float32, torch.bfloat16):
+        given = x.to(dtype)
+        for _ in range(3):  # the third by the product that is kept ready
+            y = layer(given)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(layer(given), y)
+        assert y.dtype == dtype
+
+
 def rotated_convolution():
     """A convolution whose weight is decoded for every call, and rotated back."""
     tensor = quantize_tensor(random(24, 288), 4, 32, rotation="hadamard", seed=5)

@@ -5,6 +5,7 @@ import gc
 import pickle
 import warnings
 import weakref
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -320,6 +321,13 @@ def test_without_a_way_to_read_tensors_layers_go_the_long_way(monkeypatch):
     assert torch.equal(layer(x), before)
 
 
+def test_a_build_without_compiled_kernels_goes_the_long_way(monkeypatch):
+    layer, x = ready(), random(2, COLUMNS)
+    monkeypatch.setattr("arrowquant_nb.runtime.modules._multiply_ready", _kernels._never_ready)
+    assert torch.equal(layer(x), long_way(ready(), x))
+    assert torch.equal(layer.forward(x), layer(x))
+
+
 def test_tensors_that_stand_for_others():
     layer, x = ready(), random(3, COLUMNS)
     for y in (torch.vmap(layer)(x), layer(x.as_subclass(type("Own", (torch.Tensor,), {}))).as_subclass(torch.Tensor)):
@@ -335,3 +343,123 @@ def test_sparse_inputs_are_refused(layout):
     for layer in (layer_of(), ready()):
         with pytest.raises(ConfigurationError, match="to_dense"):
             layer(getattr(random(3, COLUMNS), layout)())
+
+
+class Scaled(QuantizedLinear):
+    """As a user may derive one."""
+
+    def forward(self, x, scale=2):
+        return super().forward(x) * scale
+
+
+def test_a_derived_layer_is_called_by_its_own_forward():
+    layer, x = Scaled.from_arrays(quantize_array(random(ROWS, COLUMNS).numpy(), 4, 32, "uls")), random(2, COLUMNS)
+    expected = layer_of()(x)
+    for _ in range(3):
+        assert torch.equal(layer(x), 2 * expected)
+        assert torch.equal(layer(x, 3), 3 * expected)
+        assert torch.equal(layer(x, scale=4), 4 * expected)
+
+
+def test_what_takes_the_place_of_a_call_or_of_forward_is_called():
+    layer, x, called, call = ready(), random(2, COLUMNS), [], torch.nn.Module.__call__
+
+    def watched(module, *given, **named):
+        called.append(module)
+        return call(module, *given, **named)
+
+    for base in (torch.nn.Module, torch.nn.Linear):  # as torch.fx does while it traces
+        with mock.patch.object(base, "__call__", watched, create=True):
+            layer(x)
+    assert called == [layer, layer]
+    with mock.patch.object(QuantizedLinear, "forward", lambda _, x: -x):
+        assert torch.equal(layer(x), -x)
+
+
+def test_hooks_may_take_and_give_arguments_by_name():
+    layer, x, seen = ready(), random(2, COLUMNS), []
+    expected = layer(x)
+
+    def without_more(_, given, named):
+        seen.append((len(given), sorted(named)))
+        return (*given, *named.values())[:1], {}
+
+    with layer.register_forward_pre_hook(without_more, with_kwargs=True):
+        assert torch.equal(layer(x, scale=2), expected)
+        assert torch.equal(layer(x=x), expected)
+    assert seen == [(1, ["scale"]), (0, ["x"])]
+    forward = layer.forward
+    layer.forward = lambda x, scale: forward(x) * scale
+    assert torch.equal(layer(x, 2), 2 * expected)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_a_bias_that_is_computed():
+    from torch.nn.utils import parametrize, prune
+
+    bias, x = random(ROWS, seed=3), random(2, COLUMNS)
+    layer, without = ready(None, bias), ready()(x)
+    parametrize.register_parametrization(layer, "bias", Doubled())
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), without + 2 * bias)
+    layer = ready(None, bias)
+    prune.custom_from_mask(layer, "bias", torch.arange(ROWS) % 2)
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), without + bias * (torch.arange(ROWS) % 2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_rows_of_many_lengths():
+    layer, rows = ready(), [random(2, COLUMNS), random(3, COLUMNS, seed=1)]
+    given = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    for y, x in zip(layer(given).unbind(), rows, strict=True):
+        torch.testing.assert_close(y, layer(x), rtol=1e-5, atol=5e-5)
+
+
+def both(layer):
+    """A layer with a product that is ready, and the same without: the other way must have no surprise either."""
+    return layer, copy.deepcopy(layer)
+
+
+def test_tensors_whose_values_do_not_lie_in_memory():
+    zeros = torch._efficientzerotensor((2, COLUMNS))
+    gone = torch.ones(2, COLUMNS)
+    gone.untyped_storage().resize_(0)
+    for layer in both(ready(None, random(ROWS, seed=3))):
+        assert torch.equal(layer(zeros), layer.bias.expand(2, ROWS))
+        with pytest.raises(RuntimeError, match="not allocated"):
+            layer(gone)
+    for layer in both(ready()):
+        x = random(3, COLUMNS)
+        torch.testing.assert_close(torch.func.functionalize(layer)(x), layer(x), rtol=1e-5, atol=5e-5)
+    tensor = quantize_array(random(ROWS, 1).numpy(), 4, 32, "uls")
+    narrow = QuantizedLinear.from_arrays(tensor)
+    narrow(random(1, 1))
+    for layer in both(narrow):
+        x = torch.tensor([[1 + 2j]]).conj().imag  # its memory has 2
+        torch.testing.assert_close(layer(x), -2 * layer.dequantize().T)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own rules of derivatives are scripts
+def test_derivatives_are_carried_forward():
+    x, slope = random(2, COLUMNS), random(2, COLUMNS, seed=1)
+    for layer in both(ready()):
+        with torch.autograd.forward_ad.dual_level():
+            y = torch.autograd.forward_ad.unpack_dual(layer(torch.autograd.forward_ad.make_dual(x, slope)))
+        torch.testing.assert_close(y.tangent, slope @ layer.dequantize().T, rtol=1e-5, atol=5e-5)
+
+
+def test_modes_that_see_every_operator_see_the_product():
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, other = random(2, COLUMNS), random(2, COLUMNS, seed=1)
+    for layer in both(ready()):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 2 * ROWS * COLUMNS
+        torch.testing.assert_close(make_fx(layer)(x)(other), layer(other), rtol=1e-5, atol=5e-5)
