@@ -21,7 +21,7 @@ The house, top to bottom; a room imports only what stands below it:
     quantizers     arrays in, packed codes and measured error out
     _kernels       Cython and C, or NumPy; equal bytes
     samples        small trained diffusion models (a leaf)
-    config events results layer_reports forecasts result_card run_source tables errors fsync
+    config events results layer_reports forecasts result_card run_source tables errors fsync arrow_files
                    plain values that every room may use, and their words
 """
 

@@ -405,6 +405,8 @@ def test_the_command_calibrates_samples_and_pipeline_folders(tmp_path):
     (tmp_path / "classes.txt").write_text("1\n2\n\n")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
     done = run(tmp_path / "dit", tmp_path / "dit.parquet", "--prompts", tmp_path / "classes.txt", "--steps", 2)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {
@@ -415,6 +417,7 @@ def test_the_command_calibrates_samples_and_pipeline_folders(tmp_path):
         "neither a bundled sample nor the folder of a diffusers pipeline": [tmp_path, tmp_path / "x.parquet"],
         "there is no file of prompts": [tmp_path / "dit", tmp_path / "x.parquet", "--prompts", tmp_path / "none.txt"],
         "names code of its own ('pipeline')": [tmp_path / "own", tmp_path / "x.parquet"],
+        "part: diffusers cannot load this pipeline: ": [tmp_path / "part", tmp_path / "x.parquet"],
         "without prompts": ["docs-mlm", tmp_path / "x.parquet", "--prompts", tmp_path / "classes.txt"],
     }.items():
         done = run(*arguments)

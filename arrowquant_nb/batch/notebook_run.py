@@ -102,12 +102,24 @@ def run_notebook(
     known = check_parameters(notebook, values)
     if output.suffix != ".ipynb":
         raise ConfigurationError(f"{output}: an executed notebook is named *.ipynb; add the ending")
+    _refuse_other_encodings(notebook, output, *values.values())
     _refuse_to_overwrite(notebook, output, html=html)
     _execute(notebook, output, values, progress_bar=progress_bar)
     model = _finished_model(values.get("output", known["output"].default if "output" in known else None))
     _write_record(output, Path(model) if model else None)
     page = _write_html(output) if html else None
     return FinishedNotebook(str(output), str(page) if page else None, model)
+
+
+def _refuse_other_encodings(*values: object) -> None:
+    for value in values:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(
+                f"{shown(str(value))}: notebooks hold UTF-8, which this is not: rename it, or set a UTF-8 locale "
+                "(LC_ALL=C.UTF-8)"
+            ) from error
 
 
 def _refuse_to_overwrite(notebook: Path, output: Path, *, html: bool) -> None:

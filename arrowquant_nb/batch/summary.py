@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from arrowquant_nb import tables
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.batch.job_queue import MODEL_NAME, NOTEBOOK_NAME, JobOutcome
 from arrowquant_nb.errors import ArrowQuantError, MetadataError, ModelNotFoundError, OutputError
 from arrowquant_nb.results import QuantizationResult
@@ -132,7 +133,8 @@ def write_summary(folder: Path, outcomes: Sequence[JobOutcome]) -> BatchSummary:
     path = folder / SUMMARY_NAME
     part = path.with_name(path.name + ".part")
     try:
-        pq.write_table(summary.to_arrow(), part)
+        with arrow_file(part, "wb") as file:
+            pq.write_table(summary.to_arrow(), file)
         part.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -153,7 +155,8 @@ def read_summary(folder: str | Path) -> BatchSummary:
             f"{folder} has no {SUMMARY_NAME}: run `arrowquant batch` with this folder as its output"
         )
     try:
-        table = pq.read_table(path)
+        with arrow_file(path) as file:
+            table = pq.ParquetFile(file).read()
         parameters = tuple(filter(None, (table.schema.metadata or {})[_SCHEMA_KEY].decode().split("\n")))
         table = table.select([*_OWN[:3], *parameters, *FIGURES, _OWN[3]])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:

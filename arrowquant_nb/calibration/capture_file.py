@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import xxhash
 
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.calibration.record_files import FOOTER_LIMIT_NBYTES
 from arrowquant_nb.calibration.scratch import Scratch
 from arrowquant_nb.calibration.sealed_footer import check_footer, seal_footer
@@ -67,8 +68,8 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(
-            temporary, schema, compression="none", use_dictionary=False, write_page_checksum=True,
+        with arrow_file(temporary, "wb") as file, pq.ParquetWriter(
+            file, schema, compression="none", use_dictionary=False, write_page_checksum=True,
             data_page_size=_PAGE_NBYTES, write_statistics=False,
         ) as writer:  # fmt: skip
             for name in calibration.inputs:
@@ -197,7 +198,7 @@ def _opened(path: Path) -> Any:
     try:
         check_footer(path)
         return pq.ParquetFile(
-            path,
+            arrow_file(path),
             page_checksum_verification=True,
             thrift_string_size_limit=FOOTER_LIMIT_NBYTES,
             thrift_container_size_limit=FOOTER_LIMIT_NBYTES,

@@ -7,9 +7,11 @@ form of a record, its three fields; `records` knows what must stand in them.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -111,12 +113,15 @@ def _parquet(path: Path, n_values: int) -> Iterator[tuple[int, Any]]:
 
     unreadable = (OSError, pa.ArrowException, ValueError, TypeError, LookupError, MemoryError)
     try:
-        with pq.ParquetFile(
-            path,
-            page_checksum_verification=True,
-            thrift_string_size_limit=FOOTER_LIMIT_NBYTES,
-            thrift_container_size_limit=FOOTER_LIMIT_NBYTES,
-        ) as file:
+        with (
+            arrow_file(path) as source,
+            pq.ParquetFile(
+                source,
+                page_checksum_verification=True,
+                thrift_string_size_limit=FOOTER_LIMIT_NBYTES,
+                thrift_container_size_limit=FOOTER_LIMIT_NBYTES,
+            ) as file,
+        ):
             _check_schema(path, file.schema_arrow)
             _check_footer(path, file.metadata, n_values)
             batches = file.iter_batches(BATCH_RECORDS)
@@ -175,7 +180,7 @@ def _arrow(path: Path, n_values: int) -> Iterator[tuple[int, Any]]:
 
     unreadable = (OSError, EOFError, pa.ArrowException, ValueError, TypeError, LookupError, struct.error, MemoryError)
     try:
-        with pa.memory_map(str(path)) as mapped:
+        with pa.memory_map(os.fsencode(path)) as mapped:
             buffer = mapped.read_buffer()
             start = len(_ARROW_MAGIC) if buffer.slice(0, 6).to_pybytes() == _ARROW_MAGIC[:6] else 0
             messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer.slice(start)))

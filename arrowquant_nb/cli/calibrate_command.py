@@ -64,13 +64,8 @@ def calibrate_model(
             f"{model!r} is neither a bundled sample nor the folder of a diffusers pipeline (with model_index.json)"
         )
     _refuse_code(folder)
-    from diffusers import DiffusionPipeline  # noqa: PLC0415 - optional, and loads slowly
-
-    pipeline: Any = DiffusionPipeline
-    pipeline = pipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
     return calibrate(
-        pipeline, _entries(prompts), steps,
+        _loaded(folder), _entries(prompts), steps,
         output=output, n_samples=n_samples, seed=seed, component=component, progress=say,
     )  # fmt: skip
 
@@ -98,6 +93,21 @@ def _refuse_code(folder: Path) -> None:
             f"{folder}: names code of its own ({', '.join(map(repr, own[:3])) or 'no class'}), which is not run here; "
             "load the pipeline yourself and call arrowquant_nb.calibrate"
         )
+
+
+def _loaded(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline  # noqa: PLC0415 - optional, and loads slowly
+
+    pipeline: Any = DiffusionPipeline
+    try:
+        pipeline = pipeline.from_pretrained(folder, local_files_only=True)
+    except (AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:  # all that diffusers raises there
+        raise ModelNotFoundError(
+            f"{folder}: diffusers cannot load this pipeline: {str(error)[:300].rstrip('.')}; give a whole pipeline of "
+            "a class that this diffusers knows"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _entries(prompts: str | None) -> list[Any] | None:

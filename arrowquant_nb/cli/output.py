@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,16 @@ def print_result(result: Any, as_json: bool) -> None:
         data = result.to_dict() if hasattr(result, "to_dict") else result
         click.echo(json.dumps(data, indent=1))
     else:
-        click.echo(str(result))
+        click.echo(_encoded(str(result)))
+
+
+def _encoded(text: str) -> bytes:
+    """Return a text as stdout takes it: a name that is no text in its bytes, a letter it does not have escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
 
 
 def shows_config(command: Callable[..., None]) -> Callable[..., None]:

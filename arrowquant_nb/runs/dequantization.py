@@ -10,7 +10,7 @@ import numpy as np
 from arrowquant_nb.errors import CheckpointError, OutputError
 from arrowquant_nb.runs.source_layout import write_source_layout
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.durable import refuse_used
+from arrowquant_nb.storage.durable import emptied_on_failure, refuse_used
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite
 
@@ -53,7 +53,7 @@ def dequantize_model(
     refuse_used(folder)
     if folder.resolve().is_relative_to(Path(quantized).resolve()):
         raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
-    with open_quantized(quantized) as model:
+    with open_quantized(quantized) as model, emptied_on_failure(folder):
         write_float_folder(model, folder, progress_callback)
     if progress_callback is not None:
         progress_callback("finished", 1.0)

@@ -15,7 +15,7 @@ from arrowquant_nb.runs.control import Progress
 from arrowquant_nb.runs.model_choice import ModelChoice
 from arrowquant_nb.runs.quantization import quantize_model
 from arrowquant_nb.runs.record import versions
-from arrowquant_nb.storage.durable import hash_file, refuse_used
+from arrowquant_nb.storage.durable import emptied_on_failure, hash_file, refuse_used
 from arrowquant_nb.storage.manifest import MANIFEST_NAME, read_manifest
 from arrowquant_nb.storage.output import RUN_NAME
 
@@ -67,6 +67,7 @@ def reproduce(
         else:
             second = Path(output)
             refuse_used(second)
+            stack.enter_context(emptied_on_failure(second))
         given = record["calibration"].get("given")
         choice = ModelChoice(record["model"], record["component"], record["variant"], True, given)
         quantize_model(choice, second, config, listeners=listeners)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizedConv1d", "QuantizedConv2d", "QuantizedConv3d", "QuantizedLinear"]
 
+_FloatLinear = torch.nn.Linear
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _multiply_ready = _kernels.multiply_ready  # by names of this module: of one token, each look further on shows
 
@@ -52,7 +53,7 @@ class QuantizedLinear(QuantizedLayer, torch.nn.Linear):
         A subclass's own `forward` is called, and what took the place of torch's call.
         """
         if not named and len(given) == 1 and not _is_dynamo_compiling():
-            is_ours = type(self).forward is _forward and torch.nn.Linear.__call__ is _call
+            is_ours = type(self).forward is _forward and _FloatLinear.__call__ is _call
             at_once: torch.Tensor | None = _multiply_ready(self.__dict__, given[0], True) if is_ours else None
             if at_once is not None:
                 return at_once

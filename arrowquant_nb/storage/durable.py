@@ -5,8 +5,10 @@ A file is under its final name whole, or not at all. Knows nothing of models.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import shutil
 import uuid
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from arrowquant_nb.errors import OutputError
 from arrowquant_nb.fsync import fsync_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -67,6 +70,20 @@ def refuse_used(folder: Path) -> None:
     """Raise `OutputError` unless `folder` is new or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"the output {folder} exists and is not an empty folder: choose another one")
+
+
+@contextlib.contextmanager
+def emptied_on_failure(folder: Path) -> Iterator[None]:
+    """Leave nothing in a folder that was new or empty where the block ends in an error: so it can be tried again."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if not was_there and folder.is_dir():
+            folder.rmdir()
+        raise
 
 
 def hash_file(path: Path) -> str:

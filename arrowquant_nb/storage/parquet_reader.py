@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.errors import ValidationError
 from arrowquant_nb.storage.parquet_v2 import BINARY_COLUMNS, METADATA_KEY, SCHEMA, SCHEMA_VERSION, row_hash
 
@@ -40,7 +41,7 @@ class ParquetV2Extended:
         self.path = Path(path)
         try:
             self._file = pq.ParquetFile(
-                self.path,
+                arrow_file(self.path),
                 page_checksum_verification=True,
                 thrift_string_size_limit=FOOTER_LIMIT_NBYTES,
                 thrift_container_size_limit=FOOTER_LIMIT_NBYTES,

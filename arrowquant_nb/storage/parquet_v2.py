@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.errors import ValidationError
 from arrowquant_nb.storage.durable import as_output_error
 
@@ -192,8 +193,9 @@ class TileFileWriter:
         self.path = path
         self._tiles: list[tuple[int, int, dict[str, int]]] = []
         try:
+            self._file = arrow_file(path, "wb")
             self._writer = pq.ParquetWriter(
-                path,
+                self._file,
                 SCHEMA,
                 version="2.6",
                 compression="none",
@@ -226,10 +228,12 @@ class TileFileWriter:
         try:
             self._writer.add_key_value_metadata({METADATA_KEY.decode(): text})
             self._writer.close()
+            self._file.close()
+            with arrow_file(self.path) as file:
+                footer = pq.read_metadata(file)
         except OSError as error:
             self.abort()
             raise as_output_error(error, self.path) from error
-        footer = pq.read_metadata(self.path)
         return [
             TileReference(start, count, {c: (_payload_offset(footer, i, c, n), n) for c, n in sizes.items()})
             for i, (start, count, sizes) in enumerate(self._tiles)
@@ -240,6 +244,8 @@ class TileFileWriter:
         # The file is removed on the next line; what broke it is reported by whoever aborts.
         with contextlib.suppress(OSError, pa.ArrowException, ValueError):
             self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 

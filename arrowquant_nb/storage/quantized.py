@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.config import DiffusionQuantConfig
 from arrowquant_nb.errors import (
     ConfigurationError,
@@ -152,8 +153,8 @@ class QuantizedModel(Mapping[str, LazyTensor]):
         """Return `stats.parquet` as an Arrow table: one row per tensor, its error at every width tried."""
         import pyarrow.parquet as pq  # noqa: PLC0415 - loads on first use
 
-        self._files.path("stats.parquet")
-        return pq.read_table(self.path / "stats.parquet", page_checksum_verification=True)
+        with arrow_file(self._files.path("stats.parquet")) as file:
+            return pq.ParquetFile(file, page_checksum_verification=True).read()
 
     def file_path(self, name: str) -> Path:
         """Return the path of a copied file of the model (config, tokenizer), its hash checked."""

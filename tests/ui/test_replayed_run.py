@@ -11,6 +11,7 @@ from made_up_run import name_of, run_events
 import arrowquant_nb as aq
 from arrowquant_nb.errors import MetadataError, ModelNotFoundError
 from arrowquant_nb.events import RunCancelled
+from arrowquant_nb.ui.charts.layout import Axes
 from arrowquant_nb.ui.replayed_run import ReplayedRun
 
 
@@ -52,10 +53,20 @@ def test_the_figure_shows_every_row_and_the_panels_of_the_selected_layer(finishe
     assert len(values) == 20
     assert values == sorted(values)
     assert values[0] == pytest.approx(finished.state.worst().sqnr_db)
-    assert sum(n or 0 for n in by_name["before"].y) == finished.state.worst().plan.n_weights
+    assert sum(by_name["before"].customdata) == finished.state.worst().plan.n_weights
     assert len(by_name["groups"].x) > 0
     assert figure._config["displaylogo"] is False
     assert "sendChartToCloud" in figure.layout.modebar.remove
+
+
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_a_bin_that_holds_nothing_is_drawn_below_the_axis_of_counts(finished, which):
+    figure = finished.dashboard.figure.figure
+    counts = next(trace for trace in figure.data if trace.name == which)
+    floor = 10 ** figure.layout[f"yaxis{Axes.WEIGHTS}"].autorangeoptions.minallowed
+    assert 0 in counts.customdata
+    for drawn, count in zip(counts.y, counts.customdata, strict=True):
+        assert drawn == count if count else 0 < drawn < floor < 1
 
 
 def test_the_table_shows_the_same_rows_in_the_same_order(finished):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from arrowquant_nb.runs.layer_view import LayerView, TimeGroup
-from arrowquant_nb.ui.charts.layout import Axes, axes
+from arrowquant_nb.ui.charts.layout import LEAST_COUNT, Axes, axes
 from arrowquant_nb.ui.palette import Palette
 
 __all__ = ["group_points", "layer_panel_traces"]
@@ -38,21 +38,25 @@ def layer_panel_traces(view: LayerView | None, worst_gate_db: float | None, colo
 def _weights(view: LayerView, colours: Palette) -> list[dict[str, Any]]:
     centres = ((view.edges[1:] + view.edges[:-1]) / 2).round(6).tolist()
     shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": centres, **axes(Axes.WEIGHTS)}
-    # A count of nothing is left out: a logarithm has no place for it.
-    before = [int(n) or None for n in view.before]
-    after = [int(n) or None for n in view.after]
+    before, after = ([int(n) for n in counts] for counts in (view.before, view.after))
     return [
         shared | {
-            "name": "before", "y": before, "line": {"color": colours.quiet, "width": 1, "shape": "hvh"},
-            "fill": "tozeroy", "fillcolor": "rgba(128,128,128,0.35)",
-            "hovertemplate": "%{x:.4g}: %{y:,} before<extra></extra>",
+            "name": "before", "y": _on_log_scale(before), "customdata": before,
+            "line": {"color": colours.quiet, "width": 1, "shape": "hvh"}, "fill": "tozeroy",
+            "fillcolor": "rgba(128,128,128,0.35)",
+            "hovertemplate": "%{x:.4g}: %{customdata:,} before<extra></extra>",
         },
         shared | {
-            "name": "after", "y": after,
+            "name": "after", "y": _on_log_scale(after), "customdata": after,
             "line": {"color": colours.widths[view.bit_width], "width": 1.8, "shape": "hvh"},
-            "hovertemplate": "%{x:.4g}: %{y:,} after<extra></extra>",
+            "hovertemplate": "%{x:.4g}: %{customdata:,} after<extra></extra>",
         },
     ]  # fmt: skip
+
+
+def _on_log_scale(counts: list[int]) -> list[float]:
+    """Put what is none just below the axis: a logarithm has no place for it, and a gap would hide its neighbours."""
+    return [n or LEAST_COUNT / 2 for n in counts]
 
 
 def _error(view: LayerView, colours: Palette) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The layout is fixed when the figure is made: what is changed later is lost in so
 for all, whatever panels are drawn.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ SLIM: Final = 620
 LETTER: Final = 6.9
 """Pixels of a letter of a name, on average."""
 MOST_LETTERS: Final = 32
+LEAST_COUNT: Final = 0.7
+"""Where the logarithmic axis of counts begins: below one, and above what stands for none."""
 
 
 class Axes:
@@ -261,6 +264,7 @@ def _dress(found: dict[str, Any], shape: FigureShape, colours: Palette) -> None:
         found[f"xaxis{Axes.MAP}"] |= {"range": [-0.5, shape.n_blocks - 0.5], "showgrid": False}
     if shape.panels:
         found[f"yaxis{Axes.WEIGHTS}"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+        found[f"yaxis{Axes.WEIGHTS}"]["autorangeoptions"] = {"minallowed": math.log10(LEAST_COUNT)}
         found[f"xaxis{Axes.WEIGHTS}"] |= {"showgrid": False, "nticks": 5}
         found[f"xaxis{Axes.ERROR}"] |= {"showgrid": False, "nticks": 5}
         found[f"yaxis{Axes.ERROR}"] |= {"showgrid": False, "autorange": "reversed"}
