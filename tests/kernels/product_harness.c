@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "product.h"
+#include "product_run.h"
 #include "harness.h"
+
+enum { THREADS = 3 }; /* of them without OpenMP only the first works */
 
 typedef struct { int bits, group_size, grid, wide; } form; /* grid: 0 zero point, 1 minimum, 2 levels, 3 k */
 
@@ -93,11 +95,11 @@ static double weight_of(const dequantize_job *w, int64_t row, int64_t column) {
 }
 
 static void check_floats(const product_set *isa, const dequantize_job *w, const float *x, const float *bias, int64_t tokens) {
-    float_product job = {.weight = *w, .x = x, .bias = bias, .tokens = tokens, .n_threads = 1, .out = malloc((size_t)(tokens * w->rows) * 4)};
+    float_product job = {.weight = *w, .x = x, .bias = bias, .tokens = tokens, .n_threads = THREADS, .out = malloc((size_t)(tokens * w->rows) * 4)};
     job.ordered = aligned_alloc(64, (size_t)(isa->ordered_size(&job) * 4 + 63) / 64 * 64);
-    uint8_t *scratch = malloc((size_t)isa->float_scratch(&job));
-    for (int64_t i = 0; i < isa->ordered_parts(&job); i++) run_order_inputs(isa, &job, i);
-    for (int64_t i = 0; i < (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; i++) run_float_panel(isa, &job, i, scratch);
+    const int64_t nbytes = isa->float_scratch(&job);
+    uint8_t *scratch = malloc((size_t)(THREADS * nbytes));
+    run_floats(isa, &job, tokens < 9, scratch, nbytes, THREADS);
     for (int64_t r = 0; r < w->rows; r++)
         for (int64_t t = 0; t < tokens; t++) {
             double sum = bias[r], size = 1;
@@ -133,10 +135,9 @@ static uint64_t code_hash(const product_set *isa, const dequantize_job *w, const
     in.scales = malloc((size_t)n * 4);
     in.sums = malloc((size_t)n * 4);
     in.offsets = malloc((size_t)n * 4);
-    const int64_t need = isa->code_scratch(&job);
-    uint8_t *scratch = malloc((size_t)(need > in.words * 4 ? need : in.words * 4));
-    for (int64_t i = 0; i < slots; i++) run_encode_inputs(isa, &in, i, scratch);
-    for (int64_t i = 0; i < (w->rows + PANEL_ROWS - 1) / PANEL_ROWS; i++) run_code_panel(isa, &job, i, scratch);
+    const int64_t need = isa->code_scratch(&job), nbytes = need > in.words * 4 ? need : in.words * 4;
+    uint8_t *scratch = malloc((size_t)(THREADS * nbytes));
+    run_codes(isa, &job, slots, scratch, nbytes, THREADS);
     const uint64_t hash = hash_bytes(14695981039346656037u, job.out, (size_t)(tokens * w->rows) * 4);
     free(in.codes); free(in.scales); free(in.sums); free(in.offsets); free(scratch); free(job.out);
     return hash;

@@ -1,4 +1,4 @@
-"""The C headers on their own, rows and products: NEON under qemu against the host, and a run under the sanitizers."""
+"""The C headers on their own, rows and products: NEON under qemu against the host, and threads under the sanitizers."""
 
 import os
 import shutil
@@ -68,7 +68,7 @@ def test_neon_gives_the_bytes_of_the_host(harness, host_lines, tmp_path):
 @pytest.mark.soak
 def test_no_sanitizer_complains(harness, host_lines, tmp_path):
     needed("gcc")
-    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    flags = ("-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
     build("gcc", harness, tmp_path / "checked", *flags)
     lines = run(str(tmp_path / "checked"))
     assert lines == host_lines * (len(lines) // len(host_lines))
