@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arrowquant_nb.errors import ArrowQuantError, OutputError
-from arrowquant_nb.storage.durable import as_output_error, hash_file, publish, temporary_path
+from arrowquant_nb.storage.durable import as_output_error, drop, hash_file, publish, temporary_path
 from arrowquant_nb.storage.journal import Commit
 from arrowquant_nb.storage.parquet_v2 import Tile, TileFileWriter, TileReference
 
@@ -87,7 +87,7 @@ class DataFile:
             self._model.unseal()
             publish(self._temporary, self._model.folder / self.file)
         except OSError as error:
-            self._temporary.unlink(missing_ok=True)
+            drop(self._temporary)
             raise as_output_error(error, self._model.folder / self.file) from error
         self._model.record(Commit(self.file, nbytes, digest, key, entries, reports))
 

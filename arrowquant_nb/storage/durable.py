@@ -44,6 +44,12 @@ def remove_stale(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def drop(path: Path) -> None:
+    """Remove a file that was not finished, if it is there; what hinders that is what hindered the writing."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Fsync a finished temporary file and give it its final name durably."""
     try:
@@ -51,7 +57,7 @@ def publish(temporary: Path, final: Path) -> None:
         temporary.replace(final)
         fsync_path(final.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        drop(temporary)
         raise as_output_error(error, final) from error
 
 
@@ -62,7 +68,7 @@ def write_file(final: Path, content: bytes) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        drop(temporary)
         raise as_output_error(error, final) from error
     publish(temporary, final)
 
@@ -86,7 +92,7 @@ def emptied_on_failure(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in folder.iterdir() if folder.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else drop(path)
         if not was_there and folder.is_dir():
             folder.rmdir()
         raise

@@ -25,7 +25,7 @@ import xxhash
 
 from arrowquant_nb.arrow_files import arrow_file
 from arrowquant_nb.errors import ValidationError
-from arrowquant_nb.storage.durable import as_output_error
+from arrowquant_nb.storage.durable import as_output_error, drop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -246,7 +246,7 @@ class TileFileWriter:
             self._writer.close()
         with contextlib.suppress(OSError):
             self._file.close()
-        self.path.unlink(missing_ok=True)
+        drop(self.path)
 
 
 def _payload_offset(footer: pq.FileMetaData, row_group: int, column: str, nbytes: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.durable import as_output_error, publish, temporary_path, write_file
+from arrowquant_nb.storage.durable import as_output_error, drop, publish, temporary_path, write_file
 from arrowquant_nb.storage.safetensors_file import DTYPES
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def write_safetensors(
             for tensor in tensors:
                 stream.write(content(tensor.name))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        drop(temporary)
         raise as_output_error(error, path) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        drop(temporary)
         raise
     publish(temporary, path)
 

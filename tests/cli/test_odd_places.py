@@ -123,3 +123,10 @@ def test_a_calibration_that_nothing_would_read_is_refused_before_the_model_runs(
     for output in (tmp_path / "file" / "c.parquet", tmp_path / "folder.parquet"):
         said = run("calibrate", "digits-dit", output, "--samples", 4096, code=1).stderr
         assert "cannot be written there: choose another folder or name" in said
+
+
+def test_a_cache_that_cannot_be_written_stops_no_forecast(models, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    forecast = aq.ArrowQuantV2(aq.DiffusionQuantConfig(modality="image")).forecast(models.dit)
+    assert any("not kept for the next run" in warning for warning in forecast.warnings)
