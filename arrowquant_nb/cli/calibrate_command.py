@@ -15,7 +15,7 @@ from arrowquant_nb.calibration.capture_file import write_calibration
 from arrowquant_nb.calibration.channel_groups import weights_of
 from arrowquant_nb.calibration.statistics import CalibrationSettings
 from arrowquant_nb.errors import ConfigurationError, ModelNotFoundError
-from arrowquant_nb.runs.model_calibration import calibrate
+from arrowquant_nb.runs.model_calibration import calibrate, checked_output
 from arrowquant_nb.storage.json_file import read_json_object
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def calibrate_model(
     ModelNotFoundError
         No sample and no pipeline folder.
     ConfigurationError
-        Prompts are missing, or do not belong there.
+        Prompts are missing, or do not belong there; the output's name does not end in .parquet.
     """
+    path = checked_output(output)
 
     def say(fraction: float) -> None:
         progress("calibrating", fraction)
@@ -56,7 +57,7 @@ def calibrate_model(
             raise ConfigurationError(f"{model} is a bundled sample: it follows its own trajectories, without prompts")
         settings = CalibrationSettings(n_samples=n_samples or 128, seed=seed)
         found = capture(samples.runnable(model), settings, progress=say)
-        write_calibration(Path(output), found)
+        write_calibration(path, found)
         return found
     folder = Path(model)
     if not (folder / "model_index.json").is_file():
@@ -97,6 +98,9 @@ def _refuse_code(folder: Path) -> None:
 
 def _loaded(folder: Path) -> Any:
     from diffusers import DiffusionPipeline  # noqa: PLC0415 - optional, and loads slowly
+    from diffusers.utils import logging  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()  # its bar is drawn even into a file
 
     pipeline: Any = DiffusionPipeline
     try:

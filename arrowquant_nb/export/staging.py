@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from arrowquant_nb.errors import OutputError
 from arrowquant_nb.fsync import fsync_path
-from arrowquant_nb.storage.durable import as_output_error, publish, temporary_path
+from arrowquant_nb.storage.durable import as_output_error, publish, real_path, temporary_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,8 @@ def check_output(output: Path, source: Path, suffix: str, overwrite: bool) -> No
     """
     if "\0" in str(output) or not output.name or len(output.name.encode()) > 255:
         raise OutputError(f"{str(output)[:200]!r} is no name for an output: choose another one")
-    if output.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(output.resolve()):
+    place, origin = real_path(output), real_path(source)
+    if place.is_relative_to(origin) or origin.is_relative_to(place):
         raise OutputError(f"the output {output} and the model {source} lie inside one another: choose another place")
     if suffix and not output.name.endswith(suffix):
         raise OutputError(f"the output {output} must end in {suffix}: this target writes one file")

@@ -10,7 +10,7 @@ import numpy as np
 from arrowquant_nb.errors import CheckpointError, OutputError
 from arrowquant_nb.runs.source_layout import write_source_layout
 from arrowquant_nb.storage.dtypes import numpy_dtype
-from arrowquant_nb.storage.durable import emptied_on_failure, refuse_used
+from arrowquant_nb.storage.durable import emptied_on_failure, real_path, refuse_used
 from arrowquant_nb.storage.quantized import QuantizedModel, open_quantized
 from arrowquant_nb.storage.safetensors_folder import TensorToWrite
 
@@ -48,10 +48,10 @@ def dequantize_model(
         No such model, damaged, an output that cannot be written, or a folded weight that float16 cannot hold.
     """
     folder = Path(output)
-    if "\0" in f"{folder}{quantized}" or len(folder.name.encode()) > 255:
+    if not str(output) or "\0" in f"{folder}{quantized}" or len(folder.name.encode()) > 255:
         raise OutputError(f"{str(folder)[:200]!r} is no name for a folder: choose another one")
     refuse_used(folder)
-    if folder.resolve().is_relative_to(Path(quantized).resolve()):
+    if real_path(folder).is_relative_to(real_path(Path(quantized))):
         raise OutputError(f"the output {folder} lies inside the model {quantized}: choose another folder")
     with open_quantized(quantized) as model, emptied_on_failure(folder):
         write_float_folder(model, folder, progress_callback)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arrowquant_nb import samples
+from arrowquant_nb.config.sources import did_you_mean
 from arrowquant_nb.errors import ModelNotFoundError
 
 
@@ -47,6 +48,8 @@ def locate_model(model: str | Path) -> LocatedModel:
     name = str(model).removeprefix(SAMPLE_PREFIX)
     if name in samples.names() and not isinstance(model, Path):
         return LocatedModel(samples.load(name), name, SAMPLE_PREFIX + name)
+    if not str(model):
+        raise ModelNotFoundError("the model is an empty text: give a folder, a file or the name of a bundled sample")
     path = Path(model)
     try:
         there = path.exists()
@@ -55,6 +58,7 @@ def locate_model(model: str | Path) -> LocatedModel:
     if there:
         return LocatedModel(path, path.resolve().name, str(path.resolve()))
     raise ModelNotFoundError(
-        f"there is no model at {str(model)!r}, and no bundled sample of that name; "
-        f"the samples are: {', '.join(samples.names())}"
+        f"there is no model at {str(model)!r}, and no bundled sample of that name."
+        f"{did_you_mean(name, samples.names())} Give a folder or file of this machine (nothing is downloaded), or a "
+        f"sample: {', '.join(samples.names())}"
     )

@@ -5,6 +5,7 @@ Joins the policy, which says what will be quantized, with the capture, which rec
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from arrowquant_nb.calibration.torch_layers import (
     torch_module,
 )
 from arrowquant_nb.config import given_or_default
-from arrowquant_nb.errors import ConfigurationError
+from arrowquant_nb.errors import ConfigurationError, OutputError
 from arrowquant_nb.quantizers.layout import KEPT_BIT_WIDTH
 from arrowquant_nb.storage.policy import assign_bit_widths
 from arrowquant_nb.storage.safetensors_file import TensorEntry
@@ -115,7 +116,7 @@ def calibrate(
 
         aq.calibrate(pipe, ["a red fox", "two cups of tea"], steps=20, output="fox.parquet")
     """
-    path = _checked_output(output)
+    path = checked_output(output)
     module, pipeline = _module_of(model, component)
     config = given_or_default(config)
     n_timesteps = _train_timesteps(pipeline) if n_timesteps is None else n_timesteps
@@ -250,8 +251,22 @@ def _mask_token(module: Any, tokenizer: Any, given: int | None) -> int | None:
     return given
 
 
-def _checked_output(output: str | Path) -> Path:
+def checked_output(output: str | Path) -> Path:
+    """Return where a calibration goes, known before a model has run for an hour.
+
+    Raises
+    ------
+    ConfigurationError, OutputError
+        Its name does not end as it must; nobody may write there, or a folder has its name.
+    """
     path = Path(output)
     if path.suffix != SUFFIX:
         raise ConfigurationError(f"calibration: output is {str(output)!r}; its name must end in {SUFFIX}")
+    try:
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        fits = not path.is_dir() and there.is_dir() and os.access(there, os.W_OK)
+    except OSError:  # such as a name that is too long
+        fits = False
+    if not fits:
+        raise OutputError(f"the calibration {path} cannot be written there: choose another folder or name")
     return path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from arrowquant_nb.config.command import changed_settings
 from arrowquant_nb.core.orchestrator import quantize_layers
-from arrowquant_nb.errors import QuantizationError
+from arrowquant_nb.errors import OutputError, QuantizationError
 from arrowquant_nb.events import (
     AttemptFinished,
     CalibrationProgress,
@@ -64,6 +64,8 @@ def quantize_model(
     overwrite: bool = False,
 ) -> QuantizationResult:
     """Quantize a model into a folder; see `ArrowQuantV2.quantize_diffusion_model`."""
+    if not str(output):
+        raise OutputError("the output is an empty text: give a folder")
     listeners = (_log_attempt, *listeners)
     with (
         RunControl(config.num_threads, config.fail_fast, listeners, stop or threading.Event()) as control,

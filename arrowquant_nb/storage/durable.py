@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -19,7 +21,6 @@ from arrowquant_nb.fsync import fsync_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
 TEMPORARY_NAME = re.compile(re.escape(TEMPORARY_PREFIX) + r"[0-9a-f]{32}")
@@ -64,6 +65,11 @@ def write_file(final: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise as_output_error(error, final) from error
     publish(temporary, final)
+
+
+def real_path(path: Path) -> Path:
+    """Return where a path leads, its links followed; one that leads in a circle comes back as it is."""
+    return Path(os.path.realpath(path))
 
 
 def refuse_used(folder: Path) -> None:

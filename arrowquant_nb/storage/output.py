@@ -24,6 +24,7 @@ from arrowquant_nb.storage.durable import (
     as_output_error,
     hash_file,
     is_temporary,
+    real_path,
     remove_stale,
     write_file,
 )
@@ -104,7 +105,7 @@ class ModelFolder:
         self._small_files = ThreadPoolExecutor(max_workers=_SIDE_BY_SIDE, thread_name_prefix="arrowquant-files")
 
     def _check_place(self, source: Path) -> None:
-        folder, origin = self.folder.resolve(), source.resolve()
+        folder, origin = real_path(self.folder), real_path(source)
         if folder == origin or (origin.is_dir() and origin in folder.parents):
             raise OutputError(f"the output {self.folder} lies inside the source model {source}: choose another folder")
         if origin.is_relative_to(folder):

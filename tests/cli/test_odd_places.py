@@ -90,3 +90,36 @@ def test_a_reader_that_leaves_early_gets_no_traceback(place):
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             process.stdout.close()
             assert process.stderr.read() == ""
+
+
+def test_a_link_that_leads_in_a_circle_is_no_output(place, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for command in (
+        ["quantize", "digits-dit"],
+        ["dequantize", place / ODD],
+        ["export", "--to", "diffusers", place / ODD],
+    ):
+        assert "loop" in run(*command, tmp_path / "loop", code=1).stderr
+
+
+@pytest.mark.parametrize("arguments", [["plan", ""], ["quantize", "", "OUTPUT"], ["quantize", "digits-dit", ""]])
+def test_an_empty_text_is_not_the_current_folder(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "is an empty text: give a folder" in run(*arguments, code=1).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_not_there_is_not_downloaded_but_guessed():
+    said = run("plan", "digit-dit", code=1).stderr
+    assert 'Did you mean "digits-dit"?' in said
+    assert "nothing is downloaded" in run("plan", "someone/some-model", code=1).stderr
+
+
+def test_a_calibration_that_nothing_would_read_is_refused_before_the_model_runs(tmp_path):
+    said = run("calibrate", "digits-dit", tmp_path / "c.txt", "--samples", 4096, code=1).stderr
+    assert "its name must end in .parquet" in said
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.parquet").mkdir()
+    for output in (tmp_path / "file" / "c.parquet", tmp_path / "folder.parquet"):
+        said = run("calibrate", "digits-dit", output, "--samples", 4096, code=1).stderr
+        assert "cannot be written there: choose another folder or name" in said
