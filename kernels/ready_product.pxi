@@ -122,8 +122,8 @@ cdef class ReadyProduct:
             return 0
         if where.ndim == 0 or where.shape[where.ndim - 1] != self.weight.job.columns:
             return 0
-        if where.strides[where.ndim - 1] != 1:  # a part of a complex number, which may be another's negative
-            return 0
+        if where.strides != NULL and where.strides[where.ndim - 1] != 1:
+            return 0  # one part of complex numbers, which may stand for its negative
         for i in range(where.ndim - 1):
             tokens *= where.shape[i]
         return 0 if self.is_watched() else tokens
