@@ -163,7 +163,7 @@ def _finished_model(folder: object) -> str | None:
 def _execute(notebook: Path, output: Path, values: dict[str, object], *, progress_bar: bool) -> None:
     try:
         import papermill  # noqa: PLC0415 - an extra that loads on first use
-        from nbclient.exceptions import CellControlSignal, DeadKernelError  # noqa: PLC0415 - the same
+        from nbclient.exceptions import CellControlSignal  # noqa: PLC0415 - the same
     except ImportError as error:
         raise ConfigurationError(
             f"running notebooks needs {error.name}: install it with pip install 'arrowquant_nb[notebook]'"
@@ -184,7 +184,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, object], *, progres
         raise QuantizationError(
             f"{output}: cell {error.exec_count} failed with {error.ename}: {error.evalue}"
         ) from error
-    except (DeadKernelError, CellControlSignal) as error:
+    except (RuntimeError, CellControlSignal) as error:  # of a kernel that died, or never came to life
         raise QuantizationError(f"{output}: the notebook's kernel stopped ({type(error).__name__}): {error}") from error
     except OSError as error:
         raise _unwritable(output, error) from error

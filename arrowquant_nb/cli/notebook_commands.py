@@ -1,13 +1,12 @@
 """Subcommands that execute notebooks: one, or a grid of parameters."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from arrowquant_nb import batch
 from arrowquant_nb.batch import parameters
-from arrowquant_nb.cli.options import progress_bar
+from arrowquant_nb.cli.options import on_terminal, progress_bar
 from arrowquant_nb.cli.output import json_option, print_result, quiet_option
 
 __all__ = ["run", "run_batch"]
@@ -45,7 +44,7 @@ def run(
         print_result(listed if as_json else parameters.parameter_table(known), as_json)
         return
     values = parameters.parse_parameters(notebook, given)
-    draw = not (quiet or as_json) and sys.stderr.isatty()
+    draw = not (quiet or as_json) and on_terminal()
     finished = batch.run_notebook(notebook, Path(paths[-1]), values, html=html, progress_bar=draw)
     print_result(finished, as_json)
 
@@ -81,7 +80,7 @@ def run_batch(
 
         def tell(message: str, fraction: float) -> None:
             progress(message, fraction)
-            if not silent and not sys.stderr.isatty():
+            if not silent and not on_terminal():
                 click.echo(f"{100 * fraction:3.0f} %  {message}", err=True)
 
         summary = batch.run_batch(jobs, output, at_once=at_once, html=html, progress_callback=tell)

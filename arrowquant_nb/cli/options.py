@@ -17,7 +17,7 @@ from arrowquant_nb.config import DiffusionQuantConfig, available_fields, field_f
 from arrowquant_nb.config.profiles import PROFILES
 from arrowquant_nb.config.sources import from_text
 
-__all__ = ["config_options", "load_config", "progress_bar", "source_options", "warnings_to_stderr"]
+__all__ = ["config_options", "load_config", "on_terminal", "progress_bar", "source_options", "warnings_to_stderr"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -82,10 +82,15 @@ def load_config(yaml: str | None, settings: Mapping[str, Any]) -> DiffusionQuant
     return DiffusionQuantConfig.load_from(yaml, os.environ, explicit, lambda name: f"option {_option(name)}")
 
 
+def on_terminal() -> bool:
+    """Tell whether stderr is a terminal; a job of a scheduler may have none at all."""
+    return bool(sys.stderr and sys.stderr.isatty())
+
+
 @contextmanager
 def progress_bar(*, quiet: bool) -> Iterator[Callable[[str, float], None]]:
     """Draw a bar on stderr and yield the callback that moves it; silent when `quiet` or stderr is no terminal."""
-    off = quiet or not sys.stderr.isatty()
+    off = quiet or not on_terminal()
     layout = "{percentage:3.0f}%|{bar:24}| {elapsed} {desc}"
     with tqdm(total=100, disable=off, bar_format=layout, file=sys.stderr, dynamic_ncols=True) as bar:
 

@@ -1,5 +1,6 @@
 """What subcommands print on stdout: a result, as text or as JSON, or with `--show-config` the settings."""
 
+import errno
 import functools
 import json
 import sys
@@ -23,11 +24,15 @@ quiet_option = click.option(
 
 def print_result(result: Any, as_json: bool) -> None:
     """Print a result, or anything JSON-ready, on stdout."""
-    if as_json:
-        data = result.to_dict() if hasattr(result, "to_dict") else result
-        click.echo(json.dumps(data, indent=1))
-    else:
-        click.echo(_encoded(str(result)))
+    data = result.to_dict() if as_json and hasattr(result, "to_dict") else result
+    text = json.dumps(data, indent=1) if as_json else str(result)
+    try:
+        click.echo(_encoded(text))
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read it has seen enough
+            raise
+        message = f"the result cannot be printed ({error.strerror}); what it speaks of is done"
+        raise click.ClickException(message) from error
 
 
 def _encoded(text: str) -> bytes:

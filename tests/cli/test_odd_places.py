@@ -92,6 +92,19 @@ def test_a_reader_that_leaves_early_gets_no_traceback(place):
             assert process.stderr.read() == ""
 
 
+def test_without_stderr_and_on_a_full_disk_the_work_is_done_all_the_same(place, tmp_path):
+    def shell(line):
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, env=os.environ)
+
+    command = f"'{sys.executable}' -m arrowquant_nb"
+    done = shell(f"{command} quantize digits-dit '{tmp_path}/out' --calibration none 2>&-")
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["model", "digits-dit"])
+    done = shell(f"{command} inspect '{tmp_path}/out' > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: the result cannot be printed (No space left on device)")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_link_that_leads_in_a_circle_is_no_output(place, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for command in (
