@@ -115,7 +115,7 @@ def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
     layer.check_floats(x)
     if not isinstance(layer.weight, StoredWeight):
         raise ConfigurationError(
-            f"{layer.name}: its weight is {type(layer.weight).__name__} and holds no codes: put a float layer in its place"
+            f"{layer.name}: its weight is {type(layer.weight).__name__}, which holds no codes: put a float layer there"
         )
     arrays: Arrays = layer.weight.brought()
     if arrays["packed"].is_meta and not x.is_meta:
