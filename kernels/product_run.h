@@ -20,10 +20,15 @@ static inline uint8_t *own_part(uint8_t *scratch, int64_t nbytes) {
 
 /* Wait for what takes microseconds; longer only if there are more threads than cores. */
 static inline void wait_for(const int *done) {
-    for (int tries = 0; !__atomic_load_n(done, __ATOMIC_ACQUIRE); tries++) {
-        if (tries > 10000) sched_yield();
+    int tries = 0;
+    while (!__atomic_load_n(done, __ATOMIC_ACQUIRE)) {
+        if (tries == 10000) {
+            sched_yield();
+            continue;
+        }
+        tries++;
 #if defined(__x86_64__)
-        else __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #endif
     }
 }

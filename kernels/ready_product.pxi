@@ -185,7 +185,10 @@ def multiply_ready(dict layer not None, x, bint is_call=False):
         surprise there.
 
     """
-    cdef dict state = (<dict>layer["_modules"])["weight"].__dict__
+    weight = (<dict>layer["_modules"]).get("weight")
+    if weight is None:
+        return None
+    cdef dict state = weight.__dict__
     kept = state["ready_product"]
     if kept is None:
         return None

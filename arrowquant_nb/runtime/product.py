@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from arrowquant_nb.errors import CheckpointError
+from arrowquant_nb.errors import CheckpointError, ConfigurationError
 from arrowquant_nb.runtime.decoding import decode, rotate
 from arrowquant_nb.runtime.input_format import GROUP_SIZE
 from arrowquant_nb.runtime.kernel_calls import GraphMatrix, code_product, float_product, rotated
 from arrowquant_nb.runtime.rounding import input_means, round_inputs, static_grids
-from arrowquant_nb.runtime.stored_weight import kernels_take
+from arrowquant_nb.runtime.stored_weight import StoredWeight, kernels_take
 from arrowquant_nb.runtime.tracing import is_exporting
 
 if TYPE_CHECKING:
@@ -109,10 +109,14 @@ def _arrays(layer: QuantizedLayer, x: torch.Tensor) -> Arrays:
     CheckpointError
         It has no values: torch would go on with whatever lies in memory.
     ConfigurationError
-        Inputs are no floats.
+        Inputs are no floats, or something else was put in the place of the codes.
 
     """
     layer.check_floats(x)
+    if not isinstance(layer.weight, StoredWeight):
+        raise ConfigurationError(
+            f"{layer.name}: its weight is {type(layer.weight).__name__}, which holds no codes: put a float layer there"
+        )
     arrays: Arrays = layer.weight.brought()
     if arrays["packed"].is_meta and not x.is_meta:
         raise CheckpointError(

@@ -463,3 +463,11 @@ def test_modes_that_see_every_operator_see_the_product():
             layer(x)
         assert counter.get_total_flops() == 2 * 2 * ROWS * COLUMNS
         torch.testing.assert_close(make_fx(layer)(x)(other), layer(other), rtol=1e-5, atol=5e-5)
+
+
+def test_a_float_weight_in_the_place_of_codes_is_refused():
+    layer = ready()
+    layer.name = "to_q"
+    layer.weight = torch.nn.Parameter(torch.zeros(ROWS, COLUMNS))
+    with pytest.raises(ConfigurationError, match="to_q: its weight is Parameter"):
+        layer(random(2, COLUMNS))
