@@ -12,7 +12,6 @@
 #include <arm_neon.h>
 #endif
 
-#include "rounding.h"
 #define KERNEL_TEMPLATE "product_rows.h"
 #include "rows_scalar.h"
 #if defined(__x86_64__)
@@ -61,30 +60,6 @@ static inline int product_sets(product_set out[5]) {
     out[n++] = PRODUCT_SET(neon);
 #endif
     return n;
-}
-
-static inline void run_order_inputs(const product_set *isa, const float_product *job, int64_t part) {
-    uint64_t before = default_rounding();
-    isa->order_inputs(job, part);
-    restore_rounding(before);
-}
-
-static inline void run_float_panel(const product_set *isa, const float_product *job, int64_t panel, uint8_t *scratch) {
-    uint64_t before = default_rounding();
-    isa->float_panel(job, panel, (float *)scratch);
-    restore_rounding(before);
-}
-
-static inline void run_code_panel(const product_set *isa, const code_product *job, int64_t panel, uint8_t *scratch) {
-    uint64_t before = default_rounding();
-    isa->code_panel(job, panel, scratch);
-    restore_rounding(before);
-}
-
-static inline void run_encode_inputs(const product_set *isa, const input_codes *in, int64_t group, uint8_t *scratch) {
-    uint64_t before = default_rounding();
-    isa->encode_inputs(in, group, (int8_t *)scratch);
-    restore_rounding(before);
 }
 
 #endif

@@ -39,8 +39,7 @@ INLINE void ISA(turn_scales)(const code_product *job, int64_t first, const int b
     ISA(turned_grid) v;
     for (int64_t group = 0; group < w->n_groups; group += STEP) {
         const int n = w->n_groups - group < STEP ? (int)(w->n_groups - group) : STEP;
-        if (n == STEP) ISA(turn_grid)(w, first, group, STEP, bits, grid, &v); /* a copy of its own */
-        else ISA(turn_grid)(w, first, group, n, bits, grid, &v);
+        ISA(turn_grid)(w, first, group, n, bits, grid, &v);
         for (int g = 0; g < n; g++) {
             vf s = v.scale[g], m = v.zero[g];
             if (grid == ISA(ZERO_POINT)) m = -(m * s);

@@ -6,7 +6,6 @@
  * the scales of their groups, which a lane never crosses, and minima with the sums of the inputs of each group. */
 
 #define FEW_ROWS 4 /* rows at a time; as many of them as the registers have room for share what is loaded of the inputs */
-#define STEP_BYTES (4 * LANES)
 
 /* How `ordered` is laid out: for each step the inputs of every token, for each token sums of groups, for each step where
  * its scales are: the first group, and how many groups further each lane is. */
@@ -80,7 +79,7 @@ INLINE void ISA(few_scales)(const dequantize_job *w, int64_t row, int64_t group,
 /* The same of all groups of FEW_ROWS rows from `first` on. */
 INLINE void ISA(few_grid)(const dequantize_job *w, int64_t first, int64_t n_groups, const int bits, const int grid, float *to) {
     for (int r = 0; r < FEW_ROWS; r++, to += 3 * n_groups) {
-        const int64_t row = first + r < w->rows ? first + r : w->rows - 1;
+        const int64_t row = row_or_last(w, first + r);
         int64_t group = 0;
         for (; group + STEP <= w->n_groups; group += STEP) ISA(few_scales)(w, row, group, STEP, bits, grid, n_groups, to);
         if (group < w->n_groups) ISA(few_scales)(w, row, group, (int)(w->n_groups - group), bits, grid, n_groups, to);
@@ -191,4 +190,3 @@ static __attribute__((noinline)) void ISA(few)(const float_product *job, int64_t
 }
 
 #undef FEW_ROWS
-#undef STEP_BYTES

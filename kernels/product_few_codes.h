@@ -5,8 +5,6 @@
  * A unit is a step of a row, word i in lane i, that holds `parts` segments, or so many steps as one segment has. A byte of a
  * step has the codes of neighbouring columns, so codes of inputs lie in planes of a step's bytes: see ISA(place). */
 
-#define STEP_BYTES (4 * LANES)
-
 enum { ISA(ONES) = FEW_TOKENS }; /* after the tokens' codes: 1 for each column, which sums the stored codes */
 
 typedef struct { int steps, parts; } ISA(few_unit);
@@ -60,7 +58,7 @@ INLINE void ISA(fold_parts)(vi x[LANES], const int parts) {
 
 /* Where LANES rows from `first` on lie; rows beyond the last repeat it. */
 INLINE void ISA(few_starts)(const dequantize_job *w, int64_t first, const uint8_t *to[LANES]) {
-    for (int r = 0; r < LANES; r++) to[r] = w->packed + (first + r < w->rows ? first + r : w->rows - 1) * w->packed_stride;
+    for (int r = 0; r < LANES; r++) to[r] = w->packed + row_or_last(w, first + r) * w->packed_stride;
 }
 
 /* Lanes of the products of one step of LANES rows with n tokens and with ones; `again` adds to what is there. */
@@ -147,5 +145,3 @@ static __attribute__((noinline)) void ISA(few_tokens)(const code_product *job, i
 #undef TOKENS
     for (int64_t t = 0; t < tokens; t++) memcpy(job->out + t * n_rows + first, y + t, row_nbytes);
 }
-
-#undef STEP_BYTES

@@ -47,4 +47,7 @@ typedef struct {
     float *out;
 } code_product;
 
+/* Blocks of rows beyond the last row repeat it. */
+static inline int64_t row_or_last(const dequantize_job *w, int64_t row) { return row < w->rows ? row : w->rows - 1; }
+
 #endif

@@ -4,6 +4,7 @@
 #include "codes.h"
 #include "grid_values.h"
 #include "product_turn.h"
+#define STEP_BYTES (4 * LANES) /* that few tokens take of a row at a time */
 #if LANES >= 8
 #include "product_few.h"
 #endif
@@ -13,4 +14,5 @@
 #include "product_floats.h"
 #endif
 #include "product_codes.h"
+#undef STEP_BYTES
 #include "lanes_end.h"

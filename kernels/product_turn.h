@@ -29,7 +29,7 @@ INLINE void ISA(turn)(vi x[LANES]) {
  * last of a row are 0. */
 INLINE void ISA(turn_words)(const dequantize_job *w, int64_t first, int64_t at, vi x[LANES]) {
     for (int r = 0; r < LANES; r++) {
-        const int64_t row = first + r < w->rows ? first + r : w->rows - 1, left = w->packed_stride - 4 * at;
+        const int64_t row = row_or_last(w, first + r), left = w->packed_stride - 4 * at;
         const uint8_t *from = w->packed + row * w->packed_stride + 4 * at;
         if (left >= 4 * LANES) memcpy(x + r, from, sizeof x[r]);
         else {
@@ -50,7 +50,7 @@ INLINE void ISA(turn_grid)(const dequantize_job *w, int64_t first, int64_t group
                            ISA(turned_grid) *to) {
     ISA(grid_values) v[LANES];
     for (int r = 0; r < LANES; r++)
-        ISA(load_grid)(w, first + r < w->rows ? first + r : w->rows - 1, group, n, bits, grid, v + r);
+        ISA(load_grid)(w, row_or_last(w, first + r), group, n, bits, grid, v + r);
     for (int part = 0; part < (grid == ISA(LEVELS) ? 3 : 2); part++)
         EACH_PIECE {
             vi x[LANES];

@@ -195,7 +195,9 @@ class StoredWeight(torch.nn.Module):
         """
         fixed = bias is None or (
             isinstance(bias, torch.nn.Parameter)  # else it is computed, and another one at the next call
-            and (bias.dtype in _READ_AS_THEY_LIE and bias.is_cpu and bias.is_contiguous())
+            and bias.dtype in _READ_AS_THEY_LIE
+            and bias.is_cpu
+            and bias.is_contiguous()
         )
         if self._is_plain and self._ready is not None and fixed:
             parts, _, matrix = self._ready
